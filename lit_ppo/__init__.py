@@ -1,0 +1,42 @@
+"""lit_ppo: PPO as a Lightning module, on environments that nobody has to trust.
+
+The environment's process runs this file too, so it imports nothing: public names are loaded on first use (PEP 562).
+"""
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Contract": "lit_ppo.contract",
+    "ContractSettings": "lit_ppo.contract",
+    "ContractViolation": "lit_ppo.errors",
+    "CurveExport": "lit_ppo.callbacks.curve_export",
+    "EnvBridge": "lit_ppo.bridge.client",
+    "GreedyEvaluation": "lit_ppo.callbacks.greedy_evaluation",
+    "PPOModule": "lit_ppo.module",
+    "RolloutDataModule": "lit_ppo.data",
+    "RunProgress": "lit_ppo.callbacks.run_progress",
+    "StopWhenSolved": "lit_ppo.callbacks.stop_when_solved",
+}
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from lit_ppo.bridge.client import EnvBridge as EnvBridge
+    from lit_ppo.callbacks.curve_export import CurveExport as CurveExport
+    from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation as GreedyEvaluation
+    from lit_ppo.callbacks.run_progress import RunProgress as RunProgress
+    from lit_ppo.callbacks.stop_when_solved import StopWhenSolved as StopWhenSolved
+    from lit_ppo.contract import Contract as Contract
+    from lit_ppo.contract import ContractSettings as ContractSettings
+    from lit_ppo.data import RolloutDataModule as RolloutDataModule
+    from lit_ppo.errors import ContractViolation as ContractViolation
+    from lit_ppo.module import PPOModule as PPOModule
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lit_ppo' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,1 @@
+"""The environment in another process: stdlib, numpy and, in the worker alone, gymnasium."""

@@ -1,0 +1,58 @@
+"""Waiting for the other side's number in shared memory: poll while that pays, then say so, so that the caller blocks.
+
+Waking a sleeping peer on another core costs some 100 us, a polled hand-over a few; but a side that polls in vain takes the
+core from the one it waits for. So the budget follows the waits that were seen, and polling yields to whoever is runnable.
+"""
+
+import os
+import platform
+from time import perf_counter
+from typing import Final
+
+# Elsewhere a core may show another's stores out of order; a pipe's system calls are barriers there, plain loads are not.
+_ORDERED_STORES: Final = platform.machine() in ("x86_64", "AMD64")
+_CHECKS_PER_YIELD: Final = 16
+_LEAST_BUDGET_S: Final = 20e-6
+_MOST_BUDGET_S: Final = 4e-3
+_CONTENDED_YIELD_S: Final = 150e-6  # a yield that took this long let somebody else run
+_TREND: Final = 0.05  # weight of the newest wait in the running mean
+
+
+class Doorbell:
+    """Polls one word of a shared mapping.
+
+    Args:
+        words: The mapping as 8-byte words.
+        index: Which word the other side writes its number to.
+    """
+
+    def __init__(self, words: "memoryview[int]", index: int) -> None:
+        self._words, self._index = words, index
+        self._mean_wait_s = 200e-6
+
+    def budget_s(self) -> float:
+        """How long polling is worth while: some times the usual wait, or hardly at all if that is too long."""
+        if self._mean_wait_s > _MOST_BUDGET_S / 2:
+            return _LEAST_BUDGET_S
+        return min(_MOST_BUDGET_S, max(_LEAST_BUDGET_S, 3 * self._mean_wait_s))
+
+    def poll(self, number: int) -> bool:
+        """Wait for `number` by polling; false when it has not come within the budget."""
+        words, index = self._words, self._index
+        if not _ORDERED_STORES:
+            return False
+        now = start = perf_counter()
+        end = start + self.budget_s()
+        while True:
+            for _ in range(_CHECKS_PER_YIELD):
+                if words[index] == number:
+                    self.waited(perf_counter() - start)
+                    return True
+            os.sched_yield()
+            before, now = now, perf_counter()
+            if now > end or now - before > _CONTENDED_YIELD_S:
+                return words[index] == number
+
+    def waited(self, seconds: float) -> None:
+        """Learn from a wait that has ended, by polling or by blocking."""
+        self._mean_wait_s += _TREND * (min(seconds, 2 * _MOST_BUDGET_S) - self._mean_wait_s)

@@ -1,0 +1,95 @@
+"""The guard: a small process between trainer and worker, so that nothing of the worker outlives either.
+
+`split()` forks before anything heavy is imported. The child returns and becomes the worker, in a process group of its own;
+the parent stays as guard and sleeps until
+
+- the trainer goes away, however it dies: the last write end of the worker's standard input closes (POLLHUP); or
+- the worker goes away.
+
+Then it kills the worker's group and every descendant that was left behind (it is their subreaper, so even a daemon comes back
+to it), and ends the way the worker ended. If the guard itself is killed, the kernel kills the worker (PR_SET_PDEATHSIG).
+"""
+
+import ctypes
+import os
+import resource
+import select
+import signal
+from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+
+def split() -> None:
+    """Fork; return in the worker, never in the guard."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    guard = os.getpid()
+    worker = os.fork()
+    if worker == 0:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != guard:  # it died before the kernel knew whom to tell
+            os._exit(1)
+        os.setpgid(0, 0)
+        return
+    _guard(worker)
+
+
+def _guard(worker: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.close(1)  # else the trainer would not see the end of the worker's replies
+    os.close(2)
+    ends = select.poll()
+    ends.register(0, 0)  # no event but POLLHUP, which is always reported
+    ends.register(os.pidfd_open(worker), select.POLLIN)
+    ends.poll()
+    status = _kill_all(worker)
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        os.kill(os.getpid(), -code)
+    os._exit(code if code >= 0 else 1)
+
+
+def _kill_all(worker: int) -> int:
+    """Kill and reap the worker and all that it left behind; its wait status."""
+    ended, status = os.waitpid(worker, os.WNOHANG)
+    try:
+        os.killpg(worker, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # the whole group is gone already
+    if not ended:
+        try:
+            os.kill(worker, signal.SIGKILL)  # it may not have reached its own group yet
+        except ProcessLookupError:
+            pass
+        _, status = os.waitpid(worker, 0)
+    while children := _children():
+        for child in children:
+            try:
+                os.kill(child, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            break
+    return status
+
+
+def _children() -> list[int]:
+    """Our children: orphans of the worker come back here, in whatever session they are."""
+    me, found = os.getpid(), []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat", "rb") as stat:
+                    parent = int(stat.read().rsplit(b")", 1)[1].split()[1])
+            except (OSError, IndexError):
+                continue  # it ended while we looked
+            if parent == me:
+                found.append(int(entry))
+    return found

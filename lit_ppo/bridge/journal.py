@@ -1,0 +1,140 @@
+"""The journal: what is needed to bring N environments back to where they are, and to see whether that worked.
+
+For each environment of its own (sync): the seed of the episode under way, the actions since, and a digest of what each of them
+was answered with. For native vector environments, whose rows share one random stream: a snapshot of the whole, and the same
+for all steps since. Replaying the actions and comparing the digests restores any deterministic environment bit for bit.
+
+Actions and digests of all environments stand side by side, one row for each step, so that writing a step is one row copy; rows
+that no episode under way needs any more are dropped. Digests are worked out for many steps at once, off the step's own path.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+NOT_STEPPED: Final = -1  # in place of an action, where a row was idle
+# A longer episode can no longer be rebuilt; without a bound an endless one would eat all memory.
+MAX_EPISODE_STEPS: Final = 1_000_000
+_FIRST_ROWS: Final = 1024
+
+
+def digest_rows(next_obs: NDArray[Any], rewards: NDArray[np.float64] | None = None) -> NDArray[np.uint64]:
+    """One 64-bit number for each row of observations (and rewards), sensitive to every bit.
+
+    Args:
+        next_obs: Shape (..., *obs_shape) with as many leading axes as `rewards` has, or one if there are no rewards.
+        rewards: Shape (...).
+    """
+    lead = (next_obs.shape[0],) if rewards is None else rewards.shape
+    raw = np.ascontiguousarray(next_obs).reshape(*lead, -1).view(np.uint8)
+    words = raw.view(np.uint32) if raw.shape[-1] % 4 == 0 else raw
+    # sums of words times distinct odd numbers, modulo 2^64: a changed word changes the sum
+    weights = np.arange(1, 2 * words.shape[-1], 2, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    total = (words * weights).sum(axis=-1, dtype=np.uint64)
+    if rewards is not None:
+        total = total * np.uint64(0xBF58476D1CE4E5B9) + rewards.view(np.uint64)
+    mixed: NDArray[np.uint64] = total ^ (total >> np.uint64(31))
+    return mixed
+
+
+class Journal:
+    """Seeds, actions and digests of the episodes under way.
+
+    Args:
+        num_envs: N.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self.seeds = np.zeros(num_envs, np.int64)
+        self.first_digests = np.zeros(num_envs, np.uint64)
+        self.begins = np.zeros(num_envs, np.int64)  # step (counted from the first reset) with which each episode began
+        self.lost = np.zeros(num_envs, np.bool_)  # episodes that can no longer be rebuilt
+        self.steps = 0
+        self._base = 0  # the step of row 0
+        self._digested = 0  # steps before this one have their digests
+        self._actions = np.empty((_FIRST_ROWS, num_envs), np.int32)
+        self._digests = np.empty((_FIRST_ROWS, num_envs), np.uint64)
+
+    def begin(self, env: int, seed: int, first_obs: NDArray[Any]) -> None:
+        """A new episode begins with the next step."""
+        self.seeds[env] = seed
+        self.first_digests[env] = digest_rows(first_obs[None])[0]
+        self.begins[env] = self.steps
+        self.lost[env] = False
+
+    def append(self, actions: NDArray[np.int64], active: NDArray[np.uint8] | None) -> None:
+        """One step of all environments."""
+        row = self.steps - self._base
+        if row == len(self._actions):
+            self._make_room()
+            row = self.steps - self._base
+        self._actions[row] = actions
+        if active is not None:
+            self._actions[row, active == 0] = NOT_STEPPED
+        self.steps += 1
+
+    def add_digests(self, next_obs: NDArray[Any], rewards: NDArray[np.float64]) -> None:
+        """Digests of the oldest steps that have none yet: shapes (K, N, *obs_shape) and (K, N)."""
+        row = self._digested - self._base
+        self._digests[row : row + len(rewards)] = digest_rows(next_obs, rewards)
+        self._digested += len(rewards)
+
+    @property
+    def undigested(self) -> int:
+        """Number of steps without digests; their observations must still be at hand."""
+        return self.steps - self._digested
+
+    def _make_room(self) -> None:
+        too_old = self.steps - self.begins > MAX_EPISODE_STEPS
+        self.lost |= too_old
+        self.begins[too_old] = self.steps
+        oldest = min(int(self.begins.min()), self._digested)
+        keep = slice(oldest - self._base, self.steps - self._base)
+        rows = keep.stop - keep.start
+        size = len(self._actions) if rows <= len(self._actions) // 2 else 2 * len(self._actions)
+        for name in ("_actions", "_digests"):
+            old = getattr(self, name)
+            new = np.empty((size, self.num_envs), old.dtype)
+            new[:rows] = old[keep]
+            setattr(self, name, new)
+        self._base = oldest
+
+    def episode(self, env: int) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+        """Actions and digests of one episode under way, oldest first; every step must have its digest."""
+        rows = slice(int(self.begins[env]) - self._base, self.steps - self._base)
+        stepped = self._actions[rows, env] != NOT_STEPPED
+        return self._actions[rows, env][stepped], self._digests[rows, env][stepped]
+
+    def begin_all(self) -> None:
+        """Forget all steps: there is a snapshot now, and what follows counts from it."""
+        self.begins[:] = self.steps
+        self._digested = self.steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """As plain data: numbers and bytes."""
+        episodes = [self.episode(env) for env in range(self.num_envs)]
+        return {
+            "seeds": self.seeds.tolist(),
+            "first_digests": [int(digest) for digest in self.first_digests],
+            "lost": self.lost.tolist(),
+            "actions": [actions.astype("<i4").tobytes() for actions, _ in episodes],
+            "digests": [digests.astype("<u8").tobytes() for _, digests in episodes],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned: the episodes are laid side by side so that all end with the last row."""
+        actions = [np.frombuffer(data, "<i4") for data in state["actions"]]
+        longest = max(len(episode) for episode in actions)
+        rows = max(_FIRST_ROWS, longest + 1)
+        self._actions = np.full((rows, self.num_envs), NOT_STEPPED, np.int32)
+        self._digests = np.zeros((rows, self.num_envs), np.uint64)
+        for env, (episode, digests) in enumerate(zip(actions, state["digests"], strict=True)):
+            self._actions[longest - len(episode) : longest, env] = episode
+            self._digests[longest - len(episode) : longest, env] = np.frombuffer(digests, "<u8")
+            self.begins[env] = longest - len(episode)
+        self.seeds[:] = state["seeds"]
+        self.first_digests[:] = np.array(state["first_digests"], np.uint64)
+        self.lost[:] = state["lost"]
+        self._base, self.steps, self._digested = 0, longest, longest

@@ -1,0 +1,314 @@
+"""The trust boundary: what every value that comes from an environment must satisfy before anything may use it.
+
+Rules, in the order in which they are checked:
+
+==========================  =====================  ==================================================================
+value                       checked where          rule
+==========================  =====================  ==================================================================
+the returned Python object  worker (`admit_*`)     a tuple of the right length; obs an array of the declared shape and
+                                                   dtype kind; reward a real number; flags real booleans
+observations                client (`Contract`)    finite, representable in float32, inside the declared space
+                                                   (setting), inside `observation_range` (setting)
+rewards                     client                 finite, representable in float32, inside `reward_range` (setting)
+terminated, truncated       client                 0 or 1, not both (setting)
+new episodes                client                 a first observation exactly where an episode ended
+actions                     client, before sending integers inside the action space
+==========================  =====================  ==================================================================
+
+A check returns the value it has checked, so unchecked data cannot be used by accident. The usual case costs one vectorised
+pass; only when that pass fails are the rules gone through one by one to name the offender.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_ppo.errors import ConfigError, ContractViolation
+
+FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+_SHOWN_CHARACTERS: Final = 120
+
+
+class VectorStep(NamedTuple):
+    """One checked step of N environments.
+
+    The arrays are views into the bridge's history and stay as they are for at least `EnvBridge.history_steps` steps.
+    """
+
+    obs: NDArray[Any]  # (N, *obs_shape) what to act on next: the first observation of a new episode where one ended
+    next_obs: NDArray[Any]  # (N, *obs_shape) the true successor of the step, also where an episode ended
+    rewards: NDArray[np.float64]  # (N,)
+    terminated: NDArray[np.bool_]  # (N,) the environment reached an end of its own
+    truncated: NDArray[np.bool_]  # (N,) a limit from outside, such as a time limit: the episode could have gone on
+    valid: NDArray[np.bool_]  # (N,) false where a row is an autoreset artefact and no transition at all
+    any_ended: bool  # whether some episode ended
+    all_valid: bool
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What an environment says of itself in the handshake, as plain data.
+
+    Attributes:
+        env_id: Gymnasium id.
+        obs_shape: Shape of one observation.
+        obs_dtype: Name of the observations' numpy dtype.
+        obs_low: Lower bound of the declared space, one number for all components or one for each (flat, C order).
+        obs_high: Upper bound, likewise.
+        num_actions: Number of discrete actions.
+        action_start: The environment's name for action 0.
+        reward_threshold: Average return at which the environment counts as solved, if it says so.
+        max_episode_steps: Time limit, if there is one.
+    """
+
+    env_id: str
+    obs_shape: tuple[int, ...]
+    obs_dtype: str
+    obs_low: float | tuple[float, ...]
+    obs_high: float | tuple[float, ...]
+    num_actions: int
+    action_start: int = 0
+    reward_threshold: float | None = None
+    max_episode_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class ContractSettings:
+    """What the user demands of an environment beyond the rules that always hold.
+
+    Attributes:
+        obs_shape: Shape that the handshake must announce; None takes what it announces.
+        num_actions: Number of actions that the handshake must announce; None takes what it announces.
+        check_membership: Refuse observations outside the declared observation space.
+        observation_range: [low, high] for every component of every observation; None for no limit.
+        reward_range: [low, high] for every reward; None for no limit.
+        exclusive_flags: Refuse a step that is both terminated and truncated.
+    """
+
+    obs_shape: list[int] | None = None
+    num_actions: int | None = None
+    check_membership: bool = True
+    observation_range: tuple[float, float] | None = None
+    reward_range: tuple[float, float] | None = None
+    exclusive_flags: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("observation_range", "reward_range"):
+            limits = getattr(self, name)
+            if limits is not None and not limits[0] < limits[1]:
+                raise ConfigError(f"contract.{name}: expected [low, high] with low < high, got {list(limits)}")
+
+
+def shown(value: object) -> str:
+    """`repr` of any value, however broken, on one line of bounded length."""
+    try:
+        text = repr(value)
+    except Exception as error:  # a broken __repr__ must not hide the violation that is being reported
+        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+    text = text.replace("\n", " ")
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
+
+
+def admit_reset(returned: object) -> object:
+    """The observation of what `env.reset` returned."""
+    if type(returned) is not tuple or len(returned) != 2:
+        raise ContractViolation("reset", "a tuple (obs, info)", shown(returned))
+    return returned[0]
+
+
+def admit_step(returned: object) -> tuple[Any, ...]:
+    """What `env.step` returned, once it is known to have five parts."""
+    if type(returned) is not tuple or len(returned) != 5:
+        raise ContractViolation("step", "a tuple (obs, reward, terminated, truncated, info)", shown(returned))
+    return returned
+
+
+def admit_observation(value: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An observation of the declared shape and dtype, from what one environment returned.
+
+    A value of the same kind but another width is cast, unless that would change what it says: 1e300 is no float32.
+    """
+    if not isinstance(value, np.ndarray):
+        raise ContractViolation("obs", f"a numpy array of shape {shape}", f"{type(value).__name__} {shown(value)}")
+    if value.shape != shape:
+        raise ContractViolation("obs", f"shape {shape}", f"shape {value.shape}")
+    if value.dtype == dtype:
+        return value
+    if value.dtype.kind != dtype.kind:
+        raise ContractViolation("obs", f"dtype {dtype}", f"dtype {value.dtype}")
+    with np.errstate(over="ignore"):
+        cast = value.astype(dtype)
+    lost = np.isinf(cast) & ~np.isinf(value) if dtype.kind == "f" else cast != value
+    if lost.any():
+        raise ContractViolation("obs", f"values that {dtype} can hold", shown(value[lost][0].item()))
+    return cast
+
+
+def admit_reward(value: object) -> float:
+    """A reward as a float, from what one environment returned."""
+    if type(value) is float:
+        return value
+    if isinstance(value, bool | np.bool_) or not isinstance(value, float | int | np.floating | np.integer):
+        raise ContractViolation("reward", "a real number", f"{type(value).__name__} {shown(value)}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ContractViolation("reward", "a number that float64 can hold", shown(value)) from error
+
+
+def admit_flag(name: str, value: object) -> bool:
+    """A done flag, from what one environment returned."""
+    if type(value) is bool:
+        return value
+    if isinstance(value, np.bool_):
+        return bool(value)
+    raise ContractViolation(name, "true or false", f"{type(value).__name__} {shown(value)}")
+
+
+class Contract:
+    """The rules for the values of N environments, made ready once and applied at every step.
+
+    Args:
+        spec: What the environment announced.
+        settings: What the user demands beyond that.
+        first_env: Number of row 0 in messages, for a worker that hosts rows of a larger batch.
+        resets_within_step: A new episode begins in the step that ended the old one; otherwise in the step after, whose
+            row is then no transition (Gymnasium's NEXT_STEP, the mode of native vector environments).
+
+    Raises:
+        ContractViolation: The announcement does not meet the settings.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        settings: ContractSettings | None = None,
+        *,
+        first_env: int = 0,
+        resets_within_step: bool = True,
+    ) -> None:
+        settings = settings or ContractSettings()
+        self.spec, self.settings, self.first_env = spec, settings, first_env
+        self._resets_within_step = resets_within_step
+        if settings.obs_shape is not None and tuple(settings.obs_shape) != spec.obs_shape:
+            raise ContractViolation("obs_shape", f"{tuple(settings.obs_shape)} (contract)", f"{spec.obs_shape} (handshake)")
+        if settings.num_actions is not None and settings.num_actions != spec.num_actions:
+            raise ContractViolation("num_actions", f"{settings.num_actions} (contract)", f"{spec.num_actions} (handshake)")
+        # float64 bounds hold every bound of float32 and of the small integers exactly
+        low = np.broadcast_to(np.asarray(spec.obs_low, dtype=np.float64), int(np.prod(spec.obs_shape)))
+        high = np.broadcast_to(np.asarray(spec.obs_high, dtype=np.float64), int(np.prod(spec.obs_shape)))
+        self._space_low, self._space_high = low.reshape(spec.obs_shape), high.reshape(spec.obs_shape)
+        lowest, highest = (-FLOAT32_MAX, FLOAT32_MAX)
+        if settings.observation_range is not None:
+            lowest, highest = max(lowest, settings.observation_range[0]), min(highest, settings.observation_range[1])
+        if not settings.check_membership:
+            low, high = np.full_like(low, -np.inf), np.full_like(high, np.inf)
+        # one comparison per side covers everything: NaN compares false, +-inf lies outside +-FLOAT32_MAX
+        self._obs_low = self._bounds(np.clip(low, lowest, highest).reshape(spec.obs_shape))
+        self._obs_high = self._bounds(np.clip(high, lowest, highest).reshape(spec.obs_shape))
+        least, most = settings.reward_range or (-FLOAT32_MAX, FLOAT32_MAX)
+        self._reward_low, self._reward_high = max(least, -FLOAT32_MAX), min(most, FLOAT32_MAX)
+
+    def _bounds(self, bounds: NDArray[np.float64]) -> NDArray[Any]:
+        """Bounds in the observations' own dtype where that loses nothing: comparing like with like needs no casts."""
+        dtype = np.dtype(self.spec.obs_dtype)
+        if dtype.kind != "f":
+            return bounds
+        cast = bounds.astype(dtype)
+        return cast if (cast == bounds).all() else bounds
+
+    def check_actions(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Actions of shape (N,), each in 0..num_actions-1.
+
+        Raises:
+            ValueError: They are not; whoever chose them is at fault, not the environment.
+        """
+        # seen as unsigned, a negative number is a huge one: one comparison covers both sides
+        if actions.dtype != np.int64 or actions.ndim != 1:
+            raise ValueError(f"actions: expected int64 of shape (N,), got {actions.dtype} of shape {actions.shape}")
+        if int(actions.view(np.uint64).max()) >= self.spec.num_actions:
+            env = int(np.argmax(actions.view(np.uint64) >= self.spec.num_actions))
+            raise ValueError(f"actions[{env}]: expected 0 to {self.spec.num_actions - 1}, got {int(actions[env])}")
+        return actions
+
+    def check_observations(self, obs: NDArray[Any]) -> NDArray[Any]:
+        """First observations of episodes, shape (N, *obs_shape)."""
+        if not ((obs >= self._obs_low) & (obs <= self._obs_high)).all():
+            self._refuse_observations("obs", obs)
+        return obs
+
+    def check_values(self, both_obs: NDArray[Any], rewards: NDArray[np.float64], flags: bytes, expected_invalid: bytes) -> None:
+        """The values of one step of N environments, in one pass.
+
+        Args:
+            both_obs: `obs` and `next_obs`, shape (2, N, *obs_shape).
+            rewards: Shape (N,).
+            flags: `terminated`, `truncated`, `reset` and `invalid`, one byte each for each environment: 4 * N bytes.
+            expected_invalid: What the N bytes of `invalid` must be: the rows that were not stepped at all.
+        """
+        if not ((both_obs >= self._obs_low) & (both_obs <= self._obs_high)).all():
+            self._refuse_observations("next_obs", both_obs[1])
+            self._refuse_observations("obs", both_obs[0])
+        if not ((rewards >= self._reward_low) & (rewards <= self._reward_high)).all():
+            self._refuse_rewards(rewards)
+        if b"\x01" in expected_invalid or flags.strip(b"\x00"):  # the usual step sets no flag at all
+            self._check_flags(np.frombuffer(flags, np.uint8).reshape(4, -1), expected_invalid)
+
+    def _check_flags(self, flags: NDArray[np.uint8], expected_invalid: bytes) -> None:
+        for name, row in zip(("terminated", "truncated", "reset", "invalid"), flags, strict=True):
+            if (row > 1).any():
+                env = int(np.argmax(row > 1))
+                raise ContractViolation(f"{name}[{self._name(env)}]", "true or false", f"byte {row[env]}", env)
+        terminated, truncated, reset, invalid = flags.view(np.bool_)
+        ended = terminated | truncated
+        first_obs_due = ended if self._resets_within_step else np.zeros_like(ended)
+        rules = [
+            ("invalid", "true exactly where no transition was made", invalid != np.frombuffer(expected_invalid, np.bool_)),
+            ("ended", "no ending where no transition was made", invalid & ended),
+            ("reset", "a first observation exactly where an episode ended", reset != first_obs_due),
+        ]
+        if self.settings.exclusive_flags:
+            rules.append(("terminated", "not both terminated and truncated", terminated & truncated))
+        for name, rule, broken in rules:
+            if broken.any():
+                env = int(np.argmax(broken))
+                arrived = f"terminated={terminated[env]} truncated={truncated[env]} reset={reset[env]} invalid={invalid[env]}"
+                raise ContractViolation(f"{name}[{self._name(env)}]", rule, arrived, env)
+
+    def _name(self, env: int) -> int:
+        return self.first_env + env
+
+    def _refuse_observations(self, field: str, obs: NDArray[Any]) -> None:
+        """Raise for the first bad component of `obs`, if there is one."""
+        wide = obs.astype(np.float64)
+        bad = ~((wide >= self._obs_low) & (wide <= self._obs_high))
+        if not bad.any():
+            return
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        env, component, value = index[0], index[1:], float(wide[index])
+        if not np.isfinite(value):
+            rule = "a finite value"
+        elif abs(value) > FLOAT32_MAX:
+            rule = "a value that float32 can hold"
+        elif self.settings.check_membership and not self._space_low[component] <= value <= self._space_high[component]:
+            rule = (
+                f"a value in [{self._space_low[component]}, {self._space_high[component]}] "
+                "(the declared observation space; contract.check_membership=false accepts it)"
+            )
+        else:
+            rule = f"a value in {list(self.settings.observation_range or ())} (contract.observation_range)"
+        indices = ", ".join(str(i) for i in (self._name(env), *component))
+        raise ContractViolation(f"{field}[{indices}]", rule, str(value), env)
+
+    def _refuse_rewards(self, rewards: NDArray[np.float64]) -> None:
+        env = int(np.argmin((rewards >= self._reward_low) & (rewards <= self._reward_high)))
+        value = float(rewards[env])
+        if not np.isfinite(value):
+            rule = "a finite value"
+        elif abs(value) > FLOAT32_MAX:
+            rule = "a value that float32 can hold"
+        else:
+            rule = f"a value in {[self._reward_low, self._reward_high]} (contract.reward_range)"
+        raise ContractViolation(f"rewards[{self._name(env)}]", rule, str(value), env)

@@ -1,0 +1,81 @@
+"""Every error that lit_ppo raises on purpose, by whose fault it is.
+
+=====================  ==========================================================
+the caller's           `ConfigError` (a `ValueError`): a setting that cannot be
+the environment's      `EnvironmentFault`: `ContractViolation`, `EnvironmentRaised`
+the worker's bytes     `ProtocolError`
+the worker process's   `BridgeError`: `WorkerExited`, `WorkerTimeout`
+the optimisation's     `NonFiniteUpdate`
+=====================  ==========================================================
+"""
+
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A setting, or a combination of settings, that cannot be; the message names key, value and what is allowed."""
+
+
+class EnvironmentFault(RuntimeError):
+    """The environment broke its side of the bargain; `where` says which env, and when, once the bridge knows it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.where: dict[str, Any] = {}
+        self.report: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        text = str(self.args[0])
+        if not self.where:
+            return text
+        return f"{text} ({', '.join(f'{key} {value}' for key, value in self.where.items())})"
+
+
+class ContractViolation(EnvironmentFault):
+    """A value at the trust boundary that the contract refuses.
+
+    Args:
+        field: What was looked at, with its indices: `obs[3, 1]`, `rewards[0]`.
+        rule: What was expected, in words.
+        value: What arrived, as text.
+        env: Row of the environment at fault; None when the fault is not of one environment.
+    """
+
+    def __init__(self, field: str, rule: str, value: str, env: int | None = None) -> None:
+        super().__init__(f"{field}: expected {rule}, got {value}")
+        self.field, self.rule, self.value, self.env = field, rule, value, env
+
+
+class EnvironmentRaised(EnvironmentFault):
+    """The environment raised an exception; the message carries its own traceback.
+
+    Args:
+        during: The call that raised: `make`, `reset`, `step` or `close`.
+        exception: Type and message of the exception, one line.
+        traceback: The environment's own traceback.
+        env: Row of the environment at fault.
+    """
+
+    def __init__(self, during: str, exception: str, traceback: str, env: int) -> None:
+        super().__init__(f"env {env} raised in {during}: {exception}\n{traceback.rstrip()}")
+        self.during, self.exception, self.traceback, self.env = during, exception, traceback, env
+
+
+class ProtocolError(RuntimeError):
+    """Bytes that are not a message of the bridge's protocol, or not the one that was due."""
+
+
+class BridgeError(RuntimeError):
+    """The worker process failed as a process."""
+
+
+class WorkerExited(BridgeError):
+    """The worker process ended although it was still needed."""
+
+
+class WorkerTimeout(BridgeError):
+    """The worker process did not answer within its deadline."""
+
+
+class NonFiniteUpdate(RuntimeError):
+    """A loss or gradient was NaN or infinite; raised before the optimizer step, so the parameters are still good."""
