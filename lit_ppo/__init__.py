@@ -16,6 +16,7 @@ _HOMES = {
     "GreedyEvaluation": "lit_ppo.callbacks.greedy_evaluation",
     "PPOModule": "lit_ppo.module",
     "RolloutDataModule": "lit_ppo.data",
+    "RunCheckpoint": "lit_ppo.callbacks.run_checkpoint",
     "RunProgress": "lit_ppo.callbacks.run_progress",
     "StopWhenSolved": "lit_ppo.callbacks.stop_when_solved",
 }
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lit_ppo.bridge.client import EnvBridge as EnvBridge
     from lit_ppo.callbacks.curve_export import CurveExport as CurveExport
     from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation as GreedyEvaluation
+    from lit_ppo.callbacks.run_checkpoint import RunCheckpoint as RunCheckpoint
     from lit_ppo.callbacks.run_progress import RunProgress as RunProgress
     from lit_ppo.callbacks.stop_when_solved import StopWhenSolved as StopWhenSolved
     from lit_ppo.contract import Contract as Contract

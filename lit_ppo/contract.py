@@ -138,7 +138,7 @@ def admit_observation(value: object, shape: tuple[int, ...], dtype: np.dtype[Any
         return value
     if value.dtype.kind != dtype.kind:
         raise ContractViolation("obs", f"dtype {dtype}", f"dtype {value.dtype}")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is refused later, by its value
         cast = value.astype(dtype)
     lost = np.isinf(cast) & ~np.isinf(value) if dtype.kind == "f" else cast != value
     if lost.any():
@@ -206,8 +206,9 @@ class Contract:
         if not settings.check_membership:
             low, high = np.full_like(low, -np.inf), np.full_like(high, np.inf)
         # one comparison per side covers everything: NaN compares false, +-inf lies outside +-FLOAT32_MAX
-        self._obs_low = self._bounds(np.clip(low, lowest, highest).reshape(spec.obs_shape))
-        self._obs_high = self._bounds(np.clip(high, lowest, highest).reshape(spec.obs_shape))
+        # (not clip: a range that misses the space altogether must leave nothing, not the range's own end)
+        self._obs_low = self._bounds(np.maximum(low, lowest).reshape(spec.obs_shape))
+        self._obs_high = self._bounds(np.minimum(high, highest).reshape(spec.obs_shape))
         least, most = settings.reward_range or (-FLOAT32_MAX, FLOAT32_MAX)
         self._reward_low, self._reward_high = max(least, -FLOAT32_MAX), min(most, FLOAT32_MAX)
 
@@ -216,7 +217,8 @@ class Contract:
         dtype = np.dtype(self.spec.obs_dtype)
         if dtype.kind != "f":
             return bounds
-        cast = bounds.astype(dtype)
+        with np.errstate(over="ignore"):  # float16 has no FLOAT32_MAX; the comparison below sees that
+            cast = bounds.astype(dtype)
         return cast if (cast == bounds).all() else bounds
 
     def check_actions(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -282,7 +284,8 @@ class Contract:
 
     def _refuse_observations(self, field: str, obs: NDArray[Any]) -> None:
         """Raise for the first bad component of `obs`, if there is one."""
-        wide = obs.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            wide = obs.astype(np.float64)
         bad = ~((wide >= self._obs_low) & (wide <= self._obs_high))
         if not bad.any():
             return

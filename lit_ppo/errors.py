@@ -6,6 +6,7 @@ the environment's      `EnvironmentFault`: `ContractViolation`, `EnvironmentRais
 the worker's bytes     `ProtocolError`
 the worker process's   `BridgeError`: `WorkerExited`, `WorkerTimeout`
 the optimisation's     `NonFiniteUpdate`
+the disk's             `CheckpointError`
 =====================  ==========================================================
 """
 
@@ -79,3 +80,7 @@ class WorkerTimeout(BridgeError):
 
 class NonFiniteUpdate(RuntimeError):
     """A loss or gradient was NaN or infinite; raised before the optimizer step, so the parameters are still good."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read, or is not one of ours."""

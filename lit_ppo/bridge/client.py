@@ -119,6 +119,10 @@ class EnvBridge:
         self._episode_seed, self._contract_settings, self._on_event = episode_seed, contract or ContractSettings(), on_event
         self._rows_per_worker = num_envs // self.settings.num_workers
         self._is_native = self.settings.vectorization == "native"
+        try:
+            protocol.encode(self.env_kwargs)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"env_kwargs: expected plain data that JSON can hold: {error}") from error
         self._contract: Contract | None = None
         self._closed = False
         self._workers = [self._spawn(index) for index in range(self.settings.num_workers)]
@@ -126,13 +130,19 @@ class EnvBridge:
         self._snapshots: list[dict[str, Any]] = []
         self._incidents: list[int] = []
         self._last_crash: tuple[int, int] | None = None
+        self._steps_before = 0  # steps before the last reset, for what counts over all of them
         self._journal = Journal(num_envs)
         self._was_reset = False
 
     # -- starting
 
     def _spawn(self, index: int) -> WorkerProcess:
-        return WorkerProcess(self.settings.python, name=f"env worker {index} of {self.settings.num_workers} ({self.env_id})")
+        rows = self._rows(index)
+        return WorkerProcess(
+            self.settings.python,
+            name=f"env worker {index} of {self.settings.num_workers} ({self.env_id})",
+            rows=range(rows.start, rows.stop),
+        )
 
     def _rows(self, index: int) -> slice:
         return slice(index * self._rows_per_worker, (index + 1) * self._rows_per_worker)
@@ -209,6 +219,8 @@ class EnvBridge:
     def reset(self) -> NDArray[Any]:
         """Begin a new episode everywhere; the first observations, shape (N, *obs_shape)."""
         contract = self.contract
+        self._refuse_if_closed("reset")
+        self._steps_before += self._journal.steps
         self._journal = Journal(self.num_envs)
         self._episodes = [0] * self.num_envs
         self._ended_before = self._none_invalid
@@ -246,7 +258,7 @@ class EnvBridge:
         except ContractViolation as violation:
             env = rows.start + (violation.env or 0)
             component = violation.field.partition(",")[2]
-            raise ContractViolation(f"obs[{env},{component}", violation.rule, violation.value, violation.env) from None
+            raise ContractViolation(f"obs[{env},{component}", violation.rule, violation.value, env) from None
 
     def step(self, actions: NDArray[np.int64], active: NDArray[np.uint8] | None = None) -> VectorStep:
         """One step of all environments, or of those where `active` is 1.
@@ -263,8 +275,10 @@ class EnvBridge:
         if not self._was_reset or self._closed:
             raise ValueError("step: expected reset before the first step, and no step after close")
         self.contract.check_actions(actions)
-        if active is not None and self._is_native:
-            raise ValueError("step: native environments are stepped all together")
+        if len(actions) != self.num_envs:
+            raise ValueError(f"actions: expected shape ({self.num_envs},), got {actions.shape}")
+        if active is not None:
+            self._check_active(active)
         journal, deadline = self._journal, monotonic() + self.settings.step_timeout_s
         asked = []
         for index, worker in enumerate(self._workers):
@@ -286,7 +300,7 @@ class EnvBridge:
                 break
             except ContractViolation as violation:
                 index = (violation.env or 0) // self._rows_per_worker
-                fault = self._located(violation, index, actions, first_env=0)
+                fault = self._located(violation, index, actions)
                 active = self._await_step(index, slot, actions, active, fault, deadline)
         journal.append(actions, active)
         ended_bytes = flag_bytes[: 2 * self.num_envs]
@@ -297,6 +311,16 @@ class EnvBridge:
         all_valid = b"\x01" not in flag_bytes[3 * self.num_envs :]
         valid = self._all_valid if all_valid else flags[3] == 0
         return VectorStep(obs, next_obs, rewards, terminated, truncated, valid, any_ended, all_valid)
+
+    def _check_active(self, active: NDArray[np.uint8]) -> None:
+        if self._is_native:
+            raise ValueError("step: native environments are stepped all together")
+        if active.dtype != np.uint8 or active.shape != (self.num_envs,) or active.max() > 1:
+            raise ValueError(f"active: expected uint8 zeros and ones of shape ({self.num_envs},), got {active!r}")
+
+    def _refuse_if_closed(self, what: str) -> None:
+        if self._closed:
+            raise ValueError(f"{what}: this bridge is closed")
 
     def _note_endings(self, obs: NDArray[Any], ended: NDArray[np.bool_]) -> None:
         if self._is_native:
@@ -331,6 +355,8 @@ class EnvBridge:
         """Ask one worker; a failure is returned, to be dealt with once the others are busy."""
         rows = self._rows(index)
         requested = worker.requested
+        if not requested:
+            return WorkerExited(f"{worker.name} had ended before this step")
         requested["actions"][...] = actions[rows]
         if not self._is_native:
             requested["next_seeds"][...] = self._next_seeds[rows]
@@ -354,6 +380,8 @@ class EnvBridge:
         rows = self._rows(index)
         while True:
             worker = self._workers[index]
+            if failure is not None:
+                self._judge(index, failure)  # outside the try: what is not to be survived must get out of here
             try:
                 if failure is not None:
                     active = self._recover(index, failure, active)
@@ -370,13 +398,11 @@ class EnvBridge:
             except (BridgeError, ProtocolError) as error:
                 failure = error
 
-    def _located(
-        self, fault: EnvironmentFault, index: int, actions: NDArray[np.int64] | None = None, *, first_env: int | None = None
-    ) -> EnvironmentFault:
+    def _located(self, fault: EnvironmentFault, index: int, actions: NDArray[np.int64] | None = None) -> EnvironmentFault:
         """The fault with what is known of where it happened, and a report from which it can be replayed."""
         if fault.where or not isinstance(fault, ContractViolation | EnvironmentRaised):
             return fault
-        env = (self._rows(index).start if first_env is None else first_env) + (fault.env or 0)
+        env = self._rows(index).start if fault.env is None else fault.env
         self._digest()
         past = [] if self._is_native or actions is None else self._journal.episode(env)[0].tolist()
         seed, step = int(self._journal.seeds[env]), len(past)
@@ -404,24 +430,31 @@ class EnvBridge:
         """Run `attempt` on one worker, replacing the worker when it fails."""
         while True:
             try:
-                return attempt()
+                attempt()
+                self._last_crash = None  # a crash in what comes next is another one, even before the next step
+                return
             except (BridgeError, ProtocolError) as error:
-                self._count_incident(index, error)
+                self._judge(index, error)
                 self._replace(index, f"{what}: {error}")
 
-    def _count_incident(self, index: int, error: Exception) -> None:
-        """Bound the restarts, and do not try a third time what has killed a worker twice.
+    def _judge(self, index: int, error: Exception) -> None:
+        """Whether to go on: bound the restarts, and do not try a third time what has killed a worker twice.
 
         Raises:
-            The error itself, when there is no point in going on.
+            The error itself, when it is not to be survived.
         """
-        steps = self._journal.steps
+        if isinstance(error, EnvironmentFault) and (
+            self.settings.on_violation == "stop" or self._is_native or "env" not in error.where
+        ):
+            raise error
+        steps = self._steps_before + self._journal.steps
         self._incidents = [step for step in self._incidents if steps - step < self.settings.restart_window] + [steps]
         if len(self._incidents) > self.settings.max_restarts:
-            raise type(error)(
-                f"{error}\n{len(self._incidents)} faults within {self.settings.restart_window} steps are more than "
-                f"bridge.max_restarts={self.settings.max_restarts}"
-            ) from error
+            error.args = (
+                f"{error.args[0]}\n{len(self._incidents)} faults within {self.settings.restart_window} steps are more than "
+                f"bridge.max_restarts={self.settings.max_restarts}",
+            )
+            raise error
         if isinstance(error, WorkerExited):
             if self._last_crash == (index, steps):
                 raise WorkerExited(f"{error}\nthe same step killed the worker twice: a deterministic crash") from error
@@ -436,22 +469,13 @@ class EnvBridge:
         self._workers[index] = self._spawn(index)
         spec = self._make(index, self._workers[index])
         if spec != self.spec:
-            raise ContractViolation("spaces", f"those of the first handshake: {self.spec}", str(spec))
+            violation = ContractViolation("spaces", f"those of the first handshake: {self.spec}", str(spec))
+            violation.where = {"worker": index}  # not of one row, so that no episode is abandoned for it
+            raise violation
 
     def _recover(self, index: int, error: Exception, active: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
-        """Bring the environments of one worker back to where they were before this step; the rows that are to be stepped.
-
-        Raises:
-            The error itself, when it is not to be survived.
-        """
-        abandoned: set[int] = set()
-        if isinstance(error, EnvironmentFault):
-            if self.settings.on_violation == "stop" or self._is_native or not error.where:
-                raise error
-            abandoned.add(error.where["env"])
-        elif not isinstance(error, BridgeError | ProtocolError):
-            raise error
-        self._count_incident(index, error)
+        """Bring the environments of one worker back to where they were before this step; the rows that are to be stepped."""
+        abandoned: set[int] = {error.where["env"]} if isinstance(error, EnvironmentFault) else set()
         self._replace(index, str(error))
         abandoned |= self._rebuild(index, abandoned)
         if abandoned:
@@ -496,10 +520,15 @@ class EnvBridge:
                 f"{self.env_id} is not deterministic: the replay of env {sorted(diverged)} did not come back to what was seen"
             )
             if self.settings.on_replay_mismatch == "error":
-                raise ContractViolation("replay", "the observations and rewards seen before", "others", min(diverged))
+                raise self._replay_differs(index, sorted(diverged))
             self._on_event(f"{text}; a new episode begins there")
         self._abandon(index, abandon | diverged)
         return abandon | diverged
+
+    def _replay_differs(self, index: int, envs: list[int]) -> ContractViolation:
+        violation = ContractViolation("replay", "the observations and rewards seen before", "others", envs[0])
+        violation.where = {"worker": index, "envs": envs}
+        return violation
 
     def _abandon(self, index: int, abandon: set[int]) -> None:
         """Begin new episodes in place of those that are given up."""
@@ -523,7 +552,7 @@ class EnvBridge:
         for k in range(len(actions[0])):
             replayed = self._step_native(worker, np.array([column[k] for column in actions], np.int64))
             if (replayed != np.array([column[k] for column in digests])).any():
-                raise ContractViolation("replay", "the observations and rewards seen before", "others", rows.start)
+                raise self._replay_differs(index, list(range(rows.start, rows.stop)))
         return set()
 
     def _step_native(self, worker: WorkerProcess, actions: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -562,13 +591,18 @@ class EnvBridge:
         try:
             return self._snapshot(index)
         except (BridgeError, ProtocolError) as error:
+            self._judge(index, error)
             self._recover(index, error, None)
-            return self._snapshot(index)
+            snapshot = self._snapshot(index)
+            self._last_crash = None  # as in `_surviving`
+            return snapshot
 
     # -- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         """Where all episodes are, as plain data; after `reset`, between steps."""
+        if not self._was_reset:
+            raise ValueError("state_dict: expected reset before this")
         self._digest()
         self.mark()
         state: dict[str, Any] = {
@@ -593,6 +627,7 @@ class EnvBridge:
         Raises:
             ConfigError: The state is of other environments; the message says what differs.
         """
+        self._refuse_if_closed("load_state_dict")
         workers = {"num_workers": self.settings.num_workers} if self._is_native else {}
         for key, mine in {
             "env_id": self.env_id,
@@ -607,6 +642,7 @@ class EnvBridge:
         self.restarts, self.abandoned_episodes = state["restarts"], state["abandoned_episodes"]
         self._next_seeds[:] = [self._episode_seed(env, episode + 1) for env, episode in enumerate(self._episodes)]
         seen = np.frombuffer(obs_bytes, spec.obs_dtype).reshape(self.num_envs, *spec.obs_shape)
+        self._steps_before += self._journal.steps
         self._journal = Journal(self.num_envs)
         self._was_reset = True
         if self._is_native:

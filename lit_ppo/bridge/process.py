@@ -60,18 +60,21 @@ class WorkerProcess:
     Args:
         python: Interpreter to run it with; None for this one.
         name: How messages call it.
+        rows: Which rows of the trainer's batch its environments are.
 
     Raises:
         ConfigError: The interpreter cannot be run.
     """
 
-    def __init__(self, python: str | None = None, name: str = "worker") -> None:
-        self.name = name
+    def __init__(self, python: str | None = None, name: str = "worker", rows: range = range(1)) -> None:
+        self.name, self.rows = name, rows
         self._sequence = 0
         self._unread = b""
         self._stderr_tail = b""
         self._steps_since_drain = 0
         self._frame: mmap | None = None
+        self.requested: dict[str, NDArray[Any]] = {}
+        self.replied: dict[str, NDArray[Any]] = {}
         self.exit_status: int | None = None
         if not hasattr(os, "pidfd_open") or not hasattr(os, "memfd_create"):
             raise ConfigError("lit_ppo's bridge needs Linux (memfd_create, pidfd_open)")
@@ -119,6 +122,8 @@ class WorkerProcess:
         return self._read_reply(self._sequence, command, deadline)
 
     def _write(self, data: bytes, request: str, deadline: float) -> None:
+        if not self._open:  # its descriptors may be somebody else's by now
+            raise self._exited(request)
         while data:
             try:
                 data = data[os.write(self._requests, data) :]
@@ -136,7 +141,7 @@ class WorkerProcess:
                 f"{self.name}: expected the reply to {request} (seq {sequence}), got seq {shown(message.get('seq'))}"
             )
         if "error" in message:
-            raise _error_from_json(protocol.take(message, "error", dict))
+            raise _error_from_json(protocol.take(message, "error", dict), self.rows)
         return message
 
     def _next_line(self) -> bytes | None:
@@ -160,8 +165,8 @@ class WorkerProcess:
         self._frame = mmap(self._frame_fd, layout.total_bytes)
         self._words = memoryview(self._frame).cast("Q")
         self._words[protocol.MAGIC_WORD] = protocol.MAGIC
-        self.requested: dict[str, NDArray[Any]] = layout.request_views(self._frame)
-        self.replied: dict[str, NDArray[Any]] = layout.reply_views(self._frame, layout.reply_start)
+        self.requested = layout.request_views(self._frame)
+        self.replied = layout.reply_views(self._frame, layout.reply_start)
         self._doorbell = Doorbell(self._words, protocol.REPLY_WORD)
         self.ask("attach", deadline_s, bytes=layout.total_bytes)
 
@@ -185,7 +190,7 @@ class WorkerProcess:
         if not self._doorbell.poll(number):
             start = perf_counter()
             while self._words[protocol.REPLY_WORD] != number:
-                self._block("step", deadline)
+                self._block("step", deadline, for_message=False)
             self._doorbell.waited(perf_counter() - start)
         if self._words[protocol.STATUS_WORD] != protocol.STATUS_DONE:
             self._read_reply(-number, "step", deadline)
@@ -202,8 +207,8 @@ class WorkerProcess:
 
     # -- waiting
 
-    def _block(self, request: str, deadline: float, *, writing: bool = False) -> None:
-        """Sleep until something arrives; read what there is."""
+    def _block(self, request: str, deadline: float, *, writing: bool = False, for_message: bool = True) -> None:
+        """Sleep until something arrives; read what there is. A message that a dead worker has left counts, if one is due."""
         remaining = deadline - monotonic()
         if remaining <= 0:
             raise WorkerTimeout(f"{self.name} did not answer {request} in time{self._stderr_text()}")
@@ -215,7 +220,7 @@ class WorkerProcess:
             if writing:
                 self._poll.unregister(self._requests)
         ended = self._receive()
-        if (self._pidfd in ready or ended) and b"\n" not in self._unread.lstrip(b"\n"):
+        if (self._pidfd in ready or ended) and not (for_message and b"\n" in self._unread.lstrip(b"\n")):
             raise self._exited(request)
 
     def _receive(self) -> bool:
@@ -249,7 +254,8 @@ class WorkerProcess:
         self.kill()
         status = self.exit_status
         if status is not None and status < 0:
-            how = f"was killed by {signal.Signals(-status).name}"
+            known = -status in set(signal.Signals)  # most real-time signals have no name
+            how = f"was killed by {signal.Signals(-status).name if known else f'signal {-status}'}"
         else:
             how = f"exited with status {status}"
         return WorkerExited(f"{self.name} {how} while answering {request}{self._stderr_text()}")
@@ -290,6 +296,12 @@ class WorkerProcess:
         self._process.stderr.close()
         os.close(self._pidfd)
         os.close(self._frame_fd)
+        # let go of the frame: an mmap keeps a descriptor of its own for as long as anything refers to it
+        self.requested.clear()
+        self.replied.clear()
+        self._frame = None
+        self._words = memoryview(bytearray(protocol.HEADER_BYTES)).cast("Q")
+        self._doorbell = Doorbell(self._words, protocol.REPLY_WORD)
 
 
 def worker_environment() -> dict[str, str]:
@@ -311,17 +323,19 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
-def _error_from_json(error: dict[str, Any]) -> Exception:
-    """The exception for the body of an error reply."""
+def _error_from_json(error: dict[str, Any], rows: range) -> Exception:
+    """The exception for the body of an error reply; the worker counts its environments from 0, the exception by `rows`."""
     kind, env = protocol.take(error, "kind", str), error.get("env")
-    if kind != "refused" and env is not None and type(env) is not int:
-        raise ProtocolError(f"env: expected an integer, got {shown(env)}")
+    if kind != "refused" and env is not None:
+        if type(env) is not int or not 0 <= env < len(rows):
+            raise ProtocolError(f"env: expected 0 to {len(rows) - 1}, got {shown(env)}")
+        env = rows[env]
     if kind == "violation":
         field, rule, value = (printable(protocol.take(error, key, str)) for key in ("field", "rule", "value"))
         return ContractViolation(field, rule, value, env)
     if kind == "raised":
         during, exception, trace = (printable(protocol.take(error, key, str)) for key in ("during", "exception", "traceback"))
-        return EnvironmentRaised(during, exception, trace, int(protocol.take(error, "env", int)))
+        return EnvironmentRaised(during, exception, trace, protocol.take({"env": env}, "env", int))
     if kind == "refused":
         return ConfigError(printable(protocol.take(error, "message", str)))
     raise ProtocolError(f"error: unknown kind {shown(kind)}")

@@ -16,6 +16,7 @@ is read here is ever unpickled or evaluated.
 
 import json
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
@@ -144,8 +145,8 @@ def _number_to_json(value: float) -> float | str:
 def _number_from_json(value: object, name: str) -> float:
     if value in ("Infinity", "-Infinity"):
         return math.inf if value == "Infinity" else -math.inf
-    if type(value) in (float, int):
-        return float(value)  # type: ignore[arg-type]
+    if isinstance(value, float | int) and type(value) is not bool and abs(value) <= sys.float_info.max:
+        return float(value)
     raise ProtocolError(f"{name}: expected a number, Infinity or -Infinity, got {shown(value)}")
 
 
@@ -190,7 +191,7 @@ def spec_from_json(message: dict[str, Any]) -> EnvSpec:
         obs_high=_bounds_from_json(observation.get("high"), "high", math.prod(shape)),
         num_actions=num_actions,
         action_start=action_start,
-        reward_threshold=None if threshold is None else float(threshold),
+        reward_threshold=None if threshold is None else _number_from_json(threshold, "reward_threshold"),
         max_episode_steps=limit,
     )
 

@@ -9,7 +9,8 @@ Try it in a terminal::
     {"cmd":"close"}
 
 A trainer first sends `attach`; from then on steps go through the shared frame (see `protocol`), everything else stays as
-typed above. Whatever environments print goes to standard error; replies have a private duplicate of standard output.
+typed above. Whatever environments print goes to standard error, and what they read is empty: requests and replies have private
+duplicates of standard input and output.
 """
 
 import argparse
@@ -20,7 +21,6 @@ import mmap
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final
 
@@ -55,7 +55,7 @@ class SyncHost:
         for env, other in enumerate(self.envs):
             if other.observation_space != self.observation_space or other.action_space != self.action_space:
                 raise ContractViolation("spaces", "the same spaces as env 0", shown(other), env)
-        self.action_start = int(getattr(self.action_space, "start", 0))
+        self.action_start = _first_action(self.action_space)
 
     def allocate(self, both_obs: NDArray[Any], rewards: NDArray[np.float64], flags: NDArray[np.uint8]) -> None:
         """Use these arrays, which the trainer can see, for all results from now on."""
@@ -132,7 +132,7 @@ class NativeHost:
             raise ContractViolation("autoreset_mode", "NEXT_STEP", shown(mode), 0)
         self.observation_space, self.action_space = self.vector.single_observation_space, self.vector.single_action_space
         self.spec = self.vector.spec
-        self.action_start = int(getattr(self.action_space, "start", 0))
+        self.action_start = _first_action(self.action_space)
 
     def allocate(self, both_obs: NDArray[Any], rewards: NDArray[np.float64], flags: NDArray[np.uint8]) -> None:
         """Use these arrays, which the trainer can see, for all results from now on."""
@@ -170,7 +170,7 @@ class NativeHost:
         """The whole state as plain data: arrays, numbers, and the random stream's own state."""
         environment = self.vector.unwrapped
         fields = {
-            name: _array_to_json(value)
+            name: _array_to_json(value) if isinstance(value, np.ndarray) else _number_to_json(value)
             for name, value in vars(environment).items()
             if isinstance(value, np.ndarray) or type(value) in (bool, int, float)
         }
@@ -185,31 +185,46 @@ class NativeHost:
         """Continue from what `save` returned."""
         environment = self.vector.unwrapped
         for name, value in protocol.take(state, "fields", dict).items():
-            setattr(environment, name, _array_from_json(value, type(getattr(environment, name, None))))
+            # by what was saved, not by what is there now: in a fresh environment many a field is still None
+            setattr(environment, name, _array_from_json(value) if "dtype" in value else _number_from_json(value))
         try:
             environment.np_random.bit_generator.state = protocol.take(state, "random", dict)
         except (ValueError, TypeError, KeyError) as error:
             raise ProtocolError(f"random: expected a bit generator's state: {error}") from error
-        self.ended[...] = _array_from_json(protocol.take(state, "ended", dict), np.ndarray)
-        self.both_obs[...] = _array_from_json(protocol.take(state, "obs", dict), np.ndarray)
+        self.ended[...] = _array_from_json(protocol.take(state, "ended", dict))
+        self.both_obs[...] = _array_from_json(protocol.take(state, "obs", dict))
 
     def close(self) -> None:
         _call(0, "close", self.vector.close)
 
 
+def _first_action(space: gymnasium.Space[Any]) -> int:
+    """The environment's name for action 0; spaces that cannot be trained on are described all the same."""
+    return int(space.start) if isinstance(space, gymnasium.spaces.Discrete) else 0
+
+
 HOSTS: Final[dict[str, type[SyncHost] | type[NativeHost]]] = {"sync": SyncHost, "native": NativeHost}
 
 
-def _array_to_json(value: Any) -> dict[str, Any]:
-    array = np.asarray(value)
+def _array_to_json(array: NDArray[Any]) -> dict[str, Any]:
     return {"dtype": array.dtype.str, "shape": list(array.shape), "data": base64.b64encode(array.tobytes()).decode()}
 
 
-def _array_from_json(value: dict[str, Any], kind: Callable[[Any], Any]) -> Any:
+def _array_from_json(value: dict[str, Any]) -> NDArray[Any]:
     shape = [int(size) for size in protocol.take(value, "shape", list)]
     data = base64.b64decode(protocol.take(value, "data", str), validate=True)
-    array = np.frombuffer(data, np.dtype(protocol.take(value, "dtype", str))).reshape(shape).copy()
-    return array if kind is np.ndarray else kind(array.item())
+    return np.frombuffer(data, np.dtype(protocol.take(value, "dtype", str))).reshape(shape).copy()
+
+
+def _number_to_json(value: float) -> dict[str, Any]:
+    return {"float": value.hex()} if type(value) is float else {"integer": value}  # hex: JSON has no infinities
+
+
+def _number_from_json(value: dict[str, Any]) -> float:
+    if "float" in value:
+        return float.fromhex(protocol.take(value, "float", str))
+    number: int = protocol.take(value, "integer", int, bool)
+    return number
 
 
 def _raised(env: int, during: str, error: BaseException) -> EnvironmentRaised:
@@ -312,17 +327,22 @@ class Worker:
             command = protocol.take(request, "cmd", str)
             if command not in ("make", "describe", "attach", "reset", "step", "save", "restore", "close"):
                 raise ProtocolError(f"cmd: unknown command {shown(command)}")
-            body = getattr(self, command)(request)
+            line_back = self.encoded(request, getattr(self, command)(request))  # NaN is no JSON, and an answer as well
         except Exception as error:  # whatever went wrong is an answer; the trainer decides what it means
             self.reply(request, error_to_json(error))
             return True
-        self.reply(request, body)
+        self.send(line_back)
         return request.get("cmd") != "close"
 
-    def reply(self, request: dict[str, Any], body: dict[str, Any]) -> None:
+    def encoded(self, request: dict[str, Any], body: dict[str, Any]) -> bytes:
         if type(request.get("seq")) is int:
             body = {"seq": request["seq"], **body}
-        rest = protocol.encode(body)
+        return protocol.encode(body)
+
+    def reply(self, request: dict[str, Any], body: dict[str, Any]) -> None:
+        self.send(self.encoded(request, body))
+
+    def send(self, rest: bytes) -> None:
         while rest:
             rest = rest[os.write(self.replies_fd, rest) :]
 
@@ -339,6 +359,10 @@ class Worker:
         if module:  # "module:EnvId" imports the module first, as in gymnasium.make
             try:
                 importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                    raise _raised(0, "import", error) from None
+                raise ValueError(f"env_id={env_id}: there is no module {error.name} on the path {sys.path[:3]}") from None
             except Exception as error:
                 raise _raised(0, "import", error) from None
         try:
@@ -359,6 +383,13 @@ class Worker:
         if self.host is None:
             raise ProtocolError("expected make before this")
         return self.host
+
+    def playable(self) -> SyncHost | NativeHost:
+        """The host, if its observations fit into a frame: other spaces can be described, not stepped."""
+        host = self.made()
+        if not isinstance(host.observation_space, gymnasium.spaces.Box):
+            raise ValueError(f"env_id={self.env_id}: observation space {shown(host.observation_space)} is not supported")
+        return host
 
     def describe(self, request: dict[str, Any]) -> dict[str, Any]:
         """What the environments are, and what hosts them."""
@@ -401,7 +432,7 @@ class Worker:
 
     def reset(self, request: dict[str, Any]) -> dict[str, Any]:
         """Begin episodes: `seed` for all environments (env i gets seed + i), or `seeds`, with null for "leave it"."""
-        host = self.made()
+        host = self.playable()
         if "seeds" in request:
             seeds = protocol.take(request, "seeds", list)
         else:
@@ -424,7 +455,9 @@ class Worker:
             raise ProtocolError("step: this worker steps through its shared frame")
         if not self.was_reset:
             raise ProtocolError("step: expected reset before the first step")
-        actions, next_seed = protocol.take(request, "action", list), request.get("next_seed", 0)
+        actions, next_seed = protocol.take(request, "action", list), protocol.take({"next_seed": 0} | request, "next_seed", int)
+        if next_seed < 0:
+            raise ProtocolError(f"next_seed: expected a non-negative integer, got {next_seed}")
         if len(actions) != host.num_envs or any(type(action) is not int for action in actions):
             raise ProtocolError(f"action: expected {host.num_envs} integers, got {shown(actions)}")
         size = int(getattr(host.action_space, "n", 0))
@@ -491,9 +524,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--vectorization", choices=sorted(HOSTS), default="sync")
     parser.add_argument("--frame-fd", type=int, help="descriptor of the shared frame (set by the trainer)")
     options = parser.parse_args(arguments)
-    replies_fd = os.dup(1)
+    requests_fd, replies_fd = os.dup(0), os.dup(1)  # private: a child that an environment starts does not inherit them
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # what environments read must not be taken from the requests
+    os.close(nothing)
     os.dup2(2, 1)  # what environments print must not reach the replies
-    worker = Worker(0, replies_fd, options.frame_fd)
+    worker = Worker(requests_fd, replies_fd, options.frame_fd)
     if options.env_id is not None:
         request = {"env_id": options.env_id, "num_envs": options.num_envs, "vectorization": options.vectorization}
         try:

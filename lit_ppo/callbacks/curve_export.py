@@ -1,0 +1,59 @@
+"""CurveExport: the curve of evaluation returns, rewritten at every evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_ppo.callbacks.greedy_evaluation import data_of, evaluation_of
+from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
+from lit_ppo.curve import RETURN_COLOR, Series, TrainLog
+from lit_ppo.errors import CheckpointError
+
+
+class CurveExport(Callback):
+    """Writes the training curve as JSON; a resumed run continues the curve of its checkpoint.
+
+    Args:
+        path: Where to; None to write nothing.
+    """
+
+    def __init__(self, path: str | None = "data/rl/ppo_cartpole_trainlog.json") -> None:
+        self.path = path
+        self._steps: list[int] = []
+        self._returns: list[float] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._export(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._export(trainer)
+
+    def _export(self, trainer: Trainer) -> None:
+        evaluation = evaluation_of(trainer, self)
+        if not evaluation.is_fresh(trainer):
+            return
+        assert evaluation.latest is not None
+        if not self._steps or self._steps[-1] != evaluation.latest.env_steps:
+            self._steps.append(evaluation.latest.env_steps)
+            self._returns.append(evaluation.latest.results.mean)
+        if self.path is not None and trainer.is_global_zero:
+            try:
+                self._log(trainer).write(Path(self.path))
+            except OSError as error:
+                raise CheckpointError(f"curve.path={self.path}: cannot be written: {error}") from error
+
+    def _log(self, trainer: Trainer) -> TrainLog:
+        data = data_of(trainer)
+        notes = [f"env {data.env_id}, seed {data.seed}, {data.num_envs} envs x {data.horizon} steps; x axis: env steps"]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StopWhenSolved) and callback.solved_at is not None:
+                notes.append(f"solved at env step {callback.solved_at} (threshold {callback.threshold_for(trainer):g})")
+        line = Series("avg_return", RETURN_COLOR, list(self._returns))
+        return TrainLog(f"PPO on {data.env_id}: greedy evaluation return", list(self._steps), [line], notes)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": list(self._steps), "returns": list(self._returns)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._steps, self._returns = list(state_dict["steps"]), list(state_dict["returns"])

@@ -1,0 +1,107 @@
+"""GreedyEvaluation: plays greedy episodes every few updates, in processes apart from training."""
+
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_ppo.data import RolloutDataModule
+from lit_ppo.errors import ConfigError
+from lit_ppo.evaluation import EpisodeResults
+from lit_ppo.module import PPOModule
+
+
+class Evaluation(NamedTuple):
+    """What one evaluation found."""
+
+    update: int  # updates made before it
+    env_steps: int  # transitions collected before it
+    results: EpisodeResults
+
+
+class GreedyEvaluation(Callback):
+    """Evaluates the untrained policy, then the policy after every few updates.
+
+    Training is not touched: other processes, other seeds, no random numbers. The mean return goes to the loggers and to
+    `trainer.callback_metrics` as `eval/return`; other callbacks find the newest evaluation in `latest`.
+
+    Args:
+        every_n_updates: Updates between evaluations.
+        num_episodes: Greedy episodes in each.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+    """
+
+    def __init__(self, every_n_updates: int = 2, num_episodes: int = 10) -> None:
+        for name, value in {"every_n_updates": every_n_updates, "num_episodes": num_episodes}.items():
+            if value < 1:
+                raise ConfigError(f"evaluation.{name}={value}: expected at least 1")
+        self.every_n_updates, self.num_episodes = every_n_updates, num_episodes
+        self.latest: Evaluation | None = None
+        self.best_return: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first point of the curve: the untrained policy."""
+        if data_of(trainer).update == 0:
+            self._evaluate(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate when it is due."""
+        data = data_of(trainer)
+        if data.update % self.every_n_updates == 0:
+            mean = self._evaluate(trainer, pl_module)
+            pl_module.log("eval/return", mean, logger=False, batch_size=1)
+
+    def is_fresh(self, trainer: Trainer) -> bool:
+        """Whether `latest` is of the update that has just ended."""
+        return self.latest is not None and self.latest.update == data_of(trainer).update
+
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> float:
+        assert isinstance(pl_module, PPOModule)
+        data = data_of(trainer)
+        results = data.play(pl_module.actor, "evaluation", self.num_episodes, pl_module.device)
+        self.latest = Evaluation(data.update, data.env_steps, results)
+        self.best_return = results.mean if self.best_return is None else max(self.best_return, results.mean)
+        values = {
+            "eval/return": results.mean,
+            "eval/return_std": results.std,
+            "eval/length": sum(results.lengths) / len(results.lengths),
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=data.env_steps)
+        return results.mean
+
+    def state_dict(self) -> dict[str, Any]:
+        latest = None if self.latest is None else [self.latest.update, self.latest.env_steps, *map(list, self.latest.results)]
+        return {"latest": latest, "best_return": self.best_return}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_return = state_dict["best_return"]
+        if state_dict["latest"] is not None:
+            update, env_steps, returns, lengths = state_dict["latest"]
+            self.latest = Evaluation(update, env_steps, EpisodeResults(tuple(returns), tuple(lengths)))
+
+
+def data_of(trainer: Trainer) -> RolloutDataModule:
+    """The run's datamodule.
+
+    Raises:
+        ConfigError: The run has another one, or none.
+    """
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, RolloutDataModule):
+        raise ConfigError(f"trainer.fit(datamodule=...): expected a RolloutDataModule, got {type(data).__name__}")
+    return data
+
+
+def evaluation_of(trainer: Trainer, wanted_by: Callback) -> GreedyEvaluation:
+    """The run's evaluation callback, which must come before the one that wants it.
+
+    Raises:
+        ConfigError: There is none, or it comes later.
+    """
+    earlier = trainer.callbacks[: trainer.callbacks.index(wanted_by)]  # type: ignore[attr-defined]
+    for callback in earlier:
+        if isinstance(callback, GreedyEvaluation):
+            return callback
+    raise ConfigError(f"trainer.callbacks: {type(wanted_by).__name__} expects a GreedyEvaluation before it")

@@ -1,0 +1,92 @@
+"""RunCheckpoint: `best.ckpt` by evaluation return and `last.ckpt`, in a directory that stays the same."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of
+from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
+from lit_ppo.errors import ConfigError
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Saves at the end of an update: the best policy when an evaluation finds one, the last every few updates and at the end.
+
+    A policy with which the run was solved counts as better than any that was not, and of two equal ones the later as better.
+    Lightning's own rules would look at the last known return in every epoch, evaluated or not, and would not know `solved`.
+
+    Args:
+        dirpath: Directory of the checkpoints; a new run overwrites those of the run before.
+        every_n_updates: Updates between two `last.ckpt`.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+    """
+
+    def __init__(self, dirpath: str = "checkpoints", every_n_updates: int = 10) -> None:
+        if every_n_updates < 1:
+            raise ConfigError(f"checkpoint.every_n_updates={every_n_updates}: expected at least 1")
+        super().__init__(
+            dirpath=dirpath, filename="best", monitor="eval/return", mode="max", save_last=True, enable_version_counter=False
+        )
+        self.every_n_updates = every_n_updates
+        self._best: tuple[bool, float] | None = None
+        self._last_update = -1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """The directory is the setting; Lightning's warning that it is not empty would come with every second run."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_update = data_of(trainer).update
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the update is saved after its evaluation."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing, likewise."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is due."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        update = data_of(trainer).update
+        score = self._score(trainer)
+        if score is not None and (self._best is None or score >= self._best):
+            self._best = score
+            self.best_model_path = self.format_checkpoint_name({}, "best")
+            self.best_model_score = self.current_score = torch.tensor(score[1])
+            self._save_checkpoint(trainer, self.best_model_path)
+        if update % self.every_n_updates == 0 or trainer.should_stop:
+            self._save_last(trainer, update)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The run is over: its last update is saved."""
+        update = data_of(trainer).update
+        if not trainer.fast_dev_run and update != self._last_update:  # type: ignore[attr-defined]
+            self._save_last(trainer, update)
+
+    def _score(self, trainer: Trainer) -> tuple[bool, float] | None:
+        """How good the policy is, if it has just been evaluated."""
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, GreedyEvaluation) and callback.is_fresh(trainer):
+                assert callback.latest is not None
+                solved = any(isinstance(other, StopWhenSolved) and other.solved_at is not None for other in callbacks)
+                return solved, callback.latest.results.mean
+        return None
+
+    def _save_last(self, trainer: Trainer, update: int) -> None:
+        self._last_update = update
+        self.last_model_path = self.format_checkpoint_name({}, self.CHECKPOINT_NAME_LAST)
+        self._save_checkpoint(trainer, self.last_model_path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": None if self._best is None else list(self._best), "best_model_path": self.best_model_path}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["best"] is not None:
+            solved, mean = state_dict["best"]
+            self._best = (bool(solved), float(mean))
+        self.best_model_path = state_dict["best_model_path"]

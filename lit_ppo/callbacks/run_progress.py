@@ -1,0 +1,110 @@
+"""RunProgress: the whole run as one bar, and a short summary at its end."""
+
+import sys
+from time import perf_counter
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from tqdm import tqdm
+
+from lit_ppo.callbacks.curve_export import CurveExport
+from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of
+from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
+
+_REFRESHES_PER_S = 10
+
+
+class RunProgress(ProgressBar):
+    """Shows update, env steps, steps per second, returns and threshold; on a terminal only. The summary is always printed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: tqdm[Any] | None = None
+        self._enabled = True
+        self._training_s = 0.0
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        total = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+        self._start, self._steps_at_start = perf_counter(), data_of(trainer).env_steps
+        self._bar = tqdm(
+            total=total,
+            initial=data_of(trainer).update,
+            unit="update",
+            desc=data_of(trainer).env_id,
+            disable=not self._enabled or not sys.stderr.isatty(),
+            mininterval=1 / _REFRESHES_PER_S,
+            dynamic_ncols=True,
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        """One more update."""
+        assert self._bar is not None
+        if self._bar.update() and not self._bar.disable:
+            self._bar.set_postfix_str(self._postfix(trainer), refresh=False)
+
+    def _postfix(self, trainer: Trainer) -> str:
+        data = data_of(trainer)
+        rate = (data.env_steps - self._steps_at_start) / (perf_counter() - self._start)
+        parts = [f"{data.env_steps:,} env steps", f"{rate:,.0f} steps/s"]
+        if "episodes/return" in data.metrics:
+            parts.append(f"return {data.metrics['episodes/return']:.1f}")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GreedyEvaluation) and callback.latest is not None:
+                parts.append(f"eval {callback.latest.results.mean:.1f}")
+            if isinstance(callback, StopWhenSolved) and callback.threshold_for(trainer) is not None:
+                parts[-1] += f" of {callback.threshold_for(trainer):g}"
+        return ", ".join(parts)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._training_s = perf_counter() - self._start
+        self._close_bar()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close_bar()
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how the run went and where its results are."""
+        if trainer.is_global_zero:
+            print("\n".join(self._summary(trainer)), flush=True)
+
+    def _summary(self, trainer: Trainer) -> list[str]:
+        data = data_of(trainer)
+        lines = [f"{data.update} updates, {data.env_steps:,} env steps, {self._training_s:.1f} s"]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StopWhenSolved):
+                lines[:0] = [self._verdict(trainer, callback)]
+            if isinstance(callback, ModelCheckpoint):
+                lines += [
+                    f"{name} checkpoint: {path}"
+                    for name, path in (("best", callback.best_model_path), ("last", callback.last_model_path))
+                    if path
+                ]
+            if isinstance(callback, CurveExport) and callback.path is not None:
+                lines.append(f"curve: {callback.path}")
+        return lines
+
+    def _verdict(self, trainer: Trainer, solved: StopWhenSolved) -> str:
+        threshold = solved.threshold_for(trainer)
+        if threshold is None:
+            return "no solve threshold: the environment has none and solved.threshold is not set"
+        if solved.solved_at is None:
+            return f"not solved: no confirmed evaluation return of {threshold:g}"
+        text = f"solved at env step {solved.solved_at:,}"
+        if solved.confirmation is None:
+            return text
+        results = solved.confirmation
+        return f"{text}: {len(results.returns)} fresh greedy episodes average {results.mean:.1f} (threshold {threshold:g})"

@@ -1,0 +1,71 @@
+"""StopWhenSolved: ends the run once the policy has been seen, and seen again, to reach the solve threshold."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_ppo.callbacks.greedy_evaluation import data_of, evaluation_of
+from lit_ppo.errors import ConfigError
+from lit_ppo.evaluation import EpisodeResults
+from lit_ppo.module import PPOModule
+
+
+class StopWhenSolved(Callback):
+    """Stops when an evaluation reaches the threshold and as many fresh episodes confirm it.
+
+    The evaluation during training is short, and it is looked at many times, so some day luck alone would pass it. The
+    confirmation is long, from seeds of its own. Both are met by mean >= threshold; the confirmation must in addition clear the
+    threshold by `margin` standard errors of its mean.
+
+    Args:
+        threshold: Mean return that counts as solved; None for the environment's own.
+        confirmation_episodes: Greedy episodes that must confirm it; 0 for no confirmation.
+        margin: By how many standard errors.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+    """
+
+    def __init__(self, threshold: float | None = None, confirmation_episodes: int = 100, margin: float = 2.0) -> None:
+        if confirmation_episodes < 0:
+            raise ConfigError(f"solved.confirmation_episodes={confirmation_episodes}: expected at least 0")
+        if margin < 0:
+            raise ConfigError(f"solved.margin={margin}: expected at least 0")
+        self.threshold, self.confirmation_episodes, self.margin = threshold, confirmation_episodes, margin
+        self.solved_at: int | None = None  # env steps
+        self.confirmation: EpisodeResults | None = None
+
+    def threshold_for(self, trainer: Trainer) -> float | None:
+        """The threshold of this run: the setting, or the environment's own; None if there is neither."""
+        return self.threshold if self.threshold is not None else data_of(trainer).spec.reward_threshold
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        evaluation_of(trainer, self)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that was solved before it was resumed has nothing left to do."""
+        if self.solved_at is not None:
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at a fresh evaluation."""
+        assert isinstance(pl_module, PPOModule)
+        evaluation, threshold = evaluation_of(trainer, self), self.threshold_for(trainer)
+        if threshold is None or not evaluation.is_fresh(trainer):
+            return
+        assert evaluation.latest is not None
+        if evaluation.latest.results.mean < threshold:
+            return
+        if self.confirmation_episodes:
+            results = data_of(trainer).play(pl_module.actor, "confirmation", self.confirmation_episodes, pl_module.device)
+            self.confirmation = results
+            if results.mean - self.margin * results.std / len(results.returns) ** 0.5 < threshold:
+                return
+        self.solved_at = data_of(trainer).env_steps
+        trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"solved_at": self.solved_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.solved_at = state_dict["solved_at"]

@@ -1,0 +1,266 @@
+"""RolloutDataModule: the environments as Lightning data; each epoch is one fresh rollout.
+
+The dataset is handed to the Trainer as it is, without a DataLoader: it has a length (1), so nothing is fetched ahead, and no
+global random stream is touched (a DataLoader draws from it each time it is iterated).
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from time import perf_counter
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import IterableDataset
+
+from lit_ppo import distributions, seeding
+from lit_ppo.bridge.client import BridgeSettings, EnvBridge
+from lit_ppo.contract import ContractSettings, EnvSpec
+from lit_ppo.errors import ConfigError, ContractViolation
+from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
+from lit_ppo.module import PPOModule
+from lit_ppo.rollout import Batch, EpisodeStatistics, Policy, Rollout, collect_rollout
+
+log = logging.getLogger(__name__)
+
+
+class RolloutDataset(IterableDataset[Batch]):
+    """One rollout of the current policy for each pass.
+
+    Args:
+        data: Whose environments are stepped.
+    """
+
+    def __init__(self, data: "RolloutDataModule") -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield self._data.next_batch()  # a generator: nothing is collected before the first `next`
+
+
+class GreedyEpisodes(IterableDataset[dict[str, Any]]):
+    """One batch, which asks for greedy episodes; they are played in the module's step.
+
+    Args:
+        purpose: To which the episodes' seeds belong.
+        num_episodes: How many.
+    """
+
+    def __init__(self, purpose: seeding.Purpose, num_episodes: int) -> None:
+        self._batch = {"purpose": purpose, "num_episodes": num_episodes}
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield self._batch
+
+
+class RolloutDataModule(LightningDataModule):
+    """N environments behind the bridge, and the rollouts collected in them.
+
+    Args:
+        env_id: Gymnasium id, or `module:EnvId` for one of your own.
+        env_kwargs: Passed to `gymnasium.make`.
+        num_envs: Environments that are stepped together, N.
+        horizon: Steps of each environment in one rollout, T.
+        seed: Seed of the episodes and of the actions' noise.
+        bridge: How the environment processes are run.
+        contract: What the environment's values must satisfy beyond the rules that always hold.
+        evaluation_envs: Greedy episodes that are played at a time.
+        validation_episodes: Greedy episodes played by `validate`.
+        test_episodes: Greedy episodes played by `test`.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        env_id: str = "CartPole-v1",
+        env_kwargs: dict[str, Any] | None = None,
+        num_envs: int = 8,
+        horizon: int = 64,
+        seed: int = 0,
+        bridge: BridgeSettings = BridgeSettings(),  # noqa: B008  frozen, so sharing it is safe
+        contract: ContractSettings = ContractSettings(),  # noqa: B008
+        evaluation_envs: int = 10,
+        validation_episodes: int = 20,
+        test_episodes: int = 100,
+    ) -> None:
+        super().__init__()
+        settings = {
+            "num_envs": num_envs,
+            "horizon": horizon,
+            "evaluation_envs": evaluation_envs,
+            "validation_episodes": validation_episodes,
+            "test_episodes": test_episodes,
+        }
+        for name, value in settings.items():
+            if value < 1:
+                raise ConfigError(f"data.{name}={value}: expected at least 1")
+        if seed < 0:
+            raise ConfigError(f"data.seed={seed}: expected at least 0")
+        if num_envs % bridge.num_workers:
+            raise ConfigError(f"data.num_envs={num_envs}: expected a multiple of data.bridge.num_workers={bridge.num_workers}")
+        self.env_id, self.env_kwargs, self.num_envs, self.horizon, self.seed = env_id, env_kwargs, num_envs, horizon, seed
+        self.bridge_settings, self.contract_settings = bridge, contract
+        self.evaluation_envs = evaluation_envs
+        self.validation_episodes, self.test_episodes = validation_episodes, test_episodes
+        self.update, self.env_steps = 0, 0
+        self.metrics: dict[str, float] = {}  # of the newest rollout
+        self.results: EpisodeResults | None = None  # of the newest validate or test
+        self.reward_threshold: float | None = None  # the environment's own, once it is known
+        self._bridge: EnvBridge | None = None
+        self._player: GreedyPlayer | None = None
+        self._obs: Any = None
+        self._stage: str | None = None
+
+    # -- the environments
+
+    @property
+    def spec(self) -> EnvSpec:
+        """What the environment says of itself; starts its evaluation process if need be.
+
+        Raises:
+            ConfigError: The environment cannot be made or trained on.
+        """
+        spec = self.player.bridge.spec
+        self.reward_threshold = spec.reward_threshold
+        return spec
+
+    @property
+    def obs_size(self) -> int:
+        """Size of one observation."""
+        return self.spec.obs_shape[0]
+
+    @property
+    def num_actions(self) -> int:
+        """Number of actions."""
+        return self.spec.num_actions
+
+    @property
+    def player(self) -> GreedyPlayer:
+        """Plays greedy episodes, in a process apart from training."""
+        if self._player is None:
+            self._player = GreedyPlayer(
+                self.env_id,
+                self.evaluation_envs,
+                env_kwargs=self.env_kwargs,
+                settings=_for_evaluation(self.bridge_settings),
+                contract=self.contract_settings,
+                on_event=log.warning,
+            )
+        return self._player
+
+    def play(self, policy: Policy, purpose: seeding.Purpose, num_episodes: int, device: torch.device) -> EpisodeResults:
+        """Greedy episodes, from seeds that belong to `purpose` and to the number of updates made so far."""
+        seeds = [seeding.episode_seed(self.seed, purpose, 0, self.update, episode) for episode in range(num_episodes)]
+        return self.player.play(policy, seeds, device)
+
+    def _training_seed(self, env: int, episode: int) -> int:
+        return seeding.episode_seed(self.seed, "training", 0, env, episode)
+
+    # -- Lightning's side
+
+    def setup(self, stage: str) -> None:
+        """Spawn the training environments for `fit`; they boot while Lightning goes on."""
+        self._stage = stage
+        if stage == "fit" and self._bridge is None:
+            self._bridge = EnvBridge(
+                self.env_id,
+                self.num_envs,
+                self._training_seed,
+                env_kwargs=self.env_kwargs,
+                settings=self.bridge_settings,
+                contract=self.contract_settings,
+                on_event=log.warning,
+            )
+            self._statistics = EpisodeStatistics(self.num_envs)
+            self._rollout = Rollout(self.horizon, self.num_envs, self.spec.obs_shape)
+
+    def train_dataloader(self) -> RolloutDataset:
+        """One rollout for each epoch."""
+        return RolloutDataset(self)
+
+    def val_dataloader(self) -> "GreedyEpisodes | list[GreedyEpisodes]":
+        """What `validate` plays; during `fit` the `GreedyEvaluation` callback evaluates instead."""
+        if self._stage == "fit":
+            return []
+        return GreedyEpisodes("evaluation", self.validation_episodes)
+
+    def test_dataloader(self) -> "GreedyEpisodes":
+        """What `test` plays."""
+        return GreedyEpisodes("test", self.test_episodes)
+
+    def next_batch(self) -> Batch:
+        """Collect one rollout with the module's actor and make it a batch."""
+        start = perf_counter()
+        assert self.trainer is not None and self._bridge is not None
+        module = self.trainer.lightning_module
+        assert isinstance(module, PPOModule)
+        if self._obs is None:
+            if self._bridge.spec != self.spec:
+                raise ContractViolation("spaces", f"{self.spec} as in evaluation", f"{self._bridge.spec}")
+            self._obs = self._bridge.reset()
+        self._bridge.mark()
+        shape = (self.horizon, self.num_envs, self.num_actions)
+        noise = distributions.gumbel_noise(shape, seeding.generator(self.seed, "actions", self.update))
+        self._obs = collect_rollout(self._rollout, self._bridge, self._obs, module.actor, noise.to(module.device))
+        collected = perf_counter()
+        batch = module.make_batch(self._rollout, self.update, self.env_steps)
+        ended = self._statistics.update(self._rollout)
+        self.update += 1
+        self.env_steps += len(batch.actions)
+        self.metrics = {
+            "env/steps": float(self.env_steps),
+            "env/restarts": float(self._bridge.restarts),
+            "env/abandoned_episodes": float(self._bridge.abandoned_episodes),
+            "episodes/ended": float(len(ended.returns)),
+            "time/collection_steps_per_s": len(batch.actions) / (collected - start),
+        }
+        if ended.returns:
+            self.metrics["episodes/return"] = sum(ended.returns) / len(ended.returns)
+            self.metrics["episodes/length"] = sum(ended.lengths) / len(ended.lengths)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, statistics, and every half-finished episode as its journal: plain data."""
+        state: dict[str, Any] = {"update": self.update, "env_steps": self.env_steps, "seed": self.seed}
+        if self._obs is not None and self._bridge is not None:
+            state["statistics"] = self._statistics.state_dict()
+            state["bridge"] = self._bridge.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken (for `fit`); other stages need only the counters."""
+        self.update, self.env_steps = state["update"], state["env_steps"]
+        if self._stage != "fit" or "bridge" not in state:
+            return
+        assert self._bridge is not None
+        self._statistics.load_state_dict(state["statistics"])
+        self._obs = self._bridge.load_state_dict(state["bridge"])
+
+    def teardown(self, stage: str) -> None:
+        """End the environment processes."""
+        self.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """End the environment processes; Lightning calls no `teardown` then."""
+        self.close()
+
+    def close(self) -> None:
+        """End the environment processes; may be called again."""
+        for owner in (self._bridge, self._player):
+            if owner is not None:
+                owner.close()
+        self._bridge, self._player, self._obs = None, None, None
+
+
+def _for_evaluation(settings: BridgeSettings) -> BridgeSettings:
+    """The same treatment of processes, in one worker, with a seed for each episode."""
+    return dataclasses.replace(settings, vectorization="sync", num_workers=1)

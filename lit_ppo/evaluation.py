@@ -1,0 +1,114 @@
+"""Greedy episodes: how good the policy is when it does not explore."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lit_ppo import distributions
+from lit_ppo.bridge.client import BridgeSettings, EnvBridge
+from lit_ppo.contract import ContractSettings
+from lit_ppo.errors import ConfigError
+
+
+class EpisodeResults(NamedTuple):
+    """Undiscounted returns and lengths of complete episodes."""
+
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.returns)
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation."""
+        return statistics.pstdev(self.returns)
+
+    def __add__(self, other: "EpisodeResults") -> "EpisodeResults":  # type: ignore[override]
+        return EpisodeResults(self.returns + other.returns, self.lengths + other.lengths)
+
+
+class GreedyPlayer:
+    """Plays greedy episodes in environments of its own, apart from those that train.
+
+    Args:
+        env_id, env_kwargs, contract: As in `EnvBridge`.
+        num_envs: How many episodes are played at a time.
+        settings: How processes are run; native vector environments share one random stream, so episodes with seeds of their own
+            are always played in ordinary ones.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        *,
+        env_kwargs: dict[str, Any] | None = None,
+        settings: BridgeSettings,
+        contract: ContractSettings | None = None,
+        on_event: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        if settings.vectorization != "sync":
+            raise ConfigError(f"vectorization={settings.vectorization}: evaluation needs sync, a seed for each episode")
+        self.num_envs = num_envs
+        self._seeds: Sequence[int] = ()
+        self._bridge = EnvBridge(
+            env_id,
+            num_envs,
+            self._seed,
+            env_kwargs=env_kwargs,
+            settings=settings,
+            contract=contract,
+            on_event=on_event,
+        )
+
+    @property
+    def bridge(self) -> EnvBridge:
+        return self._bridge
+
+    def _seed(self, env: int, episode: int) -> int:
+        number = env + episode * self.num_envs
+        return self._seeds[number] if number < len(self._seeds) else 0
+
+    @torch.inference_mode()
+    def play(self, policy: Callable[[Tensor], Tensor], seeds: Sequence[int], device: torch.device) -> EpisodeResults:
+        """One complete greedy episode from each seed.
+
+        Args:
+            policy: The actor: observations (N, *obs_shape) to logits (N, A).
+            seeds: One for each episode.
+            device: Where the actor is.
+
+        Returns:
+            Results in the order of the seeds.
+        """
+        self._seeds = seeds
+        n, num_episodes = self.num_envs, len(seeds)
+        obs: NDArray[Any] = self._bridge.reset()
+        playing = np.arange(n)  # the number of the episode that each row plays
+        active = (playing < num_episodes).astype(np.uint8)
+        totals, lengths = np.zeros(num_episodes), np.zeros(num_episodes, np.int64)
+        row_totals, row_lengths = np.zeros(n), np.zeros(n, np.int64)
+        while active.any():
+            actions = distributions.mode(policy(torch.from_numpy(obs.astype(np.float32)).to(device))).cpu().numpy()
+            step = self._bridge.step(actions, None if active.all() else active)
+            row_totals += step.rewards
+            row_lengths += step.valid
+            if step.any_ended:
+                for env in np.flatnonzero(step.terminated | step.truncated).tolist():
+                    totals[playing[env]], lengths[playing[env]] = row_totals[env], row_lengths[env]
+                    row_totals[env], row_lengths[env] = 0.0, 0
+                    playing[env] += n
+                    active[env] = playing[env] < num_episodes
+            obs = step.obs
+        return EpisodeResults(tuple(totals.tolist()), tuple(lengths.tolist()))
+
+    def close(self) -> None:
+        """End the environment processes; may be called again."""
+        self._bridge.close()

@@ -1,0 +1,315 @@
+"""PPOModule: actor, critic and the PPO update as a LightningModule.
+
+One Lightning epoch is one rollout is one batch is one update: `training_step` makes K passes over the batch in permuted
+minibatches, with manual optimisation. So every moment at which Lightning can write a checkpoint is an update boundary.
+"""
+
+import math
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torchmetrics.functional import explained_variance
+
+from lit_ppo import distributions, functional, seeding
+from lit_ppo.errors import ConfigError, NonFiniteUpdate
+from lit_ppo.evaluation import EpisodeResults
+from lit_ppo.networks import Activation, Actor, Critic
+from lit_ppo.rollout import Batch, Rollout, make_batch
+
+# A Trainer flag that manual optimisation cannot honour, its harmless value, and the setting that does the job.
+_FLAGS_NOT_HONOURED = {
+    "gradient_clip_val": (None, "use --model.max_grad_norm"),
+    "accumulate_grad_batches": (1, "use a larger --model.minibatch_size"),
+    "limit_train_batches": (1.0, "an update is one batch; use --data.horizon"),
+    "overfit_batches": (0.0, "on-policy data cannot be used again"),
+    "check_val_every_n_epoch": (1, "use --evaluation.every_n_updates"),
+    "val_check_interval": (1.0, "use --evaluation.every_n_updates"),
+}
+
+
+class PPOModule(LightningModule):
+    """Proximal Policy Optimization for vector observations and discrete actions.
+
+    Args:
+        obs_size: Size of one observation (the CLI takes it from the environment).
+        num_actions: Number of actions (likewise).
+        actor_hidden_sizes: Sizes of the actor's hidden layers.
+        critic_hidden_sizes: Sizes of the critic's hidden layers.
+        activation: Between the layers of both.
+        learning_rate: Adam's step size at the start.
+        learning_rate_decay_steps: Env steps over which the learning rate goes down to 0 in a straight line; None for constant.
+        adam_epsilon: Adam's epsilon.
+        gamma: Discount factor, in [0, 1].
+        gae_lambda: Weight of longer returns in the advantages, in [0, 1].
+        update_epochs: Passes over each rollout, K.
+        minibatch_size: Transitions in one optimizer step; a rollout is split into the fewest equal parts not larger than this.
+        clip_epsilon: How far the probability ratio may leave 1 before it stops to pay.
+        clip_decay_steps: Env steps over which `clip_epsilon` goes down to 0 in a straight line; None for constant.
+        value_clip: How far the critic may leave its old prediction before it stops to pay, in units of return; None: no limit.
+        value_coefficient: Weight of the value loss.
+        entropy_coefficient: Weight of the entropy bonus.
+        normalize_advantages: Over each minibatch, over the whole rollout, or not at all.
+        max_grad_norm: Largest norm of all gradients together; None for no limit.
+        target_kl: Ends an update after the pass in which the policy has moved this far (nats); None for never.
+        seed: Seed of the weights and the minibatches.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        obs_size: int,
+        num_actions: int,
+        actor_hidden_sizes: Sequence[int] = (64, 64),
+        critic_hidden_sizes: Sequence[int] = (64, 64),
+        activation: Activation = "tanh",
+        learning_rate: float = 1e-3,
+        learning_rate_decay_steps: int | None = 50_000,
+        adam_epsilon: float = 1e-5,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        update_epochs: int = 4,
+        minibatch_size: int = 128,
+        clip_epsilon: float = 0.2,
+        clip_decay_steps: int | None = None,
+        value_clip: float | None = None,
+        value_coefficient: float = 0.5,
+        entropy_coefficient: float = 0.01,
+        normalize_advantages: Literal["minibatch", "rollout", "off"] = "minibatch",
+        max_grad_norm: float | None = 0.5,
+        target_kl: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.save_hyperparameters()
+        _require_ranges(dict(self.hparams))
+        weights = seeding.generator(seed, "weights")
+        self.actor = Actor(obs_size, num_actions, actor_hidden_sizes, activation, weights)
+        self.critic = Critic(obs_size, critic_hidden_sizes, activation, weights)
+        self.metrics: dict[str, float] = {}  # of the newest update
+        self._updated_at: float | None = None
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Greedy actions, shape (B,), for observations of shape (B, obs_size)."""
+        return distributions.mode(self.actor(obs))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam over actor and critic, in its fused form where the device has one."""
+        return torch.optim.Adam(
+            self.parameters(),
+            lr=self.hparams["learning_rate"],
+            eps=self.hparams["adam_epsilon"],
+            fused=self.device.type in ("cpu", "cuda", "mps", "xpu"),
+        )
+
+    @staticmethod
+    def refuse_flags(trainer: Trainer) -> None:
+        """Refuse flags of the Trainer that would be ignored or cannot work.
+
+        Raises:
+            ConfigError: Names the flag and what to use instead.
+        """
+        for flag, (harmless, instead) in _FLAGS_NOT_HONOURED.items():
+            value = getattr(trainer, flag, harmless)
+            if value != harmless:
+                raise ConfigError(f"trainer.{flag}={value}: has no effect on PPO updates; {instead}")
+        if trainer.precision in ("16-mixed", "16-true"):
+            raise ConfigError(f"trainer.precision={trainer.precision}: PPO's ratios need the range of bf16-mixed or 32-true")
+        if trainer.world_size > 1:
+            raise ConfigError(f"trainer.devices: expected 1 device, got {trainer.world_size}; more envs use data.num_envs")
+
+    def on_fit_start(self) -> None:
+        """Refuse what would be ignored or cannot work."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.refuse_flags(self.trainer)
+        transitions = data.horizon * data.num_envs
+        if self.hparams["minibatch_size"] > transitions:
+            raise ConfigError(
+                f"model.minibatch_size={self.hparams['minibatch_size']}: expected at most "
+                f"data.horizon * data.num_envs = {data.horizon} * {data.num_envs} = {transitions}"
+            )
+
+    def make_batch(self, rollout: Rollout, update: int, env_steps: int) -> Batch:
+        """What an update learns from a rollout of this policy."""
+        return make_batch(
+            rollout,
+            self.actor,
+            self.critic,
+            gamma=self.hparams["gamma"],
+            gae_lambda=self.hparams["gae_lambda"],
+            device=self.device,
+            update=update,
+            env_steps=env_steps,
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One PPO update."""
+        start = perf_counter()
+        settings = self.hparams
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        learning_rate = functional.linear_decay(
+            settings["learning_rate"], batch.env_steps, settings["learning_rate_decay_steps"]
+        )
+        clip_epsilon = functional.linear_decay(settings["clip_epsilon"], batch.env_steps, settings["clip_decay_steps"])
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        advantages = batch.advantages
+        if settings["normalize_advantages"] == "rollout":
+            advantages = functional.normalize(advantages)
+        columns = (batch.obs, batch.actions, batch.old_log_probs, batch.old_values, advantages, batch.returns)
+        num_transitions = len(batch.actions)
+        num_minibatches = math.ceil(num_transitions / settings["minibatch_size"])
+        permutations = seeding.generator(settings["seed"], "minibatches", batch.update)
+        losses: list[Tensor] = []
+        log_ratios: list[Tensor] = []
+        # K passes over one rollout; older data would be off-policy
+        for _ in range(settings["update_epochs"]):
+            order = torch.randperm(num_transitions, generator=permutations).to(self.device)
+            shuffled = [column[order].tensor_split(num_minibatches) for column in columns]
+            log_ratios = []
+            for minibatch in zip(*shuffled, strict=True):
+                loss, log_ratio = self._loss(*minibatch, clip_epsilon=clip_epsilon)
+                gradient_norm = self._step(optimizer, loss.total)
+                losses.append(torch.stack([*loss, gradient_norm]).detach())
+                log_ratios.append(log_ratio.detach())
+            target_kl = settings["target_kl"]
+            if target_kl is not None and float(functional.approximate_kl(torch.cat(log_ratios))) > target_kl:
+                break
+        self._measure(batch, losses, torch.cat(log_ratios), learning_rate, clip_epsilon)
+        now = perf_counter()
+        self.metrics["time/update_steps_per_s"] = num_transitions / (now - start)
+        if self._updated_at is not None:  # evaluation, checkpoints and callbacks included
+            self.metrics["time/overall_steps_per_s"] = num_transitions / (now - self._updated_at)
+        self._updated_at = now
+
+    def on_train_epoch_end(self) -> None:
+        """Hand the diagnostics of the update to the loggers, over env steps.
+
+        Not through `self.log`: that costs half a millisecond for each number, which is more than an optimizer step.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for logger in self.trainer.loggers:
+            logger.log_metrics({**data.metrics, **self.metrics}, step=data.env_steps)
+
+    def _loss(
+        self,
+        obs: Tensor,
+        actions: Tensor,
+        old_log_probs: Tensor,
+        old_values: Tensor,
+        advantages: Tensor,
+        returns: Tensor,
+        *,
+        clip_epsilon: float,
+    ) -> tuple[functional.PPOLoss, Tensor]:
+        """The loss of one minibatch, and its log-ratios."""
+        if self.hparams["normalize_advantages"] == "minibatch":
+            advantages = functional.normalize(advantages)
+        log_probs, entropies = distributions.log_probs_and_entropies(self.actor(obs), actions)
+        log_ratio = log_probs - old_log_probs
+        loss = functional.ppo_loss(
+            log_ratio,
+            advantages,
+            entropies,
+            self.critic(obs),
+            old_values,
+            returns,
+            clip_epsilon=clip_epsilon,
+            value_clip=self.hparams["value_clip"],
+            value_coefficient=self.hparams["value_coefficient"],
+            entropy_coefficient=self.hparams["entropy_coefficient"],
+        )
+        return loss, log_ratio
+
+    def _step(self, optimizer: Any, loss: Tensor) -> Tensor:
+        """One optimizer step; the norm of the gradients before clipping.
+
+        Raises:
+            NonFiniteUpdate: Loss or gradients are NaN or infinite; nothing was stepped.
+        """
+        optimizer.zero_grad(set_to_none=True)
+        self.manual_backward(loss)
+        limit = self.hparams["max_grad_norm"]
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), math.inf if limit is None else limit)
+        if not math.isfinite(float(loss.detach() + norm)):
+            raise NonFiniteUpdate(
+                f"update {self.current_epoch}: the loss is {float(loss)} and the norm of its gradients {float(norm)}; "
+                "the parameters are those of the last good step. Try a smaller model.learning_rate or scale the rewards"
+            )
+        optimizer.step()
+        return norm
+
+    def _measure(
+        self, batch: Batch, losses: list[Tensor], log_ratio: Tensor, learning_rate: float, clip_epsilon: float
+    ) -> None:
+        """The diagnostics of an update; KL and clip fraction are those of its last pass."""
+        total, policy, value, entropy, gradient_norm = torch.stack(losses).mean(dim=0).tolist()
+        self.metrics = {
+            "loss/total": total,
+            "loss/policy": policy,
+            "loss/value": value,
+            "policy/entropy": entropy,
+            "policy/approx_kl": float(functional.approximate_kl(log_ratio)),
+            "policy/clip_fraction": float(functional.clip_fraction(log_ratio, clip_epsilon)),
+            "critic/explained_variance": float(torch.as_tensor(explained_variance(batch.old_values, batch.returns))),
+            "optimizer/gradient_norm": gradient_norm,
+            "optimizer/learning_rate": learning_rate,
+            "optimizer/steps": float(len(losses)),
+        }
+
+    # -- greedy episodes outside of fit: the datamodule plays, Lightning reports
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Play the episodes that the batch asks for."""
+        self._play(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Play the episodes that the batch asks for."""
+        self._play(batch, "test")
+
+    def _play(self, batch: dict[str, Any], stage: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        results: EpisodeResults = data.play(self.actor, batch["purpose"], batch["num_episodes"], self.device)
+        data.results = results
+        values = {
+            "episodes": len(results.returns),
+            "return_mean": results.mean,
+            "return_std": results.std,
+            "return_min": min(results.returns),
+            "return_max": max(results.returns),
+            "length_mean": sum(results.lengths) / len(results.lengths),
+        }
+        self.log_dict({f"{stage}/{name}": float(value) for name, value in values.items()}, batch_size=1)
+
+
+def _require_ranges(settings: dict[str, Any]) -> None:
+    """Refuse settings out of their range.
+
+    Raises:
+        ConfigError: Names key, value and range.
+    """
+
+    def require(name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ConfigError(f"model.{name}={settings[name]}: expected {allowed}")
+
+    for name in ("obs_size", "num_actions", "update_epochs", "minibatch_size"):
+        require(name, settings[name] >= 1, "at least 1")
+    for name in ("actor_hidden_sizes", "critic_hidden_sizes"):
+        require(name, all(size >= 1 for size in settings[name]), "sizes of at least 1")
+    for name in ("gamma", "gae_lambda"):
+        require(name, 0 <= settings[name] <= 1, "a number in [0, 1]")
+    for name in ("learning_rate", "adam_epsilon", "clip_epsilon"):
+        require(name, 0 < settings[name] < math.inf, "a number above 0")
+    for name in ("value_coefficient", "entropy_coefficient"):
+        require(name, 0 <= settings[name] < math.inf, "a number of at least 0")
+    for name in ("learning_rate_decay_steps", "clip_decay_steps", "value_clip", "max_grad_norm", "target_kl"):
+        require(name, settings[name] is None or 0 < settings[name] < math.inf, "a number above 0, or null")
+    require("seed", settings["seed"] >= 0, "at least 0")

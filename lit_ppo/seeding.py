@@ -1,0 +1,33 @@
+"""Where every random number of a run comes from.
+
+No training randomness is drawn from a global generator, so nothing else in the process can disturb it. And every draw is a
+function of (run seed, purpose, index): nothing has to be saved to continue a run exactly.
+"""
+
+import hashlib
+from typing import Final, Literal
+
+import torch
+
+Purpose = Literal["training", "evaluation", "test", "confirmation"]
+_PURPOSES: Final[tuple[Purpose, ...]] = ("training", "evaluation", "test", "confirmation")
+_BITS_PER_PURPOSE: Final = 29
+
+
+def _hash(*parts: int | str) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest())
+
+
+def episode_seed(run_seed: int, purpose: Purpose, rank: int, env: int, episode: int) -> int:
+    """Seed of one episode, in [0, 2^31).
+
+    The two highest bits are the purpose's own, so an episode for evaluation never starts from a seed used in training.
+    """
+    return _PURPOSES.index(purpose) << _BITS_PER_PURPOSE | _hash("episode", run_seed, purpose, rank, env, episode) % (
+        1 << _BITS_PER_PURPOSE
+    )
+
+
+def generator(run_seed: int, purpose: Literal["weights", "actions", "minibatches"], *index: int) -> torch.Generator:
+    """A CPU generator of its own for one purpose and index, the same on every device and after every resume."""
+    return torch.Generator().manual_seed(_hash(purpose, run_seed, *index) % (1 << 63))
