@@ -1,4 +1,4 @@
-"""The command line: `python -m lit_ppo fit | validate | test | plot`.
+"""The command line: `python -m lit_ppo fit | validate | test | plot | replay`.
 
 Rules. What the user typed wins over what a checkpoint holds, what a checkpoint holds wins over the defaults, and what cannot be
 combined is refused. Every expected error ends in one line on standard error and a documented exit code, without a traceback.
@@ -7,6 +7,7 @@ combined is refused. Every expected error ends in one line on standard error and
 import difflib
 import logging
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -20,16 +21,19 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from lit_ppo import exit_codes
 from lit_ppo.callbacks.curve_export import CurveExport
+from lit_ppo.callbacks.graceful_exit import GracefulExit, RunInterrupted
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.run_config import CONFIG_KEY, RunConfig
 from lit_ppo.callbacks.run_progress import RunProgress
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
+from lit_ppo.checkpoint_io import VerifiedCheckpointIO, previous_of, read_checkpoint
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.module import PPOModule
 
 _CALLBACKS: Final = {
+    "interrupt": GracefulExit,
     "evaluation": GreedyEvaluation,
     "solved": StopWhenSolved,
     "curve": CurveExport,
@@ -52,7 +56,7 @@ _FIXED_ON_RESUME: Final = (
     "data.env_id",
     "data.env_kwargs",
     "data.num_envs",
-    "data.bridge.vectorization",
+    "data.vectorization",
     "model.actor_hidden_sizes",
     "model.critic_hidden_sizes",
     "model.activation",
@@ -168,15 +172,30 @@ class LitPPOCLI(LightningCLI):
 
     @staticmethod
     def _resolved(given: str, directory: Path) -> Path:
+        """The checkpoint that is meant; if that is not as it was written, the one before it.
+
+        Raises:
+            CheckpointError: There is no good one.
+        """
         path = directory / f"{given}.ckpt" if given in ("last", "best") else Path(given)
         if not path.is_file():
             raise CheckpointError(f"ckpt_path={given}: expected a checkpoint at {path}, found none")
+        try:
+            read_checkpoint(path)
+        except CheckpointError as error:
+            previous = previous_of(path)
+            if not previous.is_file():
+                raise
+            read_checkpoint(previous)
+            print(f"{error}; falling back to {previous}", file=sys.stderr)
+            return previous
         return path
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
         if config.enable_progress_bar is False:
             self._parser(self.subcommand).callback_keys.remove("progress")
+        config.plugins = [*(config.plugins or []), VerifiedCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
     def _set_seed(self) -> None:
@@ -192,9 +211,16 @@ class LitPPOCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         quiet_lightning()
 
-    def before_fit(self) -> None:
-        """Lightning would refuse some of these flags itself, without saying what to use instead."""
-        self.model.refuse_flags(self.trainer)
+    def fit(self, **kwargs: Any) -> None:
+        """Train; a run that a signal ended exits as the signal would have it."""
+        self.model.refuse_flags(self.trainer)  # Lightning would refuse some itself, without saying what to use instead
+        interrupt: GracefulExit = self._get(self.config_init, "interrupt")
+        try:
+            self.trainer.fit(**kwargs)
+        except RunInterrupted as interrupted:
+            fail(f"{interrupted}; continue with --ckpt_path last", 128 + (interrupt.received or 0))
+        if interrupt.received is not None:
+            fail(f"{signal.Signals(interrupt.received).name}: continue with --ckpt_path last", 128 + interrupt.received)
 
     def validate(self, **kwargs: Any) -> None:
         """Play greedy episodes and print what came of them."""
@@ -225,11 +251,9 @@ class LitPPOCLI(LightningCLI):
 
 def _saved_settings(path: Path) -> dict[str, Any]:
     """The settings that a checkpoint's run was started with."""
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-        settings = checkpoint[CONFIG_KEY]
-    except Exception as error:
-        raise CheckpointError(f"ckpt_path={path}: expected a checkpoint of lit_ppo: {type(error).__name__}: {error}") from error
+    settings = read_checkpoint(path).get(CONFIG_KEY)
+    if settings is None:
+        raise CheckpointError(f"{path}: expected the settings of its run, found none: it was not written by this command line")
     saved = {key: settings[key] for key in _SECTIONS_OF_A_RUN if key in settings}
     saved["trainer"] = {key: settings["trainer"][key] for key in _TRAINER_KEYS_OF_A_RUN if key in settings["trainer"]}
     for section in ("data", "model"):
@@ -292,8 +316,11 @@ def main(arguments: list[str] | None = None) -> None:
     if sys.argv[1:2] == ["plot"]:
         from lit_ppo.plot import main as plot
 
-        plot(sys.argv[2:])
-        return
+        return plot(sys.argv[2:])
+    if sys.argv[1:2] == ["replay"]:
+        from lit_ppo.replay import main as replay
+
+        return replay(sys.argv[2:])
     try:
         LitPPOCLI()
     except Exception as error:

@@ -7,6 +7,7 @@ global random stream is touched (a DataLoader draws from it each time it is iter
 import dataclasses
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch.utils.data import IterableDataset
 from lit_ppo import distributions, seeding
 from lit_ppo.bridge.client import BridgeSettings, EnvBridge
 from lit_ppo.contract import ContractSettings, EnvSpec
-from lit_ppo.errors import ConfigError, ContractViolation
+from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault
 from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
 from lit_ppo.module import PPOModule
+from lit_ppo.replay import write_report
 from lit_ppo.rollout import Batch, EpisodeStatistics, Policy, Rollout, collect_rollout
 
 log = logging.getLogger(__name__)
@@ -69,11 +71,12 @@ class RolloutDataModule(LightningDataModule):
         num_envs: Environments that are stepped together, N.
         horizon: Steps of each environment in one rollout, T.
         seed: Seed of the episodes and of the actions' noise.
-        bridge: How the environment processes are run.
         contract: What the environment's values must satisfy beyond the rules that always hold.
         evaluation_envs: Greedy episodes that are played at a time.
         validation_episodes: Greedy episodes played by `validate`.
         test_episodes: Greedy episodes played by `test`.
+        report_dir: Where faults of the environment leave their reports; None for no reports.
+        **bridge: How the environment processes are run: the fields of `BridgeSettings`.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -86,13 +89,15 @@ class RolloutDataModule(LightningDataModule):
         num_envs: int = 8,
         horizon: int = 64,
         seed: int = 0,
-        bridge: BridgeSettings = BridgeSettings(),  # noqa: B008  frozen, so sharing it is safe
-        contract: ContractSettings = ContractSettings(),  # noqa: B008
+        contract: ContractSettings = ContractSettings(),  # noqa: B008  frozen, so sharing it is safe
         evaluation_envs: int = 10,
         validation_episodes: int = 20,
         test_episodes: int = 100,
+        report_dir: str | None = "data/reports",
+        **bridge: Any,
     ) -> None:
         super().__init__()
+        processes = BridgeSettings(**bridge)
         settings = {
             "num_envs": num_envs,
             "horizon": horizon,
@@ -105,11 +110,11 @@ class RolloutDataModule(LightningDataModule):
                 raise ConfigError(f"data.{name}={value}: expected at least 1")
         if seed < 0:
             raise ConfigError(f"data.seed={seed}: expected at least 0")
-        if num_envs % bridge.num_workers:
-            raise ConfigError(f"data.num_envs={num_envs}: expected a multiple of data.bridge.num_workers={bridge.num_workers}")
+        if num_envs % processes.num_workers:
+            raise ConfigError(f"data.num_envs={num_envs}: expected a multiple of data.num_workers={processes.num_workers}")
         self.env_id, self.env_kwargs, self.num_envs, self.horizon, self.seed = env_id, env_kwargs, num_envs, horizon, seed
-        self.bridge_settings, self.contract_settings = bridge, contract
-        self.evaluation_envs = evaluation_envs
+        self.bridge_settings, self.contract_settings = processes, contract
+        self.evaluation_envs, self.report_dir = evaluation_envs, report_dir
         self.validation_episodes, self.test_episodes = validation_episodes, test_episodes
         self.update, self.env_steps = 0, 0
         self.metrics: dict[str, float] = {}  # of the newest rollout
@@ -118,6 +123,8 @@ class RolloutDataModule(LightningDataModule):
         self._bridge: EnvBridge | None = None
         self._player: GreedyPlayer | None = None
         self._obs: Any = None
+        self._boundary: dict[str, Any] | None = None
+        self.is_waiting = False  # for an environment: nothing of ours is half done
         self._stage: str | None = None
 
     # -- the environments
@@ -154,13 +161,25 @@ class RolloutDataModule(LightningDataModule):
                 settings=_for_evaluation(self.bridge_settings),
                 contract=self.contract_settings,
                 on_event=log.warning,
+                on_fault=self._report,
             )
         return self._player
 
     def play(self, policy: Policy, purpose: seeding.Purpose, num_episodes: int, device: torch.device) -> EpisodeResults:
         """Greedy episodes, from seeds that belong to `purpose` and to the number of updates made so far."""
         seeds = [seeding.episode_seed(self.seed, purpose, 0, self.update, episode) for episode in range(num_episodes)]
-        return self.player.play(policy, seeds, device)
+        self.is_waiting = True
+        results = self.player.play(policy, seeds, device)
+        self.is_waiting = False
+        return results
+
+    def _report(self, fault: EnvironmentFault) -> None:
+        """Leave a report from which the fault can be replayed."""
+        if self.report_dir is not None:
+            try:
+                fault.where["report"] = write_report(fault, Path(self.report_dir))
+            except OSError as error:  # the fault itself matters more
+                log.warning("%s: the report cannot be written: %s", self.report_dir, error)
 
     def _training_seed(self, env: int, episode: int) -> int:
         return seeding.episode_seed(self.seed, "training", 0, env, episode)
@@ -179,6 +198,7 @@ class RolloutDataModule(LightningDataModule):
                 settings=self.bridge_settings,
                 contract=self.contract_settings,
                 on_event=log.warning,
+                on_fault=self._report,
             )
             self._statistics = EpisodeStatistics(self.num_envs)
             self._rollout = Rollout(self.horizon, self.num_envs, self.spec.obs_shape)
@@ -198,7 +218,11 @@ class RolloutDataModule(LightningDataModule):
         return GreedyEpisodes("test", self.test_episodes)
 
     def next_batch(self) -> Batch:
-        """Collect one rollout with the module's actor and make it a batch."""
+        """Collect one rollout with the module's actor and make it a batch.
+
+        Until `end_update`, `state_dict` stays what it was before: if the environments or the update fail, the checkpoint
+        that is written then continues from the last boundary.
+        """
         start = perf_counter()
         assert self.trainer is not None and self._bridge is not None
         module = self.trainer.lightning_module
@@ -207,10 +231,12 @@ class RolloutDataModule(LightningDataModule):
             if self._bridge.spec != self.spec:
                 raise ContractViolation("spaces", f"{self.spec} as in evaluation", f"{self._bridge.spec}")
             self._obs = self._bridge.reset()
-        self._bridge.mark()
+        self._boundary = self.state_dict()
+        self.is_waiting = True
         shape = (self.horizon, self.num_envs, self.num_actions)
         noise = distributions.gumbel_noise(shape, seeding.generator(self.seed, "actions", self.update))
         self._obs = collect_rollout(self._rollout, self._bridge, self._obs, module.actor, noise.to(module.device))
+        self.is_waiting = False
         collected = perf_counter()
         batch = module.make_batch(self._rollout, self.update, self.env_steps)
         ended = self._statistics.update(self._rollout)
@@ -228,8 +254,14 @@ class RolloutDataModule(LightningDataModule):
             self.metrics["episodes/length"] = sum(ended.lengths) / len(ended.lengths)
         return batch
 
+    def end_update(self) -> None:
+        """The rollout has been learnt from: this is a boundary."""
+        self._boundary = None
+
     def state_dict(self) -> dict[str, Any]:
-        """Counters, statistics, and every half-finished episode as its journal: plain data."""
+        """Counters, statistics, and every half-finished episode as its journal, at the newest boundary: plain data."""
+        if self._boundary is not None:
+            return self._boundary
         state: dict[str, Any] = {"update": self.update, "env_steps": self.env_steps, "seed": self.seed}
         if self._obs is not None and self._bridge is not None:
             state["statistics"] = self._statistics.state_dict()
@@ -258,7 +290,7 @@ class RolloutDataModule(LightningDataModule):
         for owner in (self._bridge, self._player):
             if owner is not None:
                 owner.close()
-        self._bridge, self._player, self._obs = None, None, None
+        self._bridge, self._player, self._obs, self._boundary = None, None, None, None
 
 
 def _for_evaluation(settings: BridgeSettings) -> BridgeSettings:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_ppo import distributions
 from lit_ppo.bridge.client import BridgeSettings, EnvBridge
 from lit_ppo.contract import ContractSettings
-from lit_ppo.errors import ConfigError
+from lit_ppo.errors import ConfigError, EnvironmentFault
 
 
 class EpisodeResults(NamedTuple):
@@ -38,7 +38,7 @@ class GreedyPlayer:
     """Plays greedy episodes in environments of its own, apart from those that train.
 
     Args:
-        env_id, env_kwargs, contract: As in `EnvBridge`.
+        env_id, env_kwargs, contract, on_event, on_fault: As in `EnvBridge`.
         num_envs: How many episodes are played at a time.
         settings: How processes are run; native vector environments share one random stream, so episodes with seeds of their own
             are always played in ordinary ones.
@@ -53,6 +53,7 @@ class GreedyPlayer:
         settings: BridgeSettings,
         contract: ContractSettings | None = None,
         on_event: Callable[[str], None] = lambda text: None,
+        on_fault: Callable[[EnvironmentFault], None] = lambda fault: None,
     ) -> None:
         if settings.vectorization != "sync":
             raise ConfigError(f"vectorization={settings.vectorization}: evaluation needs sync, a seed for each episode")
@@ -66,6 +67,7 @@ class GreedyPlayer:
             settings=settings,
             contract=contract,
             on_event=on_event,
+            on_fault=on_fault,
         )
 
     @property

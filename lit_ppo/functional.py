@@ -47,7 +47,8 @@ def generalized_advantages(
     if len(shapes) != 1 or rewards.dim() != 2:
         raise ValueError(f"expected six tensors of one shape (T, N), got {[tuple(shape) for shape in shapes]}")
     deltas = (rewards + gamma * next_values * ~terminated - values) * valid
-    decays = gamma * gae_lambda * (~(terminated | truncated) & valid)
+    # in the deltas' dtype: a number times a bool would be float32, whatever the rewards are
+    decays = gamma * gae_lambda * (~(terminated | truncated) & valid).to(deltas.dtype)
     advantages = torch.empty_like(deltas)
     later = torch.zeros_like(deltas[0])
     for delta, decay, advantage in zip(
@@ -155,7 +156,8 @@ def approximate_kl(log_ratio: Tensor) -> Tensor:
 
     Source: http://joschu.net/blog/kl-approx.html, estimator k3.
     """
-    return (log_ratio.exp() - 1 - log_ratio).mean()
+    # expm1: near 0, where an update begins, exp() - 1 would leave nothing but rounding, and that of either sign
+    return (log_ratio.expm1() - log_ratio).mean()
 
 
 def clip_fraction(log_ratio: Tensor, clip_epsilon: float) -> Tensor:

@@ -94,6 +94,7 @@ class PPOModule(LightningModule):
         self.critic = Critic(obs_size, critic_hidden_sizes, activation, weights)
         self.metrics: dict[str, float] = {}  # of the newest update
         self._updated_at: float | None = None
+        self.is_updating = False  # the parameters are half way; stays true when an update fails
 
     def forward(self, obs: Tensor) -> Tensor:
         """Greedy actions, shape (B,), for observations of shape (B, obs_size)."""
@@ -150,7 +151,7 @@ class PPOModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One PPO update."""
-        start = perf_counter()
+        start, self.is_updating = perf_counter(), True
         settings = self.hparams
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
@@ -187,7 +188,8 @@ class PPOModule(LightningModule):
         self.metrics["time/update_steps_per_s"] = num_transitions / (now - start)
         if self._updated_at is not None:  # evaluation, checkpoints and callbacks included
             self.metrics["time/overall_steps_per_s"] = num_transitions / (now - self._updated_at)
-        self._updated_at = now
+        self._updated_at, self.is_updating = now, False
+        self.trainer.datamodule.end_update()  # type: ignore[attr-defined]
 
     def on_train_epoch_end(self) -> None:
         """Hand the diagnostics of the update to the loggers, over env steps.

@@ -6,6 +6,7 @@ replaced, its environments are replayed from the journal, the replay is compared
 again: the caller gets the same numbers as if nothing had happened.
 """
 
+import dataclasses
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from lit_ppo import __version__
 from lit_ppo.bridge import protocol
-from lit_ppo.bridge.journal import Journal, digest_rows
+from lit_ppo.bridge.journal import Journal, digest_rows, from_text, to_text
 from lit_ppo.bridge.process import WorkerProcess
 from lit_ppo.contract import Contract, ContractSettings, EnvSpec, VectorStep
 from lit_ppo.errors import (
@@ -70,12 +71,12 @@ class BridgeSettings:
     def __post_init__(self) -> None:
         for name in ("num_workers", "restart_window"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"bridge.{name}={getattr(self, name)}: expected at least 1")
+                raise ConfigError(f"data.{name}={getattr(self, name)}: expected at least 1")
         for name in ("start_timeout_s", "step_timeout_s", "close_timeout_s"):
             if not 0 < getattr(self, name) < 1e6:
-                raise ConfigError(f"bridge.{name}={getattr(self, name)}: expected a time above 0 s")
+                raise ConfigError(f"data.{name}={getattr(self, name)}: expected a time above 0 s")
         if self.max_restarts < 0:
-            raise ConfigError(f"bridge.max_restarts={self.max_restarts}: expected at least 0")
+            raise ConfigError(f"data.max_restarts={self.max_restarts}: expected at least 0")
 
 
 class EnvBridge:
@@ -91,6 +92,7 @@ class EnvBridge:
         settings: How processes are run.
         contract: What values must satisfy beyond the rules that always hold.
         on_event: Called with a line of text when something was survived: a restart, an abandoned episode.
+        on_fault: Called with each fault of an environment, once it says where it happened and has its report.
 
     Raises:
         ConfigError: A setting cannot be, or the environment cannot be made or trained on (on first use).
@@ -106,17 +108,19 @@ class EnvBridge:
         settings: BridgeSettings | None = None,
         contract: ContractSettings | None = None,
         on_event: Callable[[str], None] = lambda text: None,
+        on_fault: Callable[[EnvironmentFault], None] = lambda fault: None,
     ) -> None:
         self.settings = settings or BridgeSettings()
         if num_envs < 1:
             raise ConfigError(f"num_envs={num_envs}: expected at least 1")
         if num_envs % self.settings.num_workers:
-            raise ConfigError(f"num_envs={num_envs}: expected a multiple of bridge.num_workers={self.settings.num_workers}")
+            raise ConfigError(f"num_envs={num_envs}: expected a multiple of data.num_workers={self.settings.num_workers}")
         self.env_id, self.num_envs, self.env_kwargs = env_id, num_envs, dict(env_kwargs or {})
         self.restarts = 0
         self.abandoned_episodes = 0
         self.versions: dict[str, Any] = {}
-        self._episode_seed, self._contract_settings, self._on_event = episode_seed, contract or ContractSettings(), on_event
+        self._episode_seed, self._contract_settings = episode_seed, contract or ContractSettings()
+        self._on_event, self._on_fault = on_event, on_fault
         self._rows_per_worker = num_envs // self.settings.num_workers
         self._is_native = self.settings.vectorization == "native"
         try:
@@ -411,6 +415,7 @@ class EnvBridge:
             "env_id": self.env_id,
             "env_kwargs": self.env_kwargs,
             "vectorization": self.settings.vectorization,
+            "contract": dataclasses.asdict(self._contract_settings),
             "seed": seed,
             "actions": past if actions is None else [*past, int(actions[env])],
             "env": env,
@@ -422,6 +427,7 @@ class EnvBridge:
             "traceback": fault.traceback if isinstance(fault, EnvironmentRaised) else None,
             "versions": {**self.versions, "lit_ppo": __version__, "platform": platform.platform()},
         }
+        self._on_fault(fault)
         return fault
 
     # -- surviving
@@ -452,7 +458,7 @@ class EnvBridge:
         if len(self._incidents) > self.settings.max_restarts:
             error.args = (
                 f"{error.args[0]}\n{len(self._incidents)} faults within {self.settings.restart_window} steps are more than "
-                f"bridge.max_restarts={self.settings.max_restarts}",
+                f"data.max_restarts={self.settings.max_restarts}",
             )
             raise error
         if isinstance(error, WorkerExited):
@@ -573,7 +579,7 @@ class EnvBridge:
         again = [self._step_native(worker, actions) for _ in range(_PROBE_STEPS)]
         worker.ask("restore", self.settings.step_timeout_s, state=snapshot)
         if not np.array_equal(seen, again):
-            raise ConfigError(f"bridge.vectorization=native: {self.env_id} cannot be saved as plain data; use sync")
+            raise ConfigError(f"data.vectorization=native: {self.env_id} cannot be saved as plain data; use sync")
         return snapshot
 
     def _snapshot(self, index: int) -> dict[str, Any]:
@@ -611,12 +617,12 @@ class EnvBridge:
             "vectorization": self.settings.vectorization,
             "num_workers": self.settings.num_workers,
             "episodes": list(self._episodes),
-            "obs": self._last_obs.tobytes(),
+            "obs": to_text(self._last_obs.tobytes()),
             "restarts": self.restarts,
             "abandoned_episodes": self.abandoned_episodes,
         }
         if self._is_native:
-            state["snapshots"], state["ended"] = self._snapshots, self._ended_before
+            state["snapshots"], state["ended"] = self._snapshots, to_text(self._ended_before)
         else:
             state["journal"] = self._journal.state_dict()
         return state
@@ -637,7 +643,7 @@ class EnvBridge:
         }.items():
             if state[key] != mine:
                 raise ConfigError(f"data.{key}={mine}: the checkpoint holds episodes with {key}={state[key]}; use that")
-        spec, obs_bytes = self.spec, state["obs"]
+        spec, obs_bytes = self.spec, from_text(state["obs"])
         self._episodes = list(state["episodes"])
         self.restarts, self.abandoned_episodes = state["restarts"], state["abandoned_episodes"]
         self._next_seeds[:] = [self._episode_seed(env, episode + 1) for env, episode in enumerate(self._episodes)]
@@ -646,7 +652,7 @@ class EnvBridge:
         self._journal = Journal(self.num_envs)
         self._was_reset = True
         if self._is_native:
-            self._snapshots, self._ended_before = state["snapshots"], state["ended"]
+            self._snapshots, self._ended_before = state["snapshots"], from_text(state["ended"])
         else:
             self._journal.load_state_dict(state["journal"])
         obs = np.empty_like(seen)

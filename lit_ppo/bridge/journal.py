@@ -8,6 +8,7 @@ Actions and digests of all environments stand side by side, one row for each ste
 that no episode under way needs any more are dropped. Digests are worked out for many steps at once, off the step's own path.
 """
 
+import base64
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +18,16 @@ NOT_STEPPED: Final = -1  # in place of an action, where a row was idle
 # A longer episode can no longer be rebuilt; without a bound an endless one would eat all memory.
 MAX_EPISODE_STEPS: Final = 1_000_000
 _FIRST_ROWS: Final = 1024
+
+
+def to_text(data: bytes) -> str:
+    """Bytes as text: a checkpoint that is read without unpickling cannot hold every `bytes` (an empty one is refused)."""
+    return base64.b64encode(data).decode()
+
+
+def from_text(text: str) -> bytes:
+    """The bytes that `to_text` was given."""
+    return base64.b64decode(text, validate=True)
 
 
 def digest_rows(next_obs: NDArray[Any], rewards: NDArray[np.float64] | None = None) -> NDArray[np.uint64]:
@@ -113,26 +124,26 @@ class Journal:
         self._digested = self.steps
 
     def state_dict(self) -> dict[str, Any]:
-        """As plain data: numbers and bytes."""
+        """As plain data: numbers and text."""
         episodes = [self.episode(env) for env in range(self.num_envs)]
         return {
             "seeds": self.seeds.tolist(),
             "first_digests": [int(digest) for digest in self.first_digests],
             "lost": self.lost.tolist(),
-            "actions": [actions.astype("<i4").tobytes() for actions, _ in episodes],
-            "digests": [digests.astype("<u8").tobytes() for _, digests in episodes],
+            "actions": [to_text(actions.astype("<i4").tobytes()) for actions, _ in episodes],
+            "digests": [to_text(digests.astype("<u8").tobytes()) for _, digests in episodes],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned: the episodes are laid side by side so that all end with the last row."""
-        actions = [np.frombuffer(data, "<i4") for data in state["actions"]]
+        actions = [np.frombuffer(from_text(data), "<i4") for data in state["actions"]]
         longest = max(len(episode) for episode in actions)
         rows = max(_FIRST_ROWS, longest + 1)
         self._actions = np.full((rows, self.num_envs), NOT_STEPPED, np.int32)
         self._digests = np.zeros((rows, self.num_envs), np.uint64)
         for env, (episode, digests) in enumerate(zip(actions, state["digests"], strict=True)):
             self._actions[longest - len(episode) : longest, env] = episode
-            self._digests[longest - len(episode) : longest, env] = np.frombuffer(digests, "<u8")
+            self._digests[longest - len(episode) : longest, env] = np.frombuffer(from_text(digests), "<u8")
             self.begins[env] = longest - len(episode)
         self.seeds[:] = state["seeds"]
         self.first_digests[:] = np.array(state["first_digests"], np.uint64)

@@ -41,8 +41,8 @@ class GreedyEvaluation(Callback):
         self.best_return: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first point of the curve: the untrained policy."""
-        if data_of(trainer).update == 0:
+        """The first point of the curve: the untrained policy; after a resume, an evaluation that was broken off."""
+        if data_of(trainer).update % self.every_n_updates == 0 and not self.is_fresh(trainer):
             self._evaluate(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

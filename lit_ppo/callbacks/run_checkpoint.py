@@ -1,5 +1,7 @@
 """RunCheckpoint: `best.ckpt` by evaluation return and `last.ckpt`, in a directory that stays the same."""
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,7 +10,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
-from lit_ppo.errors import ConfigError
+from lit_ppo.errors import CheckpointError, ConfigError
+from lit_ppo.module import PPOModule
+from lit_ppo.run_lock import RunLock
+
+log = logging.getLogger(__name__)
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -33,10 +39,34 @@ class RunCheckpoint(ModelCheckpoint):
         )
         self.every_n_updates = every_n_updates
         self._best: tuple[bool, float] | None = None
-        self._last_update = -1
+        self._last_update = -1  # -1: training has not begun
+        self._lock: RunLock | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """The directory is the setting; Lightning's warning that it is not empty would come with every second run."""
+        """Take the directory; Lightning's warning that it is not empty would come with every second run."""
+        if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            assert self.dirpath is not None
+            self._lock = RunLock(Path(self.dirpath))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Nothing is lost: unless the parameters are half way through an update, the last boundary is saved."""
+        assert isinstance(pl_module, PPOModule)
+        update = data_of(trainer).state_dict()["update"]
+        if self._lock is not None and self._last_update not in (-1, update) and not pl_module.is_updating:
+            try:
+                self._save_last(trainer, update)
+                log.warning("saved update %d to %s", update, self.last_model_path)
+            except CheckpointError as error:  # what ended the run matters more
+                log.warning("update %d could not be saved: %s", update, error)
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_update = data_of(trainer).update

@@ -34,6 +34,7 @@ class StopWhenSolved(Callback):
         self.threshold, self.confirmation_episodes, self.margin = threshold, confirmation_episodes, margin
         self.solved_at: int | None = None  # env steps
         self.confirmation: EpisodeResults | None = None
+        self._considered = -1  # update of the newest evaluation that was followed up
 
     def threshold_for(self, trainer: Trainer) -> float | None:
         """The threshold of this run: the setting, or the environment's own; None if there is neither."""
@@ -44,6 +45,8 @@ class StopWhenSolved(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that was solved before it was resumed has nothing left to do."""
+        if self.solved_at is None and data_of(trainer).update > 0:
+            self.on_train_epoch_end(trainer, pl_module)
         if self.solved_at is not None:
             trainer.should_stop = True
 
@@ -54,8 +57,9 @@ class StopWhenSolved(Callback):
         if threshold is None or not evaluation.is_fresh(trainer):
             return
         assert evaluation.latest is not None
-        if evaluation.latest.results.mean < threshold:
+        if evaluation.latest.results.mean < threshold or self._considered == evaluation.latest.update:
             return
+        self._considered = evaluation.latest.update
         if self.confirmation_episodes:
             results = data_of(trainer).play(pl_module.actor, "confirmation", self.confirmation_episodes, pl_module.device)
             self.confirmation = results
@@ -65,7 +69,7 @@ class StopWhenSolved(Callback):
         trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"solved_at": self.solved_at}
+        return {"solved_at": self.solved_at, "considered": self._considered}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.solved_at = state_dict["solved_at"]
+        self.solved_at, self._considered = state_dict["solved_at"], state_dict["considered"]

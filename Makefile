@@ -1,0 +1,43 @@
+# `make fit` and `make test` make the virtual environment by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: fit test learn soak lint types bench bench-quick clean
+
+fit: $(STAMP)
+	$(BIN)/python -m lit_ppo fit
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+# Runs that learn, and faults by the hundred: minutes, not seconds.
+learn: $(STAMP)
+	$(BIN)/python -m pytest -m slow --timeout 900
+
+soak: $(STAMP)
+	$(BIN)/python -m tests.faults.soak
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.run
+
+bench-quick: $(STAMP)
+	$(BIN)/python -m benchmarks.run --quick
+
+# torch first and by its exact version: an open range may bring in gigabytes that are not needed
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

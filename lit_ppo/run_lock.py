@@ -1,0 +1,44 @@
+"""RunLock: one run for each checkpoint directory."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from lit_ppo.errors import CheckpointError, ConfigError
+
+
+class RunLock:
+    """Holds a directory for as long as the process lives; the kernel lets go when it dies, however that happens.
+
+    Args:
+        directory: Made if there is none.
+
+    Raises:
+        ConfigError: Another run holds it.
+        CheckpointError: The directory cannot be written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        path = directory / ".lock"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise CheckpointError(f"{directory}: cannot be written: {error.strerror} (errno {error.errno})") from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
+            os.close(self._descriptor)
+            raise ConfigError(
+                f"checkpoint.dirpath={directory}: the run of process {owner or 'unknown'} writes there; "
+                "wait for it or choose another directory"
+            ) from None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Let another run have the directory; may be called again."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
