@@ -136,7 +136,11 @@ class RolloutDataModule(LightningDataModule):
         Raises:
             ConfigError: The environment cannot be made or trained on.
         """
-        spec = self.player.bridge.spec
+        bridge = self.player.bridge
+        spec = bridge.spec
+        if self.bridge_settings.sandbox == "strict" and self.reward_threshold is None:
+            layers = ", ".join(f"{layer} {outcome}" for layer, outcome in sorted(bridge.sandbox_layers.items()))
+            log.warning("sandbox of the environment processes: %s", layers)
         self.reward_threshold = spec.reward_threshold
         return spec
 

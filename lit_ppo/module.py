@@ -24,8 +24,8 @@ from lit_ppo.rollout import Batch, Rollout, make_batch
 _FLAGS_NOT_HONOURED = {
     "gradient_clip_val": (None, "use --model.max_grad_norm"),
     "accumulate_grad_batches": (1, "use a larger --model.minibatch_size"),
+    "overfit_batches": (0.0, "on-policy data cannot be used again"),  # before the limits that it sets
     "limit_train_batches": (1.0, "an update is one batch; use --data.horizon"),
-    "overfit_batches": (0.0, "on-policy data cannot be used again"),
     "check_val_every_n_epoch": (1, "use --evaluation.every_n_updates"),
     "val_check_interval": (1.0, "use --evaluation.every_n_updates"),
 }

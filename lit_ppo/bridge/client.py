@@ -55,6 +55,10 @@ class BridgeSettings:
         on_violation: `stop` the run when an environment breaks its contract or raises, or `restart`: abandon that episode.
         on_replay_mismatch: What to do when a replayed environment does not come back to where it was: `restart` its episode,
             with a warning, or stop with an `error`.
+        sandbox: `strict` takes sockets, signals to other processes and new privileges away from the workers.
+        rlimits: Resource limits of a worker by their names in the `resource` module, such as `as` (bytes of address space),
+            `nofile`, `fsize`; None for those of the trainer.
+        worker_cwd: Working directory of the workers; None for an empty one that is removed at the end.
     """
 
     vectorization: Vectorization = "sync"
@@ -67,6 +71,9 @@ class BridgeSettings:
     restart_window: int = 10_000
     on_violation: Literal["stop", "restart"] = "stop"
     on_replay_mismatch: Literal["restart", "error"] = "restart"
+    sandbox: Literal["off", "strict"] = "off"
+    rlimits: dict[str, int] | None = None
+    worker_cwd: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "restart_window"):
@@ -119,6 +126,7 @@ class EnvBridge:
         self.restarts = 0
         self.abandoned_episodes = 0
         self.versions: dict[str, Any] = {}
+        self.sandbox_layers: dict[str, Any] = {}
         self._episode_seed, self._contract_settings = episode_seed, contract or ContractSettings()
         self._on_event, self._on_fault = on_event, on_fault
         self._rows_per_worker = num_envs // self.settings.num_workers
@@ -146,6 +154,11 @@ class EnvBridge:
             self.settings.python,
             name=f"env worker {index} of {self.settings.num_workers} ({self.env_id})",
             rows=range(rows.start, rows.stop),
+            confinement={
+                "cwd": self.settings.worker_cwd,
+                "rlimits": self.settings.rlimits or {},
+                "strict": self.settings.sandbox == "strict",
+            },
         )
 
     def _rows(self, index: int) -> slice:
@@ -191,6 +204,7 @@ class EnvBridge:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.versions = protocol.take(announced, "versions", dict)
+        self.sandbox_layers = protocol.take(announced, "sandbox", dict)
         layout = protocol.FrameLayout(self._rows_per_worker, spec.obs_shape, spec.obs_dtype)
         worker.attach(layout, self.settings.start_timeout_s)
         return spec

@@ -15,28 +15,54 @@ import os
 import resource
 import select
 import signal
-from typing import Final
+import time
+from typing import Any, Final
+
+from lit_ppo.bridge import sandbox
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 
-def split() -> None:
-    """Fork; return in the worker, never in the guard."""
+def split(confinement: dict[str, Any]) -> dict[str, str]:
+    """Fork; return in the worker, never in the guard.
+
+    Args:
+        confinement: `cwd`: working directory, null for an empty one that is removed at the end; `rlimits`: see `sandbox.limit`;
+            `strict`: whether to apply `sandbox.apply_strict`.
+
+    Returns:
+        The layers of the sandbox, as `sandbox.apply_strict` reports them, and `error` if something cannot be had.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    report, private = {}, None
+    try:
+        if confinement["cwd"] is None:
+            private = f"{os.environ.get('TMPDIR', '/tmp')}/lit_ppo-{os.getpid()}-{time.monotonic_ns()}"
+            os.mkdir(private, 0o700)
+        os.chdir(private or confinement["cwd"])
+    except OSError as error:
+        report["error"] = f"worker_cwd={confinement['cwd']}: {error}"
     guard = os.getpid()
     worker = os.fork()
     if worker == 0:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        os.setpgid(0, 0)
+        try:
+            sandbox.limit(confinement["rlimits"])
+        except ValueError as error:
+            report["error"] = str(error)
+        if confinement["strict"]:
+            report |= sandbox.apply_strict()
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # last: entering a user namespace takes it back
         if os.getppid() != guard:  # it died before the kernel knew whom to tell
             os._exit(1)
-        os.setpgid(0, 0)
-        return
-    _guard(worker)
+        return report
+    _guard(worker, private)
+    raise AssertionError("the guard does not return")
 
 
-def _guard(worker: int) -> None:
+def _guard(worker: int, private: str | None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.close(1)  # else the trainer would not see the end of the worker's replies
@@ -46,6 +72,10 @@ def _guard(worker: int) -> None:
     ends.register(os.pidfd_open(worker), select.POLLIN)
     ends.poll()
     status = _kill_all(worker)
+    if private is not None:
+        import shutil  # here, so that starting does not pay for it
+
+        shutil.rmtree(private, ignore_errors=True)
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

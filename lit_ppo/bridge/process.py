@@ -45,9 +45,9 @@ spec = importlib.util.spec_from_file_location("lit_ppo", package + "/__init__.py
 sys.modules["lit_ppo"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["lit_ppo"])
 from lit_ppo.bridge.guard import split
-split()
+confined = split(json.loads(sys.argv[3]))
 from lit_ppo.bridge.worker import main
-main(sys.argv[3:])
+main(sys.argv[4:], confined)
 """
 # What a worker may see of the trainer's environment: no tokens, keys or passwords.
 _PASSED_ON: Final = ("PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DISPLAY", "VIRTUAL_ENV")
@@ -60,13 +60,21 @@ class WorkerProcess:
     Args:
         python: Interpreter to run it with; None for this one.
         name: How messages call it.
+        confinement: As in `guard.split`; what is left out is an empty working directory, no limits, no sandbox.
         rows: Which rows of the trainer's batch its environments are.
 
     Raises:
         ConfigError: The interpreter cannot be run.
     """
 
-    def __init__(self, python: str | None = None, name: str = "worker", rows: range = range(1)) -> None:
+    def __init__(
+        self,
+        python: str | None = None,
+        name: str = "worker",
+        rows: range = range(1),
+        confinement: dict[str, Any] | None = None,
+    ) -> None:
+        confinement = {"cwd": None, "rlimits": {}, "strict": False} | (confinement or {})
         self.name, self.rows = name, rows
         self._sequence = 0
         self._unread = b""
@@ -81,7 +89,8 @@ class WorkerProcess:
         self._frame_fd = os.memfd_create("lit_ppo-frame", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         interpreter = python or sys.executable
         path = [entry or os.getcwd() for entry in sys.path] if python is None else [os.getcwd()]
-        command = [interpreter, "-c", _BOOT, str(_PACKAGE), json.dumps(path), "--frame-fd", str(self._frame_fd)]
+        command = [interpreter, "-c", _BOOT, str(_PACKAGE), json.dumps(path), json.dumps(confinement)]
+        command += ["--frame-fd", str(self._frame_fd)]
         try:
             self._process = subprocess.Popen(
                 command,

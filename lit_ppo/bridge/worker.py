@@ -287,7 +287,8 @@ def _space_to_json(space: gymnasium.Space[Any]) -> dict[str, Any]:
 class Worker:
     """Reads requests, answers them, and steps through the shared frame once it is attached."""
 
-    def __init__(self, requests_fd: int, replies_fd: int, frame_fd: int | None) -> None:
+    def __init__(self, requests_fd: int, replies_fd: int, frame_fd: int | None, confined: dict[str, str]) -> None:
+        self.confined = confined
         self.requests_fd, self.replies_fd, self.frame_fd = requests_fd, replies_fd, frame_fd
         self.host: SyncHost | NativeHost | None = None
         self.doorbell: Doorbell | None = None
@@ -350,6 +351,8 @@ class Worker:
         """Make the environments."""
         if self.host is not None:
             raise ProtocolError("make: the environments are made already")
+        if "error" in self.confined:
+            raise ValueError(self.confined["error"])
         env_id, vectorization = protocol.take(request, "env_id", str), request.get("vectorization", "sync")
         num_envs, kwargs = request.get("num_envs", 1), request.get("env_kwargs", {})
         self.env_id = env_id
@@ -404,6 +407,7 @@ class Worker:
             "max_episode_steps": host.spec.max_episode_steps if host.spec else None,
             "resets_within_step": host.resets_within_step,
             "pid": os.getpid(),
+            "sandbox": self.confined,
             "versions": {
                 "python": sys.version.split()[0],
                 "gymnasium": gymnasium.__version__,
@@ -516,8 +520,13 @@ class Worker:
         return {"closed": True}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Serve on standard input and output."""
+def main(arguments: list[str] | None = None, confined: dict[str, str] | None = None) -> None:
+    """Serve on standard input and output.
+
+    Args:
+        arguments: Of the command line.
+        confined: What `guard.split` reported.
+    """
     parser = argparse.ArgumentParser(prog="python -m lit_ppo.bridge.worker", description=__doc__.partition("\n")[0])
     parser.add_argument("env_id", nargs="?", help="Gymnasium id, or module:EnvId; a trainer sends it by message instead")
     parser.add_argument("--num-envs", type=int, default=1)
@@ -529,7 +538,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.dup2(nothing, 0)  # what environments read must not be taken from the requests
     os.close(nothing)
     os.dup2(2, 1)  # what environments print must not reach the replies
-    worker = Worker(requests_fd, replies_fd, options.frame_fd)
+    worker = Worker(requests_fd, replies_fd, options.frame_fd, confined or {})
     if options.env_id is not None:
         request = {"env_id": options.env_id, "num_envs": options.num_envs, "vectorization": options.vectorization}
         try:
