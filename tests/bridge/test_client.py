@@ -1,0 +1,910 @@
+"""The bridge: the same numbers as in process, whatever happens to the processes; and nothing left behind."""
+
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+import tests.fault_envs  # noqa: F401  registers the ids, for the runs in process
+from lit_ppo.bridge.client import BridgeSettings, EnvBridge
+from lit_ppo.bridge.journal import to_text
+from lit_ppo.contract import ContractSettings
+from lit_ppo.errors import (
+    BridgeError,
+    ConfigError,
+    ContractViolation,
+    EnvironmentFault,
+    EnvironmentRaised,
+    ProtocolError,
+    WorkerExited,
+    WorkerTimeout,
+)
+
+FAULTY = "tests.fault_envs:Faulty-v0"
+FIELDS = ("obs", "next_obs", "rewards", "terminated", "truncated")
+Steps = list[tuple[np.ndarray, ...]]
+
+
+def episode_seed(env: int, episode: int) -> int:
+    return 1000 * env + episode
+
+
+def children() -> set[int]:
+    """Processes whose parent we are, zombies too."""
+    found = set()
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                parent = int(Path(f"/proc/{entry}/stat").read_bytes().rsplit(b")", 1)[1].split()[1])
+            except (OSError, IndexError):
+                continue
+            if parent == os.getpid():
+                found.add(int(entry))
+    return found
+
+
+def descriptors() -> dict[int, str]:
+    found = {}
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            found[int(entry)] = os.readlink(f"/proc/self/fd/{entry}")
+        except FileNotFoundError:
+            continue  # the listing's own
+    return found
+
+
+def all_ended(pidfds: list[int], deadline_s: float = 20.0) -> bool:
+    """Whether the processes end within the deadline; closes the descriptors."""
+    deadline = monotonic() + deadline_s
+    ended = []
+    for pidfd in pidfds:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        ended.append(bool(poll.poll(max(0.0, deadline - monotonic()) * 1000)))
+        os.close(pidfd)
+    return all(ended)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    children_before, descriptors_before = children(), descriptors()
+    yield
+    assert children() == children_before
+    assert descriptors() == descriptors_before
+
+
+def bridge_of(
+    env_id: str = FAULTY,
+    num_envs: int = 4,
+    *,
+    contract: ContractSettings | None = None,
+    on_event: Callable[[str], None] = lambda text: None,
+    env_kwargs: dict[str, Any] | None = None,
+    **settings: Any,
+) -> EnvBridge:
+    settings = {"start_timeout_s": 60.0, "step_timeout_s": 30.0, "close_timeout_s": 5.0} | settings
+    return EnvBridge(
+        env_id,
+        num_envs,
+        episode_seed,
+        env_kwargs=env_kwargs,
+        settings=BridgeSettings(**settings),
+        contract=contract,
+        on_event=on_event,
+    )
+
+
+def actions_of(steps: int, num_envs: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 2, (steps, num_envs))
+
+
+def played(bridge: EnvBridge, actions: np.ndarray) -> Steps:
+    steps = (bridge.step(row) for row in actions)
+    return [tuple(getattr(step, name).copy() for name in (*FIELDS, "valid")) for step in steps]
+
+
+def in_process(env_id: str, actions: np.ndarray, first_action: int = 0, **kwargs: Any) -> tuple[np.ndarray, Steps]:
+    """The oracle: Gymnasium itself, one environment after the other; first observations and all steps."""
+    envs = [gymnasium.make(env_id, **kwargs).unwrapped if env_id == FAULTY else gymnasium.make(env_id) for _ in actions[0]]
+    episodes = [0] * len(envs)
+    first = np.array([env.reset(seed=episode_seed(i, 0))[0] for i, env in enumerate(envs)])
+    steps: Steps = []
+    for row in actions:
+        results = [env.step(int(action) + first_action) for env, action in zip(envs, row, strict=True)]
+        next_obs, rewards, terminated, truncated = (np.array([result[k] for result in results]) for k in range(4))
+        obs = next_obs.copy()
+        for i in np.flatnonzero(terminated | truncated):
+            episodes[i] += 1
+            obs[i] = envs[i].reset(seed=episode_seed(int(i), episodes[i]))[0]
+        steps.append((obs, next_obs, rewards.astype(np.float64), terminated, truncated, np.ones(len(envs), bool)))
+    for env in envs:
+        env.close()
+    return first, steps
+
+
+def assert_same(arrived: Steps, expected: Steps) -> None:
+    assert len(arrived) == len(expected)
+    for step, (got, wanted) in enumerate(zip(arrived, expected, strict=True)):
+        for name, a, b in zip((*FIELDS, "valid"), got, wanted, strict=True):
+            assert a.dtype == b.dtype and a.tobytes() == b.tobytes(), f"{name} of step {step}: {a} is not {b}"
+
+
+def worker_pid(bridge: EnvBridge, index: int = 0) -> int:
+    pid = bridge._workers[index].ask("describe", 20.0)["pid"]
+    assert type(pid) is int
+    return pid
+
+
+# -- the same as in process
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_cartpole_behind_the_bridge_equals_cartpole_in_process(num_workers: int) -> None:
+    actions = actions_of(300, 4)  # some fifty episodes of random play
+    first, expected = in_process("CartPole-v1", actions)
+    with bridge_of("CartPole-v1", num_workers=num_workers) as bridge:
+        assert bridge.reset().tobytes() == first.tobytes()
+        assert_same(played(bridge, actions), expected)
+        assert bridge.spec.num_actions == 2 and bridge.spec.reward_threshold == 475.0 and bridge.spec.max_episode_steps == 500
+        assert bridge.restarts == bridge.abandoned_episodes == 0
+        assert bridge.versions["gymnasium"] == gymnasium.__version__
+
+
+def test_an_ending_gives_the_true_final_observation_and_the_first_of_the_next_episode() -> None:
+    actions = np.ones((60, 2), np.int64)  # always to the right: the pole falls within a dozen steps
+    with bridge_of("CartPole-v1", 2) as bridge:
+        bridge.reset()
+        endings = [(i, step) for step in map(bridge.step, actions) if step.any_ended for i in np.flatnonzero(step.terminated)]
+        seen = {0: 0, 1: 0}
+        for env, step in endings:
+            seen[int(env)] += 1
+            reference = gymnasium.make("CartPole-v1")
+            assert step.obs[env].tobytes() == reference.reset(seed=episode_seed(int(env), seen[int(env)]))[0].tobytes()
+            assert abs(step.next_obs[env][2]) > 0.2095 or abs(step.next_obs[env][0]) > 2.4  # beyond CartPole's own limits
+        assert min(seen.values()) >= 3
+
+
+def test_the_time_limit_truncates_and_does_not_terminate() -> None:
+    with bridge_of(FAULTY, 1, env_kwargs={"length": 2}) as bridge:
+        bridge.reset()
+        steps = played(bridge, np.zeros((4, 1), np.int64))
+        assert [bool(step[4][0]) for step in steps] == [False, True, False, True]
+        assert not any(step[3][0] for step in steps)
+
+
+def test_an_action_space_that_starts_elsewhere_is_counted_from_zero() -> None:
+    actions = actions_of(20, 2)
+    _, expected = in_process(FAULTY, actions, first_action=-3, start=-3)
+    with bridge_of(num_envs=2, env_kwargs={"start": -3}) as bridge:
+        bridge.reset()
+        assert bridge.spec.action_start == -3
+        assert_same(played(bridge, actions), expected)
+
+
+def test_steps_stay_readable_for_the_history_and_beyond_the_digests() -> None:
+    actions = actions_of(700, 2)
+    _, expected = in_process(FAULTY, actions)
+    with bridge_of(num_envs=2) as bridge:
+        bridge.reset()
+        assert bridge.history_steps == 256
+        kept = [bridge.step(row) for row in actions]
+        recent = [tuple(getattr(step, name) for name in (*FIELDS, "valid")) for step in kept[-256:]]
+        assert_same(recent, expected[-256:])
+
+
+def test_reset_begins_the_first_episodes_again() -> None:
+    actions = actions_of(40, 2)
+    first, expected = in_process(FAULTY, actions)
+    with bridge_of(num_envs=2) as bridge:
+        for _ in range(2):
+            assert bridge.reset().tobytes() == first.tobytes()
+            assert_same(played(bridge, actions), expected)
+
+
+def test_a_row_that_is_not_active_stays_where_it_is_and_is_not_valid() -> None:
+    actions = actions_of(12, 3)
+    mask = np.random.default_rng(1).integers(0, 2, (12, 3)).astype(np.uint8)
+    reference = [gymnasium.make(FAULTY).unwrapped for _ in range(3)]
+    with bridge_of(num_envs=3) as bridge:
+        last = bridge.reset().copy()
+        for i, env in enumerate(reference):
+            env.reset(seed=episode_seed(i, 0))
+        begun = [0, 0, 0]
+        for k, (row, active) in enumerate(zip(actions, mask, strict=True)):
+            if k == 6:
+                os.kill(worker_pid(bridge), signal.SIGKILL)  # the rebuilt rows, too, have stepped only where they were active
+            step = bridge.step(row, active)
+            assert step.valid.tolist() == [bool(a) for a in active] and step.all_valid == active.all()
+            for i, env in enumerate(reference):
+                if not active[i]:
+                    assert step.obs[i].tobytes() == last[i].tobytes() and step.rewards[i] == 0 and not step.terminated[i]
+                    continue
+                obs, reward, terminated, truncated, _ = env.step(int(row[i]))
+                assert step.next_obs[i].tobytes() == obs.tobytes() and step.rewards[i] == reward
+                if terminated or truncated:
+                    begun[i] += 1
+                    obs, _ = env.reset(seed=episode_seed(i, begun[i]))
+                assert step.obs[i].tobytes() == obs.tobytes()
+            last = step.obs.copy()
+        assert bridge.restarts == 1
+
+
+# -- surviving
+
+
+def strike_guard(bridge: EnvBridge) -> None:
+    os.kill(bridge._workers[0]._process.pid, signal.SIGKILL)
+
+
+def strike_worker(number: int) -> Callable[[EnvBridge], None]:
+    return lambda bridge: os.kill(worker_pid(bridge), number)
+
+
+STRIKES = {
+    "kill -9 of the guard": strike_guard,
+    "kill -9 of the worker": strike_worker(signal.SIGKILL),
+    "a segmentation fault of the worker": strike_worker(signal.SIGSEGV),
+    "a real-time signal": strike_worker(signal.SIGRTMIN + 3),
+    "SIGTERM": strike_worker(signal.SIGTERM),
+    "SIGSTOP, found by the deadline": strike_worker(signal.SIGSTOP),
+}
+
+
+@pytest.mark.parametrize(
+    ("strike", "num_workers"), [*((strike, 1) for strike in STRIKES), ("kill -9 of the worker", 2), ("kill -9 of the guard", 2)]
+)
+def test_a_run_goes_on_bit_for_bit_after(strike: str, num_workers: int) -> None:
+    actions = actions_of(50, 4)
+    _, expected = in_process(FAULTY, actions)
+    at = random.Random(f"{strike} {num_workers}").randrange(1, 49)
+    events: list[str] = []
+    timeout_s = 0.7 if "SIGSTOP" in strike else 30.0
+    with bridge_of(num_workers=num_workers, step_timeout_s=timeout_s, on_event=events.append) as bridge:
+        bridge.reset()
+        before = played(bridge, actions[:at])
+        STRIKES[strike](bridge)
+        assert_same(before + played(bridge, actions[at:]), expected)
+        assert bridge.restarts == len(events) == 1
+        assert "env worker 0 of" in events[0] and "is replaced" in events[0]
+
+
+CRASHES = {
+    "exit 7": "exited with status 7",
+    "sys.exit": "exited with status 3",
+    "kill": "was killed by SIGKILL",
+    "segv": "was killed by SIGSEGV",
+    "real-time signal": f"was killed by signal {signal.SIGRTMIN + 3}",
+}
+
+
+@pytest.mark.parametrize("fault", CRASHES)
+def test_a_crash_of_the_environment_that_happens_once_is_survived(fault: str, tmp_path: Path) -> None:
+    actions = actions_of(30, 2)
+    _, expected = in_process(FAULTY, actions)
+    events: list[str] = []
+    kwargs = {"fault": fault, "row": 1, "at_reset": 2, "once": str(tmp_path / "once")}
+    with bridge_of(num_envs=2, env_kwargs=kwargs, on_event=events.append) as bridge:
+        bridge.reset()
+        assert_same(played(bridge, actions), expected)
+        assert bridge.restarts == 1 and f"{CRASHES[fault]} while answering step" in events[0]
+
+
+@pytest.mark.parametrize("call", ["step", "reset"])
+@pytest.mark.parametrize("fault", ["hang", "hang blocked"])
+def test_a_hang_that_happens_once_is_survived(fault: str, call: str, tmp_path: Path) -> None:
+    actions = actions_of(8, 2)
+    first, expected = in_process(FAULTY, actions)
+    events: list[str] = []
+    kwargs = {"fault": fault, "call": call, "row": 0, "once": str(tmp_path / "once")}
+    with bridge_of(num_envs=2, env_kwargs=kwargs, step_timeout_s=0.7, on_event=events.append) as bridge:
+        assert bridge.reset().tobytes() == first.tobytes()
+        assert_same(played(bridge, actions), expected)
+        assert len(events) == 1 and f"did not answer {call} in time" in events[0]
+
+
+def test_a_crash_in_reset_that_happens_once_is_survived(tmp_path: Path) -> None:
+    kwargs = {"fault": "exit 7", "call": "reset", "at_reset": 0, "once": str(tmp_path / "once")}
+    first, expected = in_process(FAULTY, actions_of(3, 2))
+    with bridge_of(num_envs=2, env_kwargs=kwargs) as bridge:
+        assert bridge.reset().tobytes() == first.tobytes()
+        os.kill(worker_pid(bridge), signal.SIGKILL)  # another fault before the first step is no proof of a deterministic one
+        assert_same(played(bridge, actions_of(3, 2)), expected)
+        assert bridge.restarts == 2
+
+
+def test_crashes_at_the_same_step_of_two_runs_are_not_taken_for_one_that_repeats() -> None:
+    actions = actions_of(5, 2)
+    _, expected = in_process(FAULTY, actions)
+    with bridge_of(num_envs=2) as bridge:
+        for _ in range(2):
+            bridge.reset()
+            before = played(bridge, actions[:2])
+            os.kill(worker_pid(bridge), signal.SIGKILL)
+            assert_same(before + played(bridge, actions[2:]), expected)
+        assert bridge.restarts == 2
+
+
+@pytest.mark.parametrize("call", ["reset", "step"])
+def test_a_deterministic_crash_is_given_up_the_second_time(call: str) -> None:
+    with bridge_of(num_envs=2, env_kwargs={"fault": "exit 7", "call": call, "row": 1}) as bridge:
+        if call == "step":
+            bridge.reset()
+        with pytest.raises(WorkerExited) as raised:
+            bridge.reset() if call == "reset" else played(bridge, actions_of(5, 2))
+        assert bridge.restarts == 1
+    message = str(raised.value)
+    assert message.startswith(f"env worker 0 of 1 ({FAULTY}) exited with status 7 while answering {call}")
+    assert message.endswith("the same step killed the worker twice: a deterministic crash")
+
+
+def test_a_bridge_that_has_given_up_says_so_again_and_touches_nothing() -> None:
+    with bridge_of(num_envs=1, max_restarts=0, env_kwargs={"fault": "exit 7"}) as bridge:
+        bridge.reset()
+        with pytest.raises(WorkerExited, match="max_restarts=0"):
+            played(bridge, actions_of(5, 1))
+        with pytest.raises(WorkerExited):
+            bridge.step(np.zeros(1, np.int64))
+        with pytest.raises(WorkerExited):
+            bridge.reset()
+
+
+@pytest.mark.parametrize("fault", ["raise", "obs nan", "kill"])
+def test_max_restarts_bounds_what_a_run_survives(fault: str) -> None:
+    # the fault strikes in step 3 of every episode; a kill does so deterministically, so that one is struck from outside
+    struck = fault == "kill"
+    kwargs = {} if struck else {"fault": fault}
+    errors = {"raise": EnvironmentRaised, "obs nan": ContractViolation, "kill": WorkerExited}
+    with bridge_of(num_envs=1, max_restarts=2, on_violation="restart", env_kwargs=kwargs) as bridge:
+        bridge.reset()
+
+        def play() -> None:
+            for _ in range(40):
+                if struck:
+                    os.kill(worker_pid(bridge), signal.SIGKILL)
+                bridge.step(np.zeros(1, np.int64))
+
+        with pytest.raises(errors[fault], match=r"3 faults within 10000 steps are more than data\.max_restarts=2"):
+            play()
+        assert bridge.restarts == 2
+
+
+def test_faults_outside_the_restart_window_do_not_count() -> None:
+    with bridge_of(num_envs=1, max_restarts=1, restart_window=4) as bridge:
+        for _ in range(2):  # the window goes on across resets
+            bridge.reset()
+            os.kill(worker_pid(bridge), signal.SIGKILL)
+            played(bridge, np.zeros((4, 1), np.int64))
+        assert bridge.restarts == 2
+
+
+def test_bytes_that_are_no_answer_are_survived() -> None:
+    actions = actions_of(6, 2)
+    _, expected = in_process(FAULTY, actions)
+    with bridge_of(num_envs=2) as bridge:
+        bridge.reset()
+        before = played(bridge, actions[:3])
+        bridge._workers[0]._unread += b'{"seq":1}\n'
+        with pytest.raises(ProtocolError, match=r"expected the reply to describe \(seq \d+\), got seq 1"):
+            bridge._workers[0].ask("describe", 20.0)
+        strike_guard(bridge)
+        assert_same(before + played(bridge, actions[3:]), expected)
+
+
+def test_a_forged_line_of_a_dead_worker_does_not_hide_its_death() -> None:
+    for struck_before in (False, True):  # the step, or its request, meets a dead worker
+        kwargs = {} if struck_before else {"fault": "kill", "at_step": 0}
+        with bridge_of(num_envs=1, max_restarts=0, step_timeout_s=5.0, env_kwargs=kwargs) as bridge:
+            bridge.reset()
+            pidfds = [os.pidfd_open(worker_pid(bridge)), os.pidfd_open(bridge._workers[0]._process.pid)]
+            bridge._workers[0]._unread += b'{"seq":1}\n'
+            if struck_before:
+                strike_guard(bridge)
+                assert all_ended(pidfds)
+            with pytest.raises(WorkerExited, match="was killed by SIGKILL while answering step"):
+                bridge.step(np.zeros(1, np.int64))
+        assert struck_before or all_ended(pidfds, 0.0)
+
+
+def test_noise_and_forged_replies_on_stdout_and_stderr_change_nothing() -> None:
+    actions = actions_of(400, 2)  # 3 kB of noise a step: many times what a pipe holds
+    _, expected = in_process(FAULTY, actions)
+    with bridge_of(num_envs=2, env_kwargs={"fault": "noise", "at_step": None}) as bridge:
+        bridge.reset()
+        assert_same(played(bridge, actions), expected)
+        assert bridge.restarts == 0
+
+
+def test_noise_ends_up_in_the_message_without_its_control_characters(tmp_path: Path) -> None:
+    with bridge_of(num_envs=1, max_restarts=0, env_kwargs={"fault": "noise", "at_step": None}) as bridge:
+        bridge.reset()
+        played(bridge, np.zeros((2, 1), np.int64))
+        os.kill(worker_pid(bridge), signal.SIGKILL)
+        with pytest.raises(WorkerExited) as raised:
+            played(bridge, np.zeros((2, 1), np.int64))
+    assert "the end of its standard error:" in str(raised.value)
+    assert "\\x1b[31mprinted\ncomplained" in str(raised.value) and "\x1b" not in str(raised.value)
+
+
+def test_an_environment_that_reads_standard_input_does_not_take_the_requests() -> None:
+    actions = actions_of(10, 1)
+    _, expected = in_process(FAULTY, actions)
+    with bridge_of(num_envs=1, step_timeout_s=5.0, env_kwargs={"fault": "read stdin", "at_step": None}) as bridge:
+        bridge.reset()
+        assert_same(played(bridge, actions), expected)
+        assert bridge.restarts == 0
+
+
+# -- the environment's own faults
+
+
+@pytest.mark.parametrize(
+    ("fault", "exception"),
+    [
+        ("raise", "RuntimeError: the pole is on fire"),
+        ("raise unpicklable", "UnpicklableError: cannot be pickled"),
+        ("raise broken str", "BrokenStrError: <message cannot be shown>"),
+    ],
+)
+def test_an_exception_of_the_environment_arrives_with_its_traceback_and_its_place(fault: str, exception: str) -> None:
+    actions = actions_of(6, 4)
+    with bridge_of(num_workers=2, env_kwargs={"fault": fault, "row": 1, "at_step": 2}) as bridge:
+        bridge.reset()
+        played(bridge, actions[:2])
+        with pytest.raises(EnvironmentRaised) as raised:
+            bridge.step(actions[2])
+    error = raised.value
+    assert error.env == 1 and error.during == "step" and error.exception == exception
+    assert str(error).startswith(f"env 1 raised in step: {exception}\nTraceback (most recent call last):")
+    assert "tests/fault_envs.py" in error.traceback
+    assert str(error).endswith("(env 1, episode 0, step 2, seed 1000)")
+    assert error.report["actions"] == actions[:3, 1].tolist() and error.report["seed"] == 1000
+    assert error.report["env_id"] == FAULTY and error.report["rule"] == "returns without raising"
+
+
+def test_a_fault_in_the_second_worker_is_of_its_own_row() -> None:
+    with bridge_of(num_workers=2, env_kwargs={"fault": "raise", "row": 1}) as bridge:  # row 1 of each worker: 1 and 3
+        bridge.reset()
+        played(bridge, np.zeros((3, 4), np.int64))
+        with pytest.raises(EnvironmentRaised) as raised:
+            bridge.step(np.zeros(4, np.int64), np.array([1, 0, 1, 1], np.uint8))
+    assert str(raised.value).startswith("env 3 raised in step: ") and raised.value.env == raised.value.where["env"] == 3
+    assert raised.value.report["seed"] == 3000 and raised.value.report["actions"] == [0, 0, 0, 0]
+
+
+BRIDGE_VALUES = {
+    "obs nan": "next_obs[2, 1]: expected a finite value, got nan",
+    "obs outside": "next_obs[2, 1]: expected a value in [-2.0, 2.0] "
+    "(the declared observation space; contract.check_membership=false accepts it), got 3.0",
+    "obs one": "obs: expected shape (3,), got shape (1,)",
+    "reward inf": "rewards[2]: expected a finite value, got inf",
+    "terminated text": "terminated: expected true or false, got str 'False'",
+    "tuple of 4": "step: expected a tuple (obs, reward, terminated, truncated, info), got (array(",
+}
+
+
+@pytest.mark.parametrize("fault", BRIDGE_VALUES)
+def test_a_value_that_breaks_the_contract_stops_the_run_and_is_located(fault: str) -> None:
+    actions = actions_of(6, 3)
+    with bridge_of(num_envs=3, env_kwargs={"fault": fault, "row": 2}) as bridge:
+        bridge.reset()
+        played(bridge, actions[:3])
+        with pytest.raises(ContractViolation) as raised:
+            bridge.step(actions[3])
+    assert str(raised.value).startswith(BRIDGE_VALUES[fault])
+    assert str(raised.value).endswith(" (env 2, episode 0, step 3, seed 2000)")
+    assert raised.value.report["actions"] == actions[:4, 2].tolist()
+    assert raised.value.report["value"] == raised.value.value and raised.value.report["versions"]["lit_ppo"]
+
+
+def test_a_first_observation_is_checked_like_any_other() -> None:
+    kwargs = {"fault": "obs nan", "call": "reset", "row": 1}
+    with bridge_of(num_workers=2, env_kwargs=kwargs) as bridge, pytest.raises(ContractViolation) as raised:
+        bridge.reset()
+    assert str(raised.value) == "obs[1, 1]: expected a finite value, got nan (env 1, episode 0, step 0, seed 1000)"
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("fault", ["obs nan", "raise"])
+def test_on_violation_restart_abandons_just_that_episode(fault: str, num_workers: int, tmp_path: Path) -> None:
+    actions = actions_of(40, 4)
+    _, expected = in_process(FAULTY, actions)
+    events: list[str] = []
+    # row 1 of a worker; the marker file lets it happen in one worker only, wherever it comes first
+    kwargs = {"fault": fault, "row": 1, "at_reset": 2, "at_step": 3, "once": str(tmp_path / "once")}
+    with bridge_of(num_workers=num_workers, on_violation="restart", env_kwargs=kwargs, on_event=events.append) as bridge:
+        bridge.reset()
+        arrived = played(bridge, actions)
+        assert bridge.restarts == bridge.abandoned_episodes == len(events) == 1
+    bad = [(k, int(i)) for k, step in enumerate(arrived) for i in np.flatnonzero(~step[5])]
+    assert len(bad) == 1
+    at, row = bad[0]
+    assert row == 1 or (num_workers == 2 and row == 3)
+    assert f"env {row}, episode 1, step 3" in events[0]
+    others = [i for i in range(4) if i != row]
+    for got, wanted in zip(arrived, expected, strict=True):
+        for a, b in zip(got, wanted, strict=True):
+            assert a[others].tobytes() == b[others].tobytes()
+    # the abandoned row: as before up to the fault, then the next episode, from the next seed
+    for got, wanted in zip(arrived[:at], expected[:at], strict=True):
+        assert got[0][row].tobytes() == wanted[0][row].tobytes()
+    reference = gymnasium.make(FAULTY).unwrapped
+    assert arrived[at][0][row].tobytes() == reference.reset(seed=episode_seed(row, 2))[0].tobytes()
+    assert arrived[at][2][row] == 0.0 and not arrived[at][3][row] and not arrived[at][4][row]
+    assert arrived[at + 1][1][row].tobytes() == reference.step(int(actions[at + 1, row]))[0].tobytes()
+
+
+def test_an_environment_that_is_not_deterministic_begins_a_new_episode_after_a_crash() -> None:
+    events: list[str] = []
+    kwargs = {"drift": True, "row": 0}
+    with bridge_of(num_workers=2, env_kwargs=kwargs, on_event=events.append) as bridge:
+        bridge.reset()
+        played(bridge, actions_of(2, 4))
+        os.kill(worker_pid(bridge, 1), signal.SIGKILL)
+        step = bridge.step(np.zeros(4, np.int64))
+        assert step.valid.tolist() == [True, True, False, False] and not step.all_valid
+        assert bridge.abandoned_episodes == 2
+        assert events[1] == (
+            f"{FAULTY} is not deterministic: the replay of env [2, 3] did not come back to what was seen; "
+            "a new episode begins there"
+        )
+        assert bridge.step(np.zeros(4, np.int64)).all_valid
+
+
+def test_an_episode_that_ends_in_the_replay_is_no_longer_the_one_under_way(tmp_path: Path) -> None:
+    shorter = tmp_path / "shorter"
+    with bridge_of(num_envs=1, env_kwargs={"shorter": str(shorter)}) as bridge:
+        bridge.reset()
+        assert not any(step[4][0] for step in played(bridge, np.zeros((4, 1), np.int64)))
+        shorter.touch()  # observations and rewards come back as they were, but the last of these steps ends the episode
+        os.kill(worker_pid(bridge), signal.SIGKILL)
+        assert not bridge.step(np.zeros(1, np.int64)).all_valid
+        assert bridge.abandoned_episodes == 1
+
+
+@pytest.mark.parametrize("on_violation", ["stop", "restart"])
+def test_a_replay_that_differs_stops_the_run_if_so_set(on_violation: str) -> None:
+    settings: dict[str, Any] = {"num_workers": 2, "on_replay_mismatch": "error", "on_violation": on_violation}
+    with bridge_of(env_kwargs={"drift": True}, **settings) as bridge:
+        bridge.reset()
+        played(bridge, actions_of(2, 4))
+        os.kill(worker_pid(bridge, 1), signal.SIGKILL)
+        with pytest.raises(ContractViolation) as raised:
+            bridge.step(np.zeros(4, np.int64))
+    assert str(raised.value) == (
+        "replay: expected the observations and rewards seen before, got others (worker 1, envs [2, 3])"
+    )
+
+
+# -- native vector environments
+
+
+def native_in_process(actions: np.ndarray) -> tuple[np.ndarray, Steps]:
+    num_envs = actions.shape[1]
+    vector = gymnasium.make_vec("CartPole-v1", num_envs, vectorization_mode="vector_entry_point")
+    first, _ = vector.reset(seed=episode_seed(0, 0))
+    first, steps, ended = first.copy(), [], np.zeros(num_envs, bool)
+    for row in actions:
+        obs, rewards, terminated, truncated, _ = vector.step(row)
+        steps.append((obs.copy(), obs.copy(), rewards.astype(np.float64), terminated.copy(), truncated.copy(), ~ended))
+        ended = terminated | truncated
+    vector.close()
+    return first, steps
+
+
+def test_native_environments_equal_gymnasiums_own_with_autoreset_rows_marked_invalid() -> None:
+    actions = actions_of(120, 4)
+    first, expected = native_in_process(actions)
+    with bridge_of("CartPole-v1", vectorization="native") as bridge:
+        assert bridge.reset().tobytes() == first.tobytes()
+        arrived = played(bridge, actions)
+        assert_same(arrived, expected)
+        assert sum(int((~step[5]).sum()) for step in arrived) > 10
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_native_environments_survive_kill_bit_for_bit_with_and_without_marks(num_workers: int) -> None:
+    actions = actions_of(100, 4)
+    settings: dict[str, Any] = {"vectorization": "native", "num_workers": num_workers}
+    with bridge_of("CartPole-v1", **settings) as undisturbed:
+        undisturbed.reset()
+        expected = played(undisturbed, actions)
+    with bridge_of("CartPole-v1", **settings) as bridge:
+        bridge.reset()
+        arrived = played(bridge, actions[:30])
+        os.kill(worker_pid(bridge), signal.SIGKILL)
+        arrived += played(bridge, actions[30:60])
+        bridge.mark()
+        arrived += played(bridge, actions[60:70])
+        os.kill(worker_pid(bridge), signal.SIGKILL)
+        bridge.mark()  # the death is found here, not in a step
+        assert_same(arrived + played(bridge, actions[70:]), expected)
+        assert bridge.restarts == 2
+
+
+def test_native_environments_need_a_native_version_and_all_their_rows() -> None:
+    with bridge_of(vectorization="native") as bridge, pytest.raises(ConfigError, match="has no native vector environment"):
+        bridge.reset()
+    with bridge_of("CartPole-v1", 2, vectorization="native") as bridge:
+        bridge.reset()
+        with pytest.raises(ValueError, match="native environments are stepped all together"):
+            bridge.step(np.zeros(2, np.int64), np.ones(2, np.uint8))
+
+
+# -- checkpoints
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("vectorization", ["sync", "native"])
+def test_a_checkpoint_continues_in_fresh_workers_as_if_nothing_had_happened(vectorization: str, num_workers: int) -> None:
+    actions = actions_of(90, 4)
+    settings: dict[str, Any] = {"vectorization": vectorization, "num_workers": num_workers}
+    with bridge_of("CartPole-v1", **settings) as bridge:
+        bridge.reset()
+        before = played(bridge, actions[:37])
+        state = bridge.state_dict()
+        expected = played(bridge, actions[37:])
+    with bridge_of("CartPole-v1", **settings) as resumed:
+        obs = resumed.load_state_dict(state)
+        assert obs.tobytes() == before[-1][0].tobytes()
+        arrived = played(resumed, actions[37:50])
+        os.kill(worker_pid(resumed), signal.SIGKILL)  # what was loaded serves for a rebuild, too
+        assert_same(arrived + played(resumed, actions[50:]), expected)
+
+
+def test_a_sync_checkpoint_may_be_continued_by_another_number_of_workers() -> None:
+    actions = actions_of(50, 4)
+    _, expected = in_process(FAULTY, actions)
+    with bridge_of() as bridge:
+        bridge.reset()
+        played(bridge, actions[:20])
+        state = bridge.state_dict()
+    with bridge_of(num_workers=2) as resumed:
+        resumed.load_state_dict(state)
+        assert_same(played(resumed, actions[20:]), expected[20:])
+
+
+def test_a_checkpoint_holds_plain_data_and_is_refused_by_other_environments() -> None:
+    with bridge_of(num_envs=2) as bridge:
+        with pytest.raises(ValueError, match="expected reset before"):
+            bridge.state_dict()
+        bridge.reset()
+        state = bridge.state_dict()
+        assert json.loads(json.dumps(state, allow_nan=False)) == state
+        for key, other in {"env_id": "CartPole-v1", "num_envs": 3, "vectorization": "native"}.items():
+            with pytest.raises(ConfigError, match=f"the checkpoint holds episodes with {key}={other}; use that"):
+                bridge.load_state_dict(state | {key: other})
+
+
+def test_a_resumed_observation_that_differs_is_refused() -> None:
+    with bridge_of(num_envs=2) as bridge:
+        obs = bridge.reset().copy()
+        state = bridge.state_dict()
+        obs[1, 2] = np.nextafter(obs[1, 2], np.float32(9))
+        with pytest.raises(ContractViolation, match=r"^obs\[1\]: expected the observation of the checkpoint, bit for bit"):
+            bridge.load_state_dict(state | {"obs": to_text(obs.tobytes())})
+
+
+def test_an_environment_that_is_not_deterministic_resumes_with_new_episodes() -> None:
+    with bridge_of(num_envs=2, env_kwargs={"drift": True}) as bridge:
+        bridge.reset()
+        state = bridge.state_dict()
+    events: list[str] = []
+    with bridge_of(num_envs=2, env_kwargs={"drift": True}, on_event=events.append) as resumed:
+        resumed.load_state_dict(state)
+        assert resumed.abandoned_episodes == 2 and "a new episode begins there" in events[0]
+        assert resumed.step(np.zeros(2, np.int64)).all_valid
+
+
+# -- the caller's faults
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "settings", "message"),
+    [
+        (0, {}, "num_envs=0: expected at least 1"),
+        (3, {"num_workers": 2}, "num_envs=3: expected a multiple of data.num_workers=2"),
+        (1, {"num_workers": 0}, "data.num_workers=0: expected at least 1"),
+        (1, {"restart_window": 0}, "data.restart_window=0: expected at least 1"),
+        (1, {"max_restarts": -1}, "data.max_restarts=-1: expected at least 0"),
+        (1, {"step_timeout_s": 0.0}, "data.step_timeout_s=0.0: expected a time above 0 s"),
+        (1, {"close_timeout_s": float("nan")}, "data.close_timeout_s=nan: expected a time above 0 s"),
+        (1, {"start_timeout_s": float("inf")}, "data.start_timeout_s=inf: expected a time above 0 s"),
+        (1, {"python": "/nowhere/py"}, "data.python=/nowhere/py: expected a Python interpreter: No such file or directory"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_at_once(num_envs: int, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        bridge_of(num_envs=num_envs, **settings)
+    assert str(raised.value) == message
+
+
+def test_arguments_that_json_cannot_hold_are_refused_at_once() -> None:
+    for value in (object(), float("nan")):
+        with pytest.raises(ConfigError, match=r"^env_kwargs: expected plain data"):
+            bridge_of(env_kwargs={"x": value})
+
+
+@pytest.mark.parametrize(
+    ("env_id", "env_kwargs", "message"),
+    [
+        ("Nowhere-v0", {}, "env_id=Nowhere-v0: Environment `Nowhere` doesn't exist."),
+        ("tests.fault_envs:Spaces-v0", {"observation": "discrete"}, "observation space 'Discrete(2)' is not supported"),
+        ("tests.fault_envs:Spaces-v0", {"observation": "image"}, "observations of shape (8, 8, 3) are not supported"),
+        ("tests.fault_envs:Spaces-v0", {"observation": "bool"}, "observations of dtype 'bool' are not supported"),
+        ("tests.fault_envs:Spaces-v0", {"action": "multi"}, "action space 'MultiDiscrete([2 3])' is not supported"),
+        ("tests.fault_envs:Spaces-v0", {"action": "box"}, "lit_ppo trains on Discrete actions"),
+    ],
+)
+def test_an_environment_that_cannot_be_trained_on_is_refused(env_id: str, env_kwargs: dict[str, Any], message: str) -> None:
+    with bridge_of(env_id, 2, env_kwargs=env_kwargs) as bridge, pytest.raises(ConfigError) as raised:
+        bridge.reset()
+    assert message in str(raised.value) and f"env_id={env_id}: " in str(raised.value)
+
+
+def test_a_module_that_is_not_there_is_the_callers_fault() -> None:
+    with bridge_of("no.such.module:X-v0", 1) as bridge, pytest.raises(ConfigError) as raised:
+        bridge.reset()
+    assert str(raised.value).startswith("env_id=no.such.module:X-v0: there is no module no on the path ")
+
+
+def test_a_contract_that_the_announcement_does_not_meet_is_refused() -> None:
+    with bridge_of(contract=ContractSettings(num_actions=3)) as bridge, pytest.raises(ContractViolation) as raised:
+        bridge.reset()
+    assert str(raised.value) == "num_actions: expected 3 (contract), got 2 (handshake)"
+
+
+def test_a_slow_start_and_a_hang_in_make_are_bounded() -> None:
+    kwargs = {"fault": "hang blocked", "call": "make"}
+    with (
+        bridge_of(num_envs=1, start_timeout_s=1.0, close_timeout_s=0.3, env_kwargs=kwargs) as bridge,
+        pytest.raises(WorkerTimeout, match="did not answer make in time"),
+    ):
+        bridge.reset()
+
+
+def test_an_interpreter_that_is_none_is_found_out() -> None:
+    with bridge_of(num_envs=1, python="/bin/true") as bridge, pytest.raises(BridgeError, match="exited with status 0"):
+        bridge.reset()
+
+
+def test_wrong_actions_and_masks_are_the_callers_fault_and_harm_nothing() -> None:
+    actions = actions_of(10, 2)
+    _, expected = in_process(FAULTY, actions)
+    right, refused = np.zeros(2, np.int64), {}
+    refused["actions: expected int64 of shape (N,), got int32 of shape (2,)"] = (right.astype(np.int32), None)
+    refused["actions: expected int64 of shape (N,), got int64 of shape (2, 1)"] = (right[:, None], None)
+    refused["actions: expected shape (2,), got (1,)"] = (right[:1], None)
+    refused["actions: expected shape (2,), got (3,)"] = (np.zeros(3, np.int64), None)
+    refused["actions[1]: expected 0 to 1, got 2"] = (np.array([1, 2]), None)
+    refused["actions[0]: expected 0 to 1, got -1"] = (np.array([-1, 5]), None)
+    for name, active in {
+        "array([ True, False])": np.array([True, False]),
+        "array([1], dtype=uint8)": np.ones(1, np.uint8),
+        "array([1, 2], dtype=uint8)": np.array([1, 2], np.uint8),
+    }.items():
+        refused[f"active: expected uint8 zeros and ones of shape (2,), got {name}"] = (right, active)
+    with bridge_of(num_envs=2) as bridge:
+        with pytest.raises(ValueError, match="expected reset before the first step"):
+            bridge.step(right)
+        bridge.reset()
+        for message, (wrong, active) in refused.items():
+            with pytest.raises(ValueError) as raised:
+                bridge.step(wrong, active)
+            assert str(raised.value) == message
+        assert_same(played(bridge, actions), expected)
+
+
+# -- the end
+
+
+def test_after_close_nothing_can_be_done_and_close_may_be_called_again() -> None:
+    bridge = bridge_of(num_envs=2, vectorization="sync")
+    bridge.reset()
+    state = bridge.state_dict()
+    bridge.close()
+    bridge.close()
+    for use in (bridge.reset, lambda: bridge.step(np.zeros(2, np.int64)), lambda: bridge.load_state_dict(state)):
+        with pytest.raises(ValueError, match="close"):
+            use()
+    assert bridge.spec.num_actions == 2
+
+
+def test_a_bridge_that_was_never_used_closes() -> None:
+    bridge = bridge_of(num_workers=2)
+    bridge.close()
+    with pytest.raises(ValueError, match="this bridge is closed"):
+        bridge.reset()
+
+
+@pytest.mark.parametrize("fault", ["raise", "hang blocked", "exit 7"])
+def test_close_ends_everything_whatever_the_environment_does_in_close(fault: str) -> None:
+    bridge = bridge_of(num_envs=2, close_timeout_s=0.3, env_kwargs={"fault": fault, "call": "close"})
+    bridge.reset()
+    pidfds = [os.pidfd_open(worker_pid(bridge)), os.pidfd_open(bridge._workers[0]._process.pid)]
+    bridge.close()
+    assert all_ended(pidfds, 0.0)
+
+
+def test_a_hanging_worker_dies_with_its_guard() -> None:
+    with bridge_of(num_envs=1, close_timeout_s=0.3, env_kwargs={"fault": "hang blocked", "at_step": 0}) as bridge:
+        bridge.reset()
+        pidfd = os.pidfd_open(worker_pid(bridge))
+        assert bridge._ask_step(0, bridge._workers[0], np.zeros(1, np.int64), None, monotonic() + 5) is None
+        strike_guard(bridge)
+        assert all_ended([pidfd])
+
+
+def test_close_kills_a_stopped_guard() -> None:
+    bridge = bridge_of(num_envs=1)
+    bridge.reset()
+    pidfds = [os.pidfd_open(worker_pid(bridge))]
+    os.kill(worker_pid(bridge), signal.SIGSTOP)
+    os.kill(bridge._workers[0]._process.pid, signal.SIGSTOP)
+    bridge._workers[0].kill()
+    assert all_ended(pidfds)
+    bridge.close()
+
+
+@pytest.mark.parametrize("how", ["close", "kill"])
+def test_grandchildren_and_daemons_end_with_the_worker(how: str, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    with bridge_of(num_envs=1, env_kwargs={"grandchildren": str(pids)}) as bridge:
+        bridge.reset()
+        pidfds = [os.pidfd_open(int(pid)) for pid in pids.read_text().split()]
+        if how == "kill":
+            os.kill(worker_pid(bridge), signal.SIGKILL)
+            bridge.step(np.zeros(1, np.int64))
+            assert all_ended(pidfds, 0.0)
+            pidfds = [os.pidfd_open(int(pid)) for pid in pids.read_text().split()]
+            assert len(pidfds) == 2
+    assert all_ended(pidfds, 0.0)
+
+
+PARENT = """
+import sys, numpy as np
+from tests.bridge.test_client import bridge_of, worker_pid
+if __name__ == "__main__":
+    pids, fault = sys.argv[1:]
+    kwargs = {"grandchildren": pids, "fault": fault or None}
+    bridge = bridge_of(num_envs=1, env_kwargs=kwargs)
+    bridge.reset()
+    print(bridge._workers[0]._process.pid, worker_pid(bridge), open(pids).read().strip(), flush=True)
+    while True:
+        bridge.step(np.zeros(1, np.int64))
+"""
+
+
+@pytest.mark.parametrize("fault", ["", "hang blocked"])
+def test_nothing_outlives_a_trainer_that_is_killed(fault: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "pids"), fault]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as parent:
+        try:
+            assert parent.stdout is not None
+            assert select.select([parent.stdout], [], [], 60)[0], "the parent did not start in time"
+            pids = [int(pid) for pid in parent.stdout.readline().split()]
+            assert len(pids) == 4  # guard, worker, sleeper, daemon
+            pidfds = [os.pidfd_open(pid) for pid in pids]
+        finally:
+            parent.kill()
+    assert all_ended(pidfds)
+
+
+def test_secrets_of_the_trainer_are_not_visible_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_TOKEN", "hunter2")
+    with bridge_of(num_envs=1, env_kwargs={"fault": "tell secret"}) as bridge:
+        bridge.reset()
+        for pid in (worker_pid(bridge), bridge._workers[0]._process.pid):
+            assert b"hunter2" not in Path(f"/proc/{pid}/environ").read_bytes()
+        with pytest.raises(EnvironmentFault, match="RuntimeError: secret is hidden"):
+            played(bridge, np.zeros((5, 1), np.int64))

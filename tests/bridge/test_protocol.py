@@ -1,0 +1,307 @@
+"""Control messages: what is encoded comes back, and of everything else nothing but a ProtocolError."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lit_ppo.bridge.protocol import (
+    CACHE_LINE,
+    HEADER_BYTES,
+    MAX_DEPTH,
+    MAX_DIGITS,
+    MAX_LINE_BYTES,
+    FrameLayout,
+    bound_to_json,
+    decode,
+    encode,
+    spec_from_json,
+    take,
+)
+from lit_ppo.contract import EnvSpec
+from lit_ppo.errors import ProtocolError
+
+
+def refusal(line: bytes) -> str:
+    with pytest.raises(ProtocolError) as raised:
+        decode(line)
+    return str(raised.value)
+
+
+# -- messages
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=15,
+)
+
+
+def depth(value: object) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(depth, inner), default=0)
+
+
+@given(st.dictionaries(st.text(), VALUES, max_size=6).filter(lambda message: depth(message) <= MAX_DEPTH))
+@example({"x": -0.0, "y": 5e-324, "z": 2**64, 'q"\\': "\u2028\n\x00", "": []})
+def test_what_is_encoded_comes_back(message: dict[str, Any]) -> None:
+    line = encode(message)
+    assert line.endswith(b"\n") and line.count(b"\n") == 1
+    assert json.dumps(decode(line), sort_keys=True) == json.dumps(message, sort_keys=True)  # tells 1 from 1.0 and True
+
+
+def test_numbers_that_are_none_are_not_sent() -> None:
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match="Out of range float"):
+            encode({"x": value})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"x":NaN}', "message: expected finite numbers, got NaN"),
+        (b'{"x":Infinity}', "message: expected finite numbers, got Infinity"),
+        (b'{"x":[-Infinity]}', "message: expected finite numbers, got -Infinity"),
+        (b'{"x":1e999}', f"message: expected finite numbers of at most {MAX_DIGITS} digits, got 1e999"),
+        (b'{"x":-1e999}', f"message: expected finite numbers of at most {MAX_DIGITS} digits, got -1e999"),
+        (
+            b'{"x":0.' + b"1" * 5000 + b"}",
+            "message: expected finite numbers of at most 400 digits, got 0.1111111111111111111111",
+        ),
+        (b'{"x":' + b"9" * 5000 + b"}", "message: expected integers of at most 400 digits, got 5000"),
+        (b'{"x":1,"x":2}', "message: expected every key once, got ['x', 'x']"),
+        (b'{"y":{"a":1,"\\u0061":2}}', "message: expected every key once, got ['a', 'a']"),
+        (b"[1,2]", "message: expected a JSON object, got list"),
+        (b"null", "message: expected a JSON object, got NoneType"),
+        (b"7", "message: expected a JSON object, got int"),
+        (b'"x"', "message: expected a JSON object, got str"),
+    ],
+)
+def test_what_is_json_to_python_alone_is_refused(line: bytes, message: str) -> None:
+    assert refusal(line) == message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b" ",
+        b"{",
+        b"{}{}",
+        b"{} x",
+        b'{"x":"\xff"}',
+        b'{"x":"\xc3"}',
+        b"\xef\xbb\xbf{}",
+        b'{"x":"\n"}',
+        b"{'x':1}",
+        b'{"x":01}',
+    ],
+)
+def test_what_is_no_json_is_refused(line: bytes) -> None:
+    assert refusal(line).startswith("message: expected one JSON object on a line, got b")
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"x":', b'[{"x":'])
+@pytest.mark.parametrize("tail", [b"", b'"]]]]', b"]" * 100_000])
+def test_deep_nesting_is_refused_before_a_recursive_parser_sees_it(opening: bytes, tail: bytes) -> None:
+    assert refusal(b'{"x":' + opening * 100_000 + tail) == f"message: expected a depth of at most {MAX_DEPTH}"
+
+
+def test_depth_is_counted_outside_strings() -> None:
+    deepest = b'{"x":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}"
+    assert depth(decode(deepest)) == MAX_DEPTH
+    assert "depth" in refusal(deepest.replace(b"[]", b"[[]]"))
+    assert decode(b'{"x":"' + b"[" * 100 + b'\\"' + b"{" * 100 + b'\\\\"}') == {"x": "[" * 100 + '"' + "{" * 100 + "\\"}
+    assert "depth" in refusal(b'{"x":"\\\\","y":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}")  # that string has ended
+    assert len(decode(b'{"x":[' + b",".join([b"[]"] * 1000) + b"]}")["x"]) == 1000
+
+
+def test_length_is_bounded() -> None:
+    longest = b'{"x":"' + b"a" * (MAX_LINE_BYTES - 8) + b'"}'
+    assert len(decode(longest)["x"]) == MAX_LINE_BYTES - 8
+    assert refusal(longest + b" ") == f"message: expected at most {MAX_LINE_BYTES} bytes, got {MAX_LINE_BYTES + 1}"
+
+
+@pytest.mark.parametrize("digits", [MAX_DIGITS, MAX_DIGITS + 1])
+def test_digits_are_bounded(digits: int) -> None:
+    line = b'{"x":' + b"9" * digits + b"}"
+    if digits <= MAX_DIGITS:
+        assert decode(line)["x"] == 10**digits - 1
+    else:
+        assert "digits" in refusal(line)
+
+
+def test_a_message_that_is_cut_anywhere_is_refused() -> None:
+    line = encode({"seq": 12, "obs": [[1.5, -2e-7], []], "x": {"y": None, "ok": True, "té": 'a"\\b'}})[:-1]
+    assert decode(line)["seq"] == 12
+    for length in range(len(line)):
+        refusal(line[:length])
+
+
+JSON_LIKE = st.text('{}[]",:0123456789eE.+-\\untrfalsbNI ', max_size=60).map(str.encode)
+
+
+@settings(max_examples=400)
+@given(st.binary(max_size=60) | JSON_LIKE | JSON_LIKE.map(lambda text: b'{"x":' + text + b"}"))
+def test_arbitrary_bytes_are_an_object_or_a_protocol_error(line: bytes) -> None:
+    try:
+        message = decode(line)
+    except ProtocolError:
+        return
+    assert type(message) is dict and decode(encode(message)) == message
+
+
+def test_take_demands_exactly_the_kind() -> None:
+    message: dict[str, Any] = {"n": 1, "flag": True, "x": 1.0, "none": None}
+    assert take(message, "n", int) == 1 and take(message, "none", int, type(None)) is None
+    for key, kinds, text in (
+        ("flag", (int,), "flag: expected int, got True"),
+        ("n", (float,), "n: expected float, got 1"),
+        ("x", (int, type(None)), "x: expected int or null, got 1.0"),
+        ("none", (str, dict), "none: expected str or dict, got None"),
+        ("other", (int, type(None)), "other: expected int or null, got nothing"),
+        ("other", (type(None),), "other: expected null, got nothing"),
+    ):
+        with pytest.raises(ProtocolError) as raised:
+            take(message, key, *kinds)
+        assert str(raised.value) == text
+
+
+# -- the announcement
+
+
+def announced(**changes: Any) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "env_id": "Test-v0",
+        "observation_space": {
+            "type": "Box",
+            "shape": [2],
+            "dtype": "float32",
+            "low": -1.0,
+            "high": [1, "Infinity"],
+            "repr": "B",
+        },
+        "action_space": {"type": "Discrete", "n": 3, "start": -1, "repr": "D"},
+        "reward_threshold": 475,
+        "max_episode_steps": 500,
+    }
+    for name, value in changes.items():
+        section, _, key = name.rpartition("__")
+        (message[f"{section}_space"] if section else message)[key] = value
+    return message
+
+
+def test_an_announcement_becomes_a_spec() -> None:
+    wanted = EnvSpec("Test-v0", (2,), "float32", -1.0, (1.0, math.inf), 3, -1, 475.0, 500)
+    assert spec_from_json(announced()) == wanted
+    bare = spec_from_json(announced(reward_threshold=None, max_episode_steps=None))
+    assert bare.reward_threshold is None and bare.max_episode_steps is None
+
+
+RANK_1 = "are not supported; lit_ppo trains on Box observations of rank 1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"observation__type": "Tuple", "observation__repr": "Tuple(...)"},
+            "env_id=Test-v0: observation space 'Tuple(...)' is not supported; lit_ppo trains on Box observations of rank 1",
+        ),
+        (
+            {"action__type": "Box", "action__repr": "Box(2,)"},
+            "env_id=Test-v0: action space 'Box(2,)' is not supported; lit_ppo trains on Discrete actions",
+        ),
+        ({"observation__shape": []}, f"env_id=Test-v0: observations of shape () {RANK_1}"),
+        ({"observation__shape": [3, 4]}, f"env_id=Test-v0: observations of shape (3, 4) {RANK_1}"),
+        ({"observation__shape": [0]}, f"env_id=Test-v0: observations of shape (0,) {RANK_1}"),
+        ({"observation__shape": [2**40]}, f"env_id=Test-v0: observations of shape ({2**40},) {RANK_1}"),
+        ({"observation__dtype": "complex64"}, "env_id=Test-v0: observations of dtype 'complex64' are not supported"),
+        ({"observation__dtype": "object"}, "env_id=Test-v0: observations of dtype 'object' are not supported"),
+    ],
+)
+def test_each_space_that_cannot_be_trained_on_has_its_message(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        spec_from_json(announced(**changes))
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"env_id": 3}, "env_id: expected str, got 3"),
+        ({"observation__shape": [True]}, "shape: expected int, got True"),
+        ({"observation__shape": 2}, "shape: expected list, got 2"),
+        ({"observation__low": [0.0]}, "low: expected 2 numbers, got 1"),
+        ({"observation__high": [0.0, "NaN"]}, "high[1]: expected a number, Infinity or -Infinity, got 'NaN'"),
+        ({"observation__low": None}, "low: expected a number, Infinity or -Infinity, got None"),
+        ({"observation__low": True}, "low: expected a number, Infinity or -Infinity, got True"),
+        ({"action__n": 0}, "action_space: expected 1 to 2^20 actions, got n=0 start=-1"),
+        ({"action__n": 2**21}, f"action_space: expected 1 to 2^20 actions, got n={2**21} start=-1"),
+        ({"action__start": 2**40}, f"action_space: expected 1 to 2^20 actions, got n=3 start={2**40}"),
+        ({"action__n": 2.0}, "n: expected int, got 2.0"),
+        ({"reward_threshold": "475"}, "reward_threshold: expected float or int or null, got '475'"),
+        ({"max_episode_steps": 1.5}, "max_episode_steps: expected int or null, got 1.5"),
+    ],
+)
+def test_a_malformed_announcement_is_a_protocol_error(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ProtocolError) as raised:
+        spec_from_json(announced(**changes))
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("name", ["observation__low", "observation__high", "reward_threshold"])
+def test_an_integer_that_no_float_can_hold_is_a_protocol_error(name: str) -> None:
+    with pytest.raises(ProtocolError, match=f"^{name.removeprefix('observation__')}: expected a number"):
+        spec_from_json(decode(encode(announced(**{name: -(10**350)}))))
+
+
+@given(st.dictionaries(st.sampled_from([*announced()]), VALUES))
+def test_an_arbitrary_announcement_is_a_spec_or_refused(changes: dict[str, Any]) -> None:
+    try:
+        assert isinstance(spec_from_json(announced() | changes), EnvSpec)
+    except (ProtocolError, ValueError) as error:
+        assert type(error) in (ProtocolError, ValueError)  # noqa: PT017  no subclass that happens to fit
+
+
+def test_bounds_survive_json() -> None:
+    assert bound_to_json(np.array([np.inf, np.inf])) == "Infinity" and bound_to_json(np.array([0.1, 0.1])) == 0.1
+    bound = np.array([-np.inf, np.float32(0.1), 3.4028235e38])
+    line = encode({"low": bound_to_json(bound)})
+    spec = spec_from_json(announced(observation__shape=[3], observation__low=decode(line)["low"], observation__high="Infinity"))
+    assert spec.obs_low == tuple(bound.tolist()) and spec.obs_high == math.inf
+
+
+# -- the shared frame
+
+DTYPES = st.sampled_from(["float16", "float32", "float64", "int8", "uint8", "int64", "uint16"])
+
+
+@given(st.integers(1, 70), st.lists(st.integers(1, 9), max_size=3).map(tuple), DTYPES)
+def test_fields_of_the_frame_are_aligned_and_never_overlap(num_envs: int, obs_shape: tuple[int, ...], dtype: str) -> None:
+    layout = FrameLayout(num_envs, obs_shape, dtype)
+    frame = bytearray(layout.total_bytes)
+    views = layout.request_views(frame) | layout.reply_views(frame, layout.reply_start)
+    assert {name: (view.shape, str(view.dtype)) for name, view in views.items()} == {
+        "actions": ((num_envs,), "int64"),
+        "next_seeds": ((num_envs,), "int64"),
+        "active": ((num_envs,), "uint8"),
+        "both_obs": ((2, num_envs, *obs_shape), dtype),
+        "rewards": ((num_envs,), "float64"),
+        "flags": ((4, num_envs), "uint8"),
+    }
+    begin = np.frombuffer(frame, np.uint8).__array_interface__["data"][0]
+    taken = np.zeros(layout.total_bytes, int)
+    taken[:HEADER_BYTES] += 1
+    for view in views.values():
+        offset = view.__array_interface__["data"][0] - begin
+        assert offset % CACHE_LINE == 0
+        taken[offset : offset + view.nbytes] += 1
+    assert taken.max() == 1
+    # the reply alone has the same layout, for a worker without a trainer
+    assert layout.reply_bytes == layout.total_bytes - layout.reply_start
+    assert layout.reply_views(bytearray(layout.reply_bytes), 0)["flags"].shape == (4, num_envs)

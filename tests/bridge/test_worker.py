@@ -1,0 +1,263 @@
+"""The worker as a person meets it in a terminal, and its host as it judges what environments return."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from lit_ppo.bridge.protocol import FrameLayout
+from lit_ppo.bridge.worker import SyncHost, error_to_json
+from lit_ppo.contract import Contract, EnvSpec
+from lit_ppo.errors import ContractViolation, EnvironmentRaised, ProtocolError
+
+ROOT = Path(__file__).parents[2]
+
+
+def dialogue(arguments: list[str], lines: list[str | dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the worker answers to these lines, and nothing else on its standard output."""
+    typed = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    done = subprocess.run(
+        [sys.executable, "-m", "lit_ppo.bridge.worker", *arguments],
+        input=typed.encode(),
+        capture_output=True,
+        timeout=60,
+        cwd=ROOT,
+        check=True,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def refused(reply: dict[str, Any]) -> str:
+    assert reply["error"]["kind"] == "refused"
+    message: str = reply["error"]["message"]
+    return message
+
+
+def test_a_person_can_describe_reset_step_and_close() -> None:
+    first, stepped, described, again, closed = dialogue(
+        ["CartPole-v1"],
+        [
+            {"cmd": "reset", "seed": 3},
+            "",
+            {"cmd": "step", "action": [1]},
+            {"cmd": "describe", "seq": 41},
+            {"cmd": "reset", "seed": 3},
+            {"cmd": "close"},
+            {"cmd": "describe"},  # nobody is there any more
+        ],
+    )
+    env = gymnasium.make("CartPole-v1")
+    assert first == {"obs": [env.reset(seed=3)[0].tolist()]} == again
+    obs = [env.step(1)[0].tolist()]
+    flags = {"terminated": [False], "truncated": [False], "invalid": [False]}
+    assert stepped == {"obs": obs, "next_obs": obs, "reward": [1.0], **flags}
+    assert described["seq"] == 41 and described["env_id"] == "CartPole-v1" and described["num_envs"] == 1
+    assert described["action_space"] == {"type": "Discrete", "n": 2, "start": 0, "repr": "Discrete(2)"}
+    assert described["observation_space"]["shape"] == [4] and described["max_episode_steps"] == 500
+    assert closed == {"closed": True}
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "native"])
+def test_an_episode_that_ends_is_followed_by_the_next(vectorization: str) -> None:
+    step = {"cmd": "step", "action": [1, 1], "next_seed": 70}
+    options = ["CartPole-v1", "--num-envs", "2", "--vectorization", vectorization]
+    _, *steps = dialogue(options, [{"cmd": "reset", "seed": 3}, *[step] * 15])
+    assert len(steps) == 15  # the end of the input is an end, too
+    at = next(k for k, reply in enumerate(steps) if reply["terminated"][0])
+    if vectorization == "sync":
+        assert steps[at]["obs"][0] == gymnasium.make("CartPole-v1").reset(seed=70)[0].tolist() != steps[at]["next_obs"][0]
+        assert not any(any(reply["invalid"]) for reply in steps)
+    else:
+        assert steps[at]["obs"] == steps[at]["next_obs"] and [reply["invalid"][0] for reply in steps][at + 1]
+
+
+def test_bad_lines_are_answered_and_harm_nothing() -> None:
+    bad: dict[str, Any] = {
+        "hello": "message: expected one JSON object on a line, got b'hello'",
+        "[1]": "message: expected a JSON object, got list",
+        "{}": "cmd: expected str, got nothing",
+        '{"cmd":"fly"}': "cmd: unknown command 'fly'",
+        '{"cmd":"serve"}': "cmd: unknown command 'serve'",
+        '{"cmd":"step","action":[0]}': "step: expected reset before the first step",
+        '{"cmd":"reset"}': "seed: expected int, got nothing",
+        '{"cmd":"reset","seed":-1}': "seeds: expected 1 seeds (non-negative integers or null), got [-1]",
+        '{"cmd":"reset","seeds":[1,2]}': "seeds: expected 1 seeds (non-negative integers or null), got [1, 2]",
+        '{"cmd":"make","env_id":"CartPole-v1"}': "make: the environments are made already",
+        '{"cmd":"attach","bytes":640}': "attach: this worker was started without a shared frame",
+        '{"cmd":"save"}': "save: sync environments are restored from their journal",
+        '{"cmd":"restore","state":{}}': "restore: sync environments are restored from their journal",
+    }
+    after_reset: dict[str, Any] = {
+        '{"cmd":"step"}': "action: expected list, got nothing",
+        '{"cmd":"step","action":0}': "action: expected list, got 0",
+        '{"cmd":"step","action":[0,1]}': "action: expected 1 integers, got [0, 1]",
+        '{"cmd":"step","action":[true]}': "action: expected 1 integers, got [True]",
+        '{"cmd":"step","action":[2]}': "action: expected 0 to 1, got [2]",
+        '{"cmd":"step","action":[0],"next_seed":"7"}': "next_seed: expected int, got '7'",
+        '{"cmd":"step","action":[0],"next_seed":-7}': "next_seed: expected a non-negative integer, got -7",
+    }
+    reset, step = '{"cmd":"reset","seed":3}', '{"cmd":"step","action":[1]}'
+    replies = dialogue(["CartPole-v1"], [*bad, reset, *after_reset, step, '{"cmd":"close","seq":5}'])
+    for (line, message), reply in zip(bad.items(), replies, strict=False):
+        assert refused(reply).startswith(message), line
+    for (line, message), reply in zip(after_reset.items(), replies[len(bad) + 1 :], strict=False):
+        assert refused(reply) == message, line
+    env = gymnasium.make("CartPole-v1")
+    env.reset(seed=3)
+    assert replies[-2]["obs"] == [env.step(1)[0].tolist()] and replies[-1] == {"seq": 5, "closed": True}
+
+
+def test_what_an_environment_prints_does_not_disturb_the_replies() -> None:
+    lines = [{"cmd": "reset", "seed": 0, "seq": 1}, *({"cmd": "step", "action": [0], "seq": k} for k in range(2, 30))]
+    replies = dialogue(["tests.fault_envs:Noisy-v0"], lines)
+    assert [reply["seq"] for reply in replies] == list(range(1, 30))
+    assert all("error" not in reply for reply in replies)
+
+
+def test_an_observation_that_json_cannot_hold_is_an_error_reply_and_not_the_end() -> None:
+    step = {"cmd": "step", "action": [0], "seq": 9}
+    _, nan, later = dialogue(["tests.fault_envs:NaN-v0"], [{"cmd": "reset", "seed": 0}, step, step])
+    assert nan["seq"] == 9 and "Out of range float values" in refused(nan)
+    assert later["seq"] == 9 and len(later["obs"][0]) == 3
+
+
+def test_a_worker_without_an_environment_says_what_it_needs() -> None:
+    make = {"cmd": "make", "env_id": "tests.fault_envs:Spaces-v0", "env_kwargs": {"observation": "discrete"}}
+    nothing, made, reset = dialogue([], [{"cmd": "describe"}, make, {"cmd": "reset", "seed": 0}])
+    assert refused(nothing) == "expected make before this"
+    assert made["observation_space"] == {"type": "Discrete", "n": 2, "start": 0, "repr": "Discrete(2)"}
+    assert refused(reset) == "env_id=tests.fault_envs:Spaces-v0: observation space Discrete(2) is not supported"
+
+
+def test_an_unknown_environment_ends_the_worker_with_a_message() -> None:
+    command = [sys.executable, "-m", "lit_ppo.bridge.worker", "Nowhere-v0"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, text=True, check=False)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.strip() == "env_id=Nowhere-v0: Environment `Nowhere` doesn't exist."
+
+
+# -- the host, in this process
+
+OUTSIDE = "(the declared observation space; contract.check_membership=false accepts it)"
+TUPLE = "step: expected a tuple (obs, reward, terminated, truncated, info), got "
+VERDICTS = {
+    "obs nan": "next_obs[1, 1]: expected a finite value, got nan",
+    "obs inf": "next_obs[1, 1]: expected a finite value, got inf",
+    "obs -inf": "next_obs[1, 1]: expected a finite value, got -inf",
+    "obs outside": f"next_obs[1, 1]: expected a value in [-2.0, 2.0] {OUTSIDE}, got 3.0",
+    "obs list": "obs: expected a numpy array of shape (3,), got list [",
+    "obs none": "obs: expected a numpy array of shape (3,), got NoneType None",
+    "obs scalar": "obs: expected a numpy array of shape (3,), got float32 np.float32(",
+    "obs short": "obs: expected shape (3,), got shape (2,)",
+    "obs one": "obs: expected shape (3,), got shape (1,)",
+    "obs column": "obs: expected shape (3,), got shape (3, 1)",
+    "obs empty": "obs: expected shape (3,), got shape (0,)",
+    "obs int": "obs: expected dtype float32, got dtype int32",
+    "obs bool": "obs: expected dtype float32, got dtype bool",
+    "obs object": "obs: expected dtype float32, got dtype object",
+    "obs text": "obs: expected dtype float32, got dtype <U",
+    "obs complex": "obs: expected dtype float32, got dtype complex64",
+    "obs 1e300": "obs: expected values that float32 can hold, got 1e+300",
+    "reward nan": "rewards[1]: expected a finite value, got nan",
+    "reward inf": "rewards[1]: expected a finite value, got inf",
+    "reward 1e300": "rewards[1]: expected a value that float32 can hold, got 1e+300",
+    "reward huge": "reward: expected a number that float64 can hold, got 1000",
+    "reward none": "reward: expected a real number, got NoneType None",
+    "reward text": "reward: expected a real number, got str '1.0'",
+    "reward bool": "reward: expected a real number, got bool True",
+    "reward array": "reward: expected a real number, got ndarray array([1.])",
+    "reward complex": "reward: expected a real number, got complex (1+0j)",
+    "reward unshowable": "reward: expected a real number, got BrokenRepr <BrokenRepr whose repr raises ValueError>",
+    "terminated int": "terminated: expected true or false, got int 1",
+    "terminated zero": "terminated: expected true or false, got int 0",
+    "terminated none": "terminated: expected true or false, got NoneType None",
+    "terminated text": "terminated: expected true or false, got str 'False'",
+    "terminated array": "terminated: expected true or false, got ndarray array([ True])",
+    "truncated float": "truncated: expected true or false, got float 0.0",
+    "truncated text": "truncated: expected true or false, got str 'True'",
+    "tuple of 4": TUPLE + "(array(",
+    "tuple of 6": TUPLE + "(array(",
+    "list": TUPLE + "[array(",
+    "none": TUPLE + "None",
+    "obs only": TUPLE + "array(",
+}
+
+
+def hosted(monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> tuple[SyncHost, dict[str, np.ndarray]]:
+    from tests.fault_envs import FaultyEnv
+
+    monkeypatch.setattr(FaultyEnv, "made", 0)
+    host = SyncHost("Faulty-v0", 3, kwargs)
+    layout = FrameLayout(3, (3,), "float32")
+    views = layout.reply_views(bytearray(layout.reply_bytes), 0)
+    host.allocate(views["both_obs"], views["rewards"], views["flags"])
+    return host, views
+
+
+@pytest.mark.parametrize("fault", VERDICTS)
+def test_every_wrong_value_of_a_step_is_refused(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.fault_envs import VALUES
+
+    assert set(VALUES) == set(VERDICTS)
+    host, views = hosted(monkeypatch, fault=fault, row=1, at_step=2)
+    contract = Contract(EnvSpec("Faulty-v0", (3,), "float32", -2.0, 2.0, 2))
+    host.reset([1, 2, 3])
+    for step in range(3):
+        violation = None
+        try:
+            host.step([0, 1, 0], [7, 8, 9], [1, 1, 1])
+            contract.check_values(views["both_obs"], views["rewards"], views["flags"].tobytes(), bytes(3))
+        except ContractViolation as error:
+            violation = error
+        assert (violation is not None) == (step == 2)
+    assert str(violation).startswith(VERDICTS[fault]) and violation is not None and violation.env == 1
+    host.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("obs list", "obs: expected a numpy array of shape (3,), got list ["),
+        ("obs short", "obs: expected shape (3,), got shape (2,)"),
+        ("obs 1e300", "obs: expected values that float32 can hold, got 1e+300"),
+        ("obs only", "reset: expected a tuple (obs, info), got array("),
+        ("none", "reset: expected a tuple (obs, info), got None"),
+    ],
+)
+def test_every_wrong_value_of_a_reset_is_refused(fault: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, _ = hosted(monkeypatch, fault=fault, call="reset", row=2)
+    host.reset([1, 2, None])
+    with pytest.raises(ContractViolation) as raised:
+        host.reset([None, None, 3])
+    assert str(raised.value).startswith(message) and raised.value.env == 2
+
+
+def test_what_raises_is_named_with_its_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    for call in ("make", "reset", "step", "close"):
+        with pytest.raises(EnvironmentRaised) as raised:
+            _provoke(call, monkeypatch)
+        assert raised.value.during == call and raised.value.env == 1
+        assert error_to_json(raised.value)["error"]["exception"] == "RuntimeError: the pole is on fire"
+
+
+def _provoke(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, _ = hosted(monkeypatch, fault="raise", call=call, row=1, at_step=0)
+    host.reset([1, 2, 3])
+    host.step([0, 0, 0], [7, 8, 9], [1, 1, 1])
+    host.close()
+
+
+def test_errors_become_plain_data() -> None:
+    assert error_to_json(ContractViolation("obs", "a rule", "x", 1))["error"] == {
+        "kind": "violation",
+        "field": "obs",
+        "rule": "a rule",
+        "value": "x",
+        "env": 1,
+    }
+    assert error_to_json(ProtocolError("no"))["error"] == {"kind": "refused", "message": "no"}

@@ -1,0 +1,247 @@
+"""Environments that misbehave on demand, for the worker process; imported there as `tests.fault_envs:Faulty-v0`."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+Returned = Any
+
+
+class UnpicklableError(Exception):
+    """Holds what no pickle can carry."""
+
+    def __init__(self) -> None:
+        super().__init__("cannot be pickled")
+        self.held = lambda: None
+
+
+class BrokenStrError(Exception):
+    """Cannot even say what went wrong."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+    __repr__ = __str__
+
+
+class BrokenRepr:
+    """Cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise ValueError("no words")
+
+
+def _obs(change: Any) -> Any:
+    return lambda r: (change(r[0]), *r[1:])
+
+
+def _component(value: float) -> Any:
+    return lambda obs: np.array([obs[0], value, obs[2]], obs.dtype)
+
+
+def _part(index: int, value: Any) -> Any:
+    return lambda r: (*r[:index], value, *r[index + 1 :])
+
+
+# what becomes of the tuple that a step returns
+VALUES: dict[str, Any] = {
+    "obs nan": _obs(_component(np.nan)),
+    "obs inf": _obs(_component(np.inf)),
+    "obs -inf": _obs(_component(-np.inf)),
+    "obs outside": _obs(_component(3.0)),
+    "obs list": _obs(lambda obs: obs.tolist()),
+    "obs none": _obs(lambda obs: None),
+    "obs scalar": _obs(lambda obs: obs[0]),
+    "obs short": _obs(lambda obs: obs[:2]),
+    "obs one": _obs(lambda obs: obs[:1]),
+    "obs column": _obs(lambda obs: obs[:, None]),
+    "obs empty": _obs(lambda obs: obs[:0]),
+    "obs int": _obs(lambda obs: obs.astype(np.int32)),
+    "obs bool": _obs(lambda obs: obs > 0),
+    "obs object": _obs(lambda obs: obs.astype(object)),
+    "obs text": _obs(lambda obs: obs.astype(str)),
+    "obs complex": _obs(lambda obs: obs.astype(np.complex64)),
+    "obs 1e300": _obs(lambda obs: np.array([0.0, 1e300, 0.0])),
+    "reward nan": _part(1, float("nan")),
+    "reward inf": _part(1, float("inf")),
+    "reward 1e300": _part(1, 1e300),
+    "reward huge": _part(1, 10**400),
+    "reward none": _part(1, None),
+    "reward text": _part(1, "1.0"),
+    "reward bool": _part(1, True),
+    "reward array": _part(1, np.array([1.0])),
+    "reward complex": _part(1, 1 + 0j),
+    "reward unshowable": _part(1, BrokenRepr()),
+    "terminated int": _part(2, 1),
+    "terminated zero": _part(2, 0),
+    "terminated none": _part(2, None),
+    "terminated text": _part(2, "False"),
+    "terminated array": _part(2, np.array([True])),
+    "truncated float": _part(3, 0.0),
+    "truncated text": _part(3, "True"),
+    "tuple of 4": lambda r: r[:4],
+    "tuple of 6": lambda r: (*r, {}),
+    "list": list,
+    "none": lambda r: None,
+    "obs only": lambda r: r[0],
+}
+
+
+def _noise() -> None:
+    forged = b'\n{"seq":1,"obs":[0]}\n' * 40
+    for descriptor in (1, 2):
+        os.write(descriptor, forged)
+    print("\x1b[31mprinted", file=sys.stdout, flush=True)
+    print("complained", file=sys.stderr, flush=True)
+
+
+def _hang(blocked: bool = False) -> None:
+    if blocked:
+        signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
+    while True:
+        signal.sigtimedwait([], 3600)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+# what happens instead of returning
+ACTS: dict[str, Any] = {
+    "raise": lambda: _raise(RuntimeError("the pole is on fire")),
+    "raise unpicklable": lambda: _raise(UnpicklableError()),
+    "raise broken str": lambda: _raise(BrokenStrError()),
+    "tell secret": lambda: _raise(RuntimeError(f"secret is {os.environ.get('MY_API_TOKEN', 'hidden')}")),
+    "exit 7": lambda: os._exit(7),
+    "sys.exit": lambda: sys.exit(3),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "real-time signal": lambda: os.kill(os.getpid(), signal.SIGRTMIN + 3),
+    "segv": lambda: ctypes.string_at(0),
+    "hang": _hang,
+    "hang blocked": lambda: _hang(blocked=True),
+    "noise": _noise,
+    "read stdin": lambda: sys.stdin.read() and _raise(RuntimeError("there was something to read")),
+}
+
+
+class FaultyEnv(gymnasium.Env[np.ndarray, int]):
+    """A small deterministic environment, with a fault.
+
+    Args:
+        fault: What goes wrong: a key of `VALUES` or `ACTS`; None for nothing.
+        call: In which call: `make`, `reset`, `step` or `close`.
+        at_step: In which step of an episode (0 is the first); None for every one.
+        at_reset: After how many earlier resets of this instance; None whenever.
+        row: In which environment of the worker; None for all.
+        once: The fault happens only while this file does not exist; it is made first.
+        drift: Observations differ from process to process.
+        start: Number of action 0.
+        length: Longest episode.
+        shorter: While this file exists, episodes end after four steps.
+        grandchildren: A file for the pids of a sleeping child and a daemon in a session of its own, started in the first reset.
+    """
+
+    made = 0  # by this process
+
+    def __init__(
+        self,
+        fault: str | None = None,
+        call: str = "step",
+        at_step: int | None = 3,
+        at_reset: int | None = None,
+        row: int | None = None,
+        once: str | None = None,
+        drift: bool = False,
+        start: int = 0,
+        length: int = 12,
+        shorter: str | None = None,
+        grandchildren: str | None = None,
+    ) -> None:
+        assert fault is None or fault in VALUES or fault in ACTS, fault
+        self.observation_space = gymnasium.spaces.Box(-2.0, 2.0, (3,), np.float32)
+        self.action_space = gymnasium.spaces.Discrete(2, start=start)
+        self.fault, self.call, self.at_step, self.at_reset, self.once = fault, call, at_step, at_reset, once
+        self.drift, self.start, self.length, self.grandchildren = drift, start, length, grandchildren
+        self.shorter = shorter
+        self.is_affected = row is None or row == FaultyEnv.made
+        FaultyEnv.made += 1
+        self.resets = self.steps = 0
+        self._act("make")
+
+    def _is_due(self, call: str) -> bool:
+        if self.fault is None or call != self.call or not self.is_affected:
+            return False
+        if call == "step" and self.at_step not in (None, self.steps):
+            return False
+        if self.at_reset not in (None, self.resets):
+            return False
+        if self.once is not None:
+            try:
+                os.close(os.open(self.once, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return False
+        return True
+
+    def _act(self, call: str, returned: Returned = None) -> Returned:
+        if not self._is_due(call):
+            return returned
+        if self.fault in VALUES:
+            return VALUES[self.fault](returned)
+        ACTS[self.fault]()
+        return returned
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Returned:
+        super().reset(seed=seed)
+        if self.grandchildren and not self.resets:
+            sleeper = subprocess.Popen(["sleep", "1000"])
+            daemon = subprocess.Popen(["sh", "-c", "sleep 1000 & echo $!"], stdout=subprocess.PIPE, start_new_session=True)
+            assert daemon.stdout is not None
+            orphan = int(daemon.stdout.readline())
+            Path(self.grandchildren).write_text(f"{sleeper.pid} {orphan}\n")
+        self.x = self.np_random.uniform(-1, 1, 3).astype(np.float32)
+        self.steps = 0
+        if self.drift:
+            self.x[0] = np.float32(os.getpid() / 2**23)
+        returned = self._act("reset", (self.x.copy(), {}))
+        self.resets += 1
+        return returned
+
+    def step(self, action: int) -> Returned:
+        assert action - self.start in (0, 1)
+        self.x = np.sin(1.7 * self.x + 0.3 * (action - self.start) + 0.1).astype(np.float32)
+        reward = float(self.x.sum())
+        terminated = bool(self.x[0] > 0.99 and self.steps > 2)
+        length = 4 if self.shorter is not None and os.path.exists(self.shorter) else self.length
+        returned = self._act("step", (self.x.copy(), reward, terminated, self.steps + 1 >= length, {}))
+        self.steps += 1
+        return returned
+
+    def close(self) -> None:
+        self._act("close")
+
+
+class SpaceEnv(gymnasium.Env[Any, Any]):
+    """An environment with spaces of one's choice; it can only be described."""
+
+    def __init__(self, observation: str = "box", action: str = "discrete") -> None:
+        spaces = {
+            "box": gymnasium.spaces.Box(-1, 1, (3,)),
+            "image": gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8),
+            "bool": gymnasium.spaces.Box(0, 1, (3,), np.bool_),
+            "discrete": gymnasium.spaces.Discrete(2),
+            "multi": gymnasium.spaces.MultiDiscrete([2, 3]),
+        }
+        self.observation_space, self.action_space = spaces[observation], spaces[action]
+
+
+gymnasium.register("Faulty-v0", entry_point=FaultyEnv)
+gymnasium.register("Noisy-v0", entry_point=FaultyEnv, kwargs={"fault": "noise", "at_step": None})
+gymnasium.register("NaN-v0", entry_point=FaultyEnv, kwargs={"fault": "obs nan", "at_step": 0})
+gymnasium.register("Spaces-v0", entry_point=SpaceEnv)

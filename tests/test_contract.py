@@ -1,0 +1,498 @@
+"""The trust boundary: every rule both ways, with its exact words, and all of them against a slow independent reading."""
+
+import math
+import re
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_ppo.contract import (
+    Contract,
+    ContractSettings,
+    EnvSpec,
+    admit_flag,
+    admit_observation,
+    admit_reset,
+    admit_reward,
+    admit_step,
+    shown,
+)
+from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault, EnvironmentRaised
+from tests.fault_envs import BrokenRepr
+
+FLOAT32_MAX = float.fromhex("0x1.fffffep+127")
+NONE_INVALID = bytes(2)
+
+
+def spec_of(
+    shape: tuple[int, ...] = (2,),
+    dtype: str = "float32",
+    low: float | tuple[float, ...] = -1.0,
+    high: float | tuple[float, ...] = (1.0, math.inf),
+) -> EnvSpec:
+    return EnvSpec("Test-v0", shape, dtype, low, high, num_actions=3)
+
+
+def refusal(function: Any, *args: Any) -> str:
+    with pytest.raises(ContractViolation) as raised:
+        function(*args)
+    return str(raised.value)
+
+
+# -- what an environment returned, in the worker
+
+
+def test_admit_reset_takes_the_observation_out_of_a_pair() -> None:
+    assert admit_reset(("obs", {})) == "obs"
+    for wrong, text in (("obs", "'obs'"), (("obs",), "('obs',)"), (["obs", {}], "['obs', {}]"), ((1, 2, 3), "(1, 2, 3)")):
+        assert refusal(admit_reset, wrong) == f"reset: expected a tuple (obs, info), got {text}"
+
+
+def test_admit_step_takes_exactly_five_parts() -> None:
+    five = (1, 2, 3, 4, 5)
+    assert admit_step(five) is five
+    for wrong in (five[:4], (*five, 6), list(five), None, 7):
+        expected = f"step: expected a tuple (obs, reward, terminated, truncated, info), got {wrong!r}"
+        assert refusal(admit_step, wrong) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (np.array([1.5, -2.0], np.float32), "float32"),
+        (np.array([1.5, -2.0], np.float64), "float32"),
+        (np.array([1.5, -2.0], np.float16), "float64"),
+        (np.array([1.5, -2.0], ">f4"), "float32"),
+        (np.array([np.nan, np.inf]), "float32"),  # values are the client's business
+        (np.array([1, -128], np.int64), "int8"),
+        (np.array([0, 255], np.uint64), "uint8"),
+    ],
+)
+def test_admit_observation_casts_where_that_says_the_same(value: np.ndarray, dtype: str) -> None:
+    admitted = admit_observation(value, (2,), np.dtype(dtype))
+    assert admitted.dtype == dtype and np.array_equal(admitted, value, equal_nan=value.dtype.kind == "f")
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        ([1.0, 2.0], "float32", "obs: expected a numpy array of shape (2,), got list [1.0, 2.0]"),
+        (None, "float32", "obs: expected a numpy array of shape (2,), got NoneType None"),
+        (np.float32(1), "float32", "obs: expected a numpy array of shape (2,), got float32 np.float32(1.0)"),
+        (np.zeros(1), "float32", "obs: expected shape (2,), got shape (1,)"),
+        (np.zeros((2, 1)), "float32", "obs: expected shape (2,), got shape (2, 1)"),
+        (np.zeros((1, 2)), "float32", "obs: expected shape (2,), got shape (1, 2)"),
+        (np.zeros(()), "float32", "obs: expected shape (2,), got shape ()"),
+        (np.zeros(2, np.int64), "float32", "obs: expected dtype float32, got dtype int64"),
+        (np.zeros(2, bool), "uint8", "obs: expected dtype uint8, got dtype bool"),
+        (np.zeros(2, np.int8), "uint8", "obs: expected dtype uint8, got dtype int8"),
+        (np.array(["1.0", "2"]), "float32", "obs: expected dtype float32, got dtype <U3"),
+        (np.array([1.0, None]), "float32", "obs: expected dtype float32, got dtype object"),
+        (np.array([0.0, 1e300]), "float32", "obs: expected values that float32 can hold, got 1e+300"),
+        (np.array([0.0, -7e4]), "float16", "obs: expected values that float16 can hold, got -70000.0"),
+        (np.array([0, 128]), "int8", "obs: expected values that int8 can hold, got 128"),
+        (np.array([256, 0], np.uint16), "uint8", "obs: expected values that uint8 can hold, got 256"),
+    ],
+)
+def test_admit_observation_refuses_what_says_something_else(value: object, dtype: str, message: str) -> None:
+    assert refusal(admit_observation, value, (2,), np.dtype(dtype)) == message
+
+
+@pytest.mark.parametrize("value", [1.5, 2, np.float32(1.5), np.float64(-1), np.float16(2), np.int64(-3), np.uint8(200), -0.0])
+def test_admit_reward_takes_every_real_number(value: Any) -> None:
+    admitted = admit_reward(value)
+    assert type(admitted) is float and admitted == value
+
+
+def test_admit_reward_leaves_finiteness_to_the_client() -> None:
+    assert math.isnan(admit_reward(math.nan)) and admit_reward(np.float32(np.inf)) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (True, "reward: expected a real number, got bool True"),
+        (np.False_, "reward: expected a real number, got bool np.False_"),
+        (None, "reward: expected a real number, got NoneType None"),
+        ("1.0", "reward: expected a real number, got str '1.0'"),
+        (1j, "reward: expected a real number, got complex 1j"),
+        (Fraction(1, 2), "reward: expected a real number, got Fraction Fraction(1, 2)"),
+        (np.array(1.0), "reward: expected a real number, got ndarray array(1.)"),
+        (np.array([1.0]), "reward: expected a real number, got ndarray array([1.])"),
+        (
+            BrokenRepr(),
+            "reward: expected a real number, got BrokenRepr <BrokenRepr whose repr raises ValueError>",
+        ),
+    ],
+)
+def test_admit_reward_refuses_everything_else(value: object, message: str) -> None:
+    assert refusal(admit_reward, value) == message
+
+
+def test_admit_reward_refuses_an_integer_that_no_float_can_hold() -> None:
+    assert refusal(admit_reward, 10**400) == f"reward: expected a number that float64 can hold, got {'1' + '0' * 116}..."
+
+
+def test_admit_flag_takes_booleans_alone() -> None:
+    for value in (True, False, np.True_, np.False_):
+        assert admit_flag("terminated", value) is bool(value)
+    for value in (0, 1, None, "False", 1.0, np.array(True), np.int8(1)):
+        expected = f"truncated: expected true or false, got {type(value).__name__} {value!r}"
+        assert refusal(admit_flag, "truncated", value) == expected
+
+
+def test_shown_is_one_bounded_line_whatever_the_value() -> None:
+    assert shown([1, "a"]) == "[1, 'a']"
+    assert shown(np.zeros((3, 2))).count("\n") == 0
+    assert shown(BrokenRepr()) == "<BrokenRepr whose repr raises ValueError>"
+    assert len(shown("x" * 5000)) == 120 and shown("x" * 5000).endswith("xxx...")
+
+
+# -- errors
+
+
+def test_an_environments_fault_says_where_once_that_is_known() -> None:
+    violation = ContractViolation("rewards[3]", "a finite value", "nan", 3)
+    assert str(violation) == "rewards[3]: expected a finite value, got nan"
+    violation.where = {"env": 3, "step": 17}
+    assert str(violation) == "rewards[3]: expected a finite value, got nan (env 3, step 17)"
+    raised = EnvironmentRaised("reset", "KeyError: 1", "Traceback\n  KeyError: 1\n\n", 2)
+    assert str(raised) == "env 2 raised in reset: KeyError: 1\nTraceback\n  KeyError: 1"
+    assert isinstance(violation, EnvironmentFault) and isinstance(raised, EnvironmentFault)
+
+
+# -- settings and the announcement
+
+
+@pytest.mark.parametrize("name", ["observation_range", "reward_range"])
+@pytest.mark.parametrize("limits", [(1.0, 1.0), (2.0, 1.0), (math.nan, 1.0), (0.0, math.nan)])
+def test_a_range_without_room_is_refused(name: str, limits: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        ContractSettings(**{name: limits})
+    assert str(raised.value) == f"contract.{name}: expected [low, high] with low < high, got {list(limits)}"
+    ContractSettings(**{name: (-math.inf, 1.0)})
+
+
+def test_an_announcement_that_differs_from_the_settings_is_refused() -> None:
+    Contract(spec_of(), ContractSettings(obs_shape=[2], num_actions=3))
+    wrong_shape = refusal(Contract, spec_of(), ContractSettings(obs_shape=[3]))
+    assert wrong_shape == "obs_shape: expected (3,) (contract), got (2,) (handshake)"
+    wrong_actions = refusal(Contract, spec_of(), ContractSettings(num_actions=4))
+    assert wrong_actions == "num_actions: expected 4 (contract), got 3 (handshake)"
+
+
+# -- actions
+
+
+def test_actions_inside_the_action_space_come_back_as_they_are() -> None:
+    actions = np.array([0, 2, 1])
+    assert Contract(spec_of()).check_actions(actions) is actions
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (np.array([0, 3]), "actions[1]: expected 0 to 2, got 3"),
+        (np.array([-1, 9]), "actions[0]: expected 0 to 2, got -1"),
+        (np.array([0, -(2**63)]), f"actions[1]: expected 0 to 2, got {-(2**63)}"),
+        (np.array([0, 1], np.int32), "actions: expected int64 of shape (N,), got int32 of shape (2,)"),
+        (np.array([0.0, 1.0]), "actions: expected int64 of shape (N,), got float64 of shape (2,)"),
+        (np.array([[0], [1]]), "actions: expected int64 of shape (N,), got int64 of shape (2, 1)"),
+    ],
+)
+def test_other_actions_are_the_callers_fault(actions: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        Contract(spec_of()).check_actions(actions)
+    assert str(raised.value) == message
+
+
+# -- observations
+
+
+OUTSIDE = "(the declared observation space; contract.check_membership=false accepts it)"
+
+
+@pytest.mark.parametrize(
+    ("value", "component", "settings_", "rule"),
+    [
+        (math.nan, 1, {}, "a finite value, got nan"),
+        (math.inf, 1, {}, "a finite value, got inf"),
+        (-math.inf, 0, {"check_membership": False}, "a finite value, got -inf"),
+        (1.5, 0, {}, f"a value in [-1.0, 1.0] {OUTSIDE}, got 1.5"),
+        (-1.5, 1, {}, f"a value in [-1.0, inf] {OUTSIDE}, got -1.5"),
+        (7.0, 1, {"observation_range": (-5.0, 5.0)}, "a value in [-5.0, 5.0] (contract.observation_range), got 7.0"),
+        (-6.0, 0, {"observation_range": (-5.0, 5.0), "check_membership": False}, "a value in [-5.0, 5.0] (contract.obs"),
+    ],
+)
+def test_a_bad_observation_is_named_by_env_and_component(
+    value: float, component: int, settings_: dict[str, Any], rule: str
+) -> None:
+    contract = Contract(spec_of(), ContractSettings(**settings_), first_env=4)
+    both = np.full((2, 3, 2), 0.25, np.float32)
+    contract.check_values(both, np.zeros(3), bytes(12), bytes(3))
+    assert contract.check_observations(both[0]) is not None
+    for field, which in (("obs", 0), ("next_obs", 1)):
+        bad = both.copy()
+        bad[which, 2, component] = value
+        expected = f"{field}[6, {component}]: expected {rule}"
+        assert refusal(contract.check_values, bad, np.zeros(3), bytes(12), bytes(3)).startswith(expected)
+    with pytest.raises(ContractViolation) as raised:
+        contract.check_observations(bad[1])
+    assert str(raised.value).startswith(f"obs[6, {component}]: expected {rule}")
+    assert raised.value.env == 2  # the row; only messages count from first_env
+
+
+def test_an_observation_that_float32_cannot_hold_is_refused_though_the_space_has_it() -> None:
+    contract = Contract(spec_of(dtype="float64", low=-math.inf, high=math.inf))
+    contract.check_observations(np.array([[FLOAT32_MAX, -FLOAT32_MAX]]))
+    message = refusal(contract.check_observations, np.array([[0.0, -1e300]]))
+    assert message == "obs[0, 1]: expected a value that float32 can hold, got -1e+300"
+
+
+def test_a_signalling_nan_is_refused_like_any_other() -> None:
+    obs = np.array([[0, 0x7F800001]], np.uint32).view(np.float32)
+    assert refusal(Contract(spec_of()).check_observations, obs) == "obs[0, 1]: expected a finite value, got nan"
+    assert admit_observation(obs[0], (2,), np.dtype(np.float64)).shape == (2,)
+
+
+def test_bounds_include_their_ends_and_not_the_next_float() -> None:
+    contract = Contract(spec_of(low=-1.0, high=0.1))  # 0.1 is no float32; the space says float64(0.1)
+    below = np.float32(0.1) if float(np.float32(0.1)) <= 0.1 else np.nextafter(np.float32(0.1), np.float32(0))
+    contract.check_observations(np.array([[-1.0, below]], np.float32))
+    above = np.nextafter(below, np.float32(1))
+    assert refusal(contract.check_observations, np.array([[0, above]], np.float32)).startswith("obs[0, 1]: expected a value in")
+
+
+def test_a_range_that_misses_the_space_leaves_nothing() -> None:
+    contract = Contract(spec_of(low=5.0, high=10.0), ContractSettings(observation_range=(0.0, 3.0)))
+    for value in (3.0, 5.0, 4.0, 7.0):
+        with pytest.raises(ContractViolation):
+            contract.check_observations(np.full((1, 2), value, np.float32))
+
+
+def test_float16_observations_are_checked_without_a_word() -> None:
+    contract = Contract(spec_of(dtype="float16", low=-math.inf, high=math.inf))
+    contract.check_observations(np.array([[65504, -65504]], np.float16))
+    message = refusal(contract.check_observations, np.array([[0, np.inf]], np.float16))
+    assert message == "obs[0, 1]: expected a finite value, got inf"
+
+
+# -- rewards
+
+
+@pytest.mark.parametrize(
+    ("value", "limits", "rule"),
+    [
+        (math.nan, None, "a finite value, got nan"),
+        (-math.inf, (-math.inf, math.inf), "a finite value, got -inf"),
+        (1e39, None, "a value that float32 can hold, got 1e+39"),
+        (2.5, (-1.0, 2.0), "a value in [-1.0, 2.0] (contract.reward_range), got 2.5"),
+        (-1.5, (-1.0, 2.0), "a value in [-1.0, 2.0] (contract.reward_range), got -1.5"),
+    ],
+)
+def test_a_bad_reward_is_named_by_its_env(value: float, limits: tuple[float, float] | None, rule: str) -> None:
+    contract = Contract(spec_of(), ContractSettings(reward_range=limits), first_env=10)
+    obs = np.zeros((2, 2, 2), np.float32)
+    contract.check_values(obs, np.array([2.0, -1.0]), bytes(8), NONE_INVALID)
+    with pytest.raises(ContractViolation) as raised:
+        contract.check_values(obs, np.array([0.0, value]), bytes(8), NONE_INVALID)
+    assert str(raised.value) == f"rewards[11]: expected {rule}" and raised.value.env == 1
+
+
+# -- flags: terminated, truncated, reset, invalid for two environments each
+
+
+def flags_of(terminated: str = "..", truncated: str = "..", reset: str = "..", invalid: str = "..") -> bytes:
+    return bytes(mark == "x" for mark in terminated + truncated + reset + invalid)
+
+
+def state(terminated: bool = False, truncated: bool = False, reset: bool = False, invalid: bool = False) -> str:
+    return f"terminated={terminated} truncated={truncated} reset={reset} invalid={invalid}"
+
+
+FIRST_OBS = "a first observation exactly where an episode ended"
+NO_TRANSITION = "true exactly where no transition was made"
+
+
+@pytest.mark.parametrize(
+    ("within_step", "flags", "expected_invalid"),
+    [
+        (True, flags_of(), ".."),
+        (True, flags_of(terminated=".x", reset=".x"), ".."),
+        (True, flags_of(truncated="x.", reset="x."), ".."),
+        (True, flags_of(terminated="xx", truncated="x.", reset="xx"), ".."),
+        (True, flags_of(invalid=".x"), ".x"),
+        (False, flags_of(terminated=".x"), ".."),
+        (False, flags_of(truncated="x.", invalid=".x"), ".x"),
+    ],
+)
+def test_flags_that_fit_together_are_accepted(within_step: bool, flags: bytes, expected_invalid: str) -> None:
+    contract = Contract(spec_of(), resets_within_step=within_step)
+    contract.check_values(np.zeros((2, 2, 2), np.float32), np.zeros(2), flags, bytes(m == "x" for m in expected_invalid))
+
+
+@pytest.mark.parametrize(
+    ("within_step", "flags", "expected_invalid", "message"),
+    [
+        (True, bytes([0, 2, 0, 0, 0, 0, 0, 0]), "..", "terminated[1]: expected true or false, got byte 2"),
+        (True, bytes([0, 0, 255, 0, 0, 0, 0, 0]), "..", "truncated[0]: expected true or false, got byte 255"),
+        (True, bytes([0, 0, 0, 0, 0, 3, 0, 0]), "..", "reset[1]: expected true or false, got byte 3"),
+        (True, bytes([0, 0, 0, 0, 0, 0, 4, 0]), "..", "invalid[0]: expected true or false, got byte 4"),
+        (True, flags_of(terminated=".x"), "..", f"reset[1]: expected {FIRST_OBS}, got {state(terminated=True)}"),
+        (True, flags_of(reset="x."), "..", f"reset[0]: expected {FIRST_OBS}, got {state(reset=True)}"),
+        (False, flags_of(truncated="x.", reset="x."), "..", f"reset[0]: expected {FIRST_OBS}, got {state(False, True, True)}"),
+        (True, flags_of(invalid="x."), "..", f"invalid[0]: expected {NO_TRANSITION}, got {state(invalid=True)}"),
+        (True, flags_of(), ".x", f"invalid[1]: expected {NO_TRANSITION}, got {state()}"),
+        (
+            False,
+            flags_of(terminated=".x", invalid=".x"),
+            ".x",
+            f"ended[1]: expected no ending where no transition was made, got {state(terminated=True, invalid=True)}",
+        ),
+    ],
+)
+def test_flags_that_do_not_fit_together_are_refused(
+    within_step: bool, flags: bytes, expected_invalid: str, message: str
+) -> None:
+    contract = Contract(spec_of(), resets_within_step=within_step)
+    expected = bytes(m == "x" for m in expected_invalid)
+    assert refusal(contract.check_values, np.zeros((2, 2, 2), np.float32), np.zeros(2), flags, expected) == message
+
+
+def test_a_step_that_is_terminated_and_truncated_is_refused_if_so_set() -> None:
+    flags = flags_of(terminated=".x", truncated=".x", reset=".x")
+    arguments = (np.zeros((2, 2, 2), np.float32), np.zeros(2), flags, NONE_INVALID)
+    Contract(spec_of()).check_values(*arguments)
+    message = refusal(Contract(spec_of(), ContractSettings(exclusive_flags=True)).check_values, *arguments)
+    assert message == f"terminated[1]: expected not both terminated and truncated, got {state(True, True, True)}"
+
+
+# -- all rules at once, against plain loops
+
+
+def observation_is_bad(spec: EnvSpec, rules: ContractSettings, flat_index: int, value: float) -> bool:
+    if not math.isfinite(value) or abs(value) > FLOAT32_MAX:
+        return True
+    low = spec.obs_low[flat_index] if isinstance(spec.obs_low, tuple) else spec.obs_low
+    high = spec.obs_high[flat_index] if isinstance(spec.obs_high, tuple) else spec.obs_high
+    if rules.check_membership and (value < low or value > high):
+        return True
+    limits = rules.observation_range
+    return limits is not None and (value < limits[0] or value > limits[1])
+
+
+def reward_is_bad(rules: ContractSettings, value: float) -> bool:
+    if not math.isfinite(value) or abs(value) > FLOAT32_MAX:
+        return True
+    return rules.reward_range is not None and (value < rules.reward_range[0] or value > rules.reward_range[1])
+
+
+def flags_are_bad(rules: ContractSettings, within_step: bool, row: list[int], is_invalid_due: int) -> bool:
+    terminated, truncated, reset, invalid = row
+    if any(byte not in (0, 1) for byte in row):
+        return True
+    ended = terminated == 1 or truncated == 1
+    if invalid != is_invalid_due or (invalid == 1 and ended):
+        return True
+    if reset != (1 if ended and within_step else 0):
+        return True
+    return rules.exclusive_flags and terminated == 1 and truncated == 1
+
+
+ANY = st.sampled_from([math.nan, math.inf, -math.inf, 1e300, -1e300, FLOAT32_MAX, -FLOAT32_MAX, FLOAT32_MAX * (1 + 2**-24)])
+LIMITS = st.sampled_from([-math.inf, -100.0, -1.0, 0.0, 0.5, 1.0, 100.0, math.inf])
+RANGES = st.none() | st.tuples(LIMITS, LIMITS).filter(lambda pair: pair[0] < pair[1])
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Contract, np.ndarray, np.ndarray, bytes, bytes, bool]:
+    dtype = draw(st.sampled_from(["float32", "float64", "int64", "uint8"]))
+    shape = draw(st.sampled_from([(1,), (2,), (3,), (2, 2), ()]))
+    size, num_envs = math.prod(shape), draw(st.integers(1, 3))
+
+    def bounds(usual: float) -> Any:
+        one = st.just(usual) | LIMITS
+        return draw(st.just(usual) | one | st.tuples(*[one] * size))
+
+    spec = EnvSpec("Test-v0", shape, dtype, bounds(-math.inf), bounds(math.inf), 2)
+    rules = ContractSettings(
+        check_membership=draw(st.booleans()),
+        observation_range=draw(RANGES),
+        reward_range=draw(RANGES),
+        exclusive_flags=draw(st.booleans()),
+    )
+    # mostly harmless values, so that both verdicts are common
+    harmless: Any = {
+        "uint8": st.integers(0, 1),
+        "int64": st.integers(0, 1),
+    }.get(dtype, st.sampled_from([0.5, 1.0, 0.75]))
+    wild: Any = {
+        "uint8": st.integers(0, 255),
+        "int64": st.integers(-(2**40), 2**40),
+    }.get(dtype, ANY | st.floats(width=32))
+    count = 2 * num_envs * size
+    values = draw(st.lists(harmless, min_size=count, max_size=count))
+    for index, value in draw(st.lists(st.tuples(st.integers(0, max(count - 1, 0)), wild), max_size=2)):
+        values[index] = value
+    with np.errstate(over="ignore", invalid="ignore"):
+        both = np.array(values, np.float64 if dtype.startswith("float") else np.int64).astype(dtype)
+    reward = st.sampled_from([0.5, 0.75]) if draw(st.booleans()) else ANY | st.floats() | st.just(0.5)
+    rewards = np.array(draw(st.lists(reward, min_size=num_envs, max_size=num_envs)))
+    within_step = draw(st.booleans())
+    rows = []
+    for _ in range(num_envs):
+        terminated, truncated, invalid = draw(
+            st.sampled_from([(0, 0, 0), (0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 1)])
+        )
+        rows.append([terminated, truncated, int((terminated or truncated) and within_step), invalid])
+    expected_invalid = bytes(row[3] for row in rows)
+    if draw(st.booleans()):
+        rows[draw(st.integers(0, num_envs - 1))][draw(st.integers(0, 3))] = draw(st.sampled_from([0, 1]) | st.integers(0, 255))
+    flags = bytes(rows[i][k] for k in range(4) for i in range(num_envs))
+    contract = Contract(spec, rules, resets_within_step=within_step)
+    return contract, both.reshape(2, num_envs, *shape), rewards, flags, expected_invalid, within_step
+
+
+@settings(max_examples=600, deadline=None)
+@given(cases())
+def test_the_vectorised_pass_agrees_with_plain_loops(
+    case: tuple[Contract, np.ndarray, np.ndarray, bytes, bytes, bool],
+) -> None:
+    contract, both, rewards, flags, expected_invalid, within_step = case
+    spec, rules, num_envs = contract.spec, contract.settings, len(rewards)
+    bad: set[tuple[str, int, tuple[int, ...]]] = set()
+    for field, values in (("obs", both[0]), ("next_obs", both[1])):
+        for env in range(num_envs):
+            for flat_index, index in enumerate(np.ndindex(spec.obs_shape)):
+                if observation_is_bad(spec, rules, flat_index, float(values[(env, *index)])):
+                    bad.add((field, env, index))
+    for env in range(num_envs):
+        if reward_is_bad(rules, float(rewards[env])):
+            bad.add(("rewards", env, ()))
+        if flags_are_bad(rules, within_step, [flags[k * num_envs + env] for k in range(4)], expected_invalid[env]):
+            bad.add(("flags", env, ()))
+
+    def verdict(check: Any, *args: Any) -> ContractViolation | None:
+        try:
+            check(*args)
+        except ContractViolation as violation:
+            return violation
+        return None
+
+    def named(violation: ContractViolation) -> tuple[str, int, tuple[int, ...]]:
+        match = re.fullmatch(r"(\w+)\[([\d, ]+)\]", violation.field)
+        assert match is not None, violation.field
+        env, *component = (int(part) for part in match[2].split(","))
+        assert env == violation.env
+        return match[1] if match[1] in ("obs", "next_obs", "rewards") else "flags", env, tuple(component)
+
+    violation = verdict(contract.check_values, both, rewards, flags, expected_invalid)
+    assert (violation is not None) == bool(bad)
+    assert violation is None or named(violation) in bad
+    first = verdict(contract.check_observations, both[0])
+    assert (first is not None) == any(field == "obs" for field, _, _ in bad)
+    assert first is None or named(first) in bad
