@@ -209,6 +209,7 @@ class Contract:
         # (not clip: a range that misses the space altogether must leave nothing, not the range's own end)
         self._obs_low = self._bounds(np.maximum(low, lowest).reshape(spec.obs_shape))
         self._obs_high = self._bounds(np.minimum(high, highest).reshape(spec.obs_shape))
+        self._scratch, self._ones = np.empty((2, 0), np.bool_), b""
         least, most = settings.reward_range or (-FLOAT32_MAX, FLOAT32_MAX)
         self._reward_low, self._reward_high = max(least, -FLOAT32_MAX), min(most, FLOAT32_MAX)
 
@@ -250,15 +251,43 @@ class Contract:
             flags: `terminated`, `truncated`, `reset` and `invalid`, one byte each for each environment: 4 * N bytes.
             expected_invalid: What the N bytes of `invalid` must be: the rows that were not stepped at all.
         """
-        if not ((both_obs >= self._obs_low) & (both_obs <= self._obs_high)).all():
+        if self._scratch.shape[1:] != both_obs.shape:
+            self._scratch = np.empty((2, *both_obs.shape), np.bool_)
+        inside, below = self._scratch
+        np.greater_equal(both_obs, self._obs_low, out=inside)
+        np.less_equal(both_obs, self._obs_high, out=below)
+        np.logical_and(inside, below, out=inside)
+        if b"\x00" in inside.tobytes():  # a fifth of the price of `all`
             self._refuse_observations("next_obs", both_obs[1])
             self._refuse_observations("obs", both_obs[0])
-        if not ((rewards >= self._reward_low) & (rewards <= self._reward_high)).all():
+        # NaN is the largest of all numbers to `maximum`, and compares false
+        if (self.settings.reward_range is not None or not np.maximum.reduce(np.absolute(rewards)) <= FLOAT32_MAX) and not (
+            (rewards >= self._reward_low) & (rewards <= self._reward_high)
+        ).all():
             self._refuse_rewards(rewards)
-        if b"\x01" in expected_invalid or flags.strip(b"\x00"):  # the usual step sets no flag at all
-            self._check_flags(np.frombuffer(flags, np.uint8).reshape(4, -1), expected_invalid)
+        if not self._flags_hold(flags, expected_invalid):
+            self._refuse_flags(np.frombuffer(flags, np.uint8).reshape(4, -1), expected_invalid)
 
-    def _check_flags(self, flags: NDArray[np.uint8], expected_invalid: bytes) -> None:
+    def _flags_hold(self, flags: bytes, expected_invalid: bytes) -> bool:
+        """Whether the flags keep all their rules; as long integers, a byte for each environment, for speed."""
+        n = len(expected_invalid)
+        if len(self._ones) != n:
+            self._ones = b"\x01" * n
+        terminated = int.from_bytes(flags[:n], "little")
+        truncated = int.from_bytes(flags[n : 2 * n], "little")
+        reset = int.from_bytes(flags[2 * n : 3 * n], "little")
+        invalid = int.from_bytes(flags[3 * n :], "little")
+        ended, ones = terminated | truncated, int.from_bytes(self._ones, "little")
+        return (
+            ended | reset | invalid | ones == ones
+            and flags[3 * n :] == expected_invalid
+            and not ended & invalid
+            and reset == (ended if self._resets_within_step else 0)
+            and not (self.settings.exclusive_flags and terminated & truncated)
+        )
+
+    def _refuse_flags(self, flags: NDArray[np.uint8], expected_invalid: bytes) -> None:
+        """Raise for the first rule that is broken."""
         for name, row in zip(("terminated", "truncated", "reset", "invalid"), flags, strict=True):
             if (row > 1).any():
                 env = int(np.argmax(row > 1))

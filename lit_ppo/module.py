@@ -242,7 +242,7 @@ class PPOModule(LightningModule):
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), math.inf if limit is None else limit)
         if not math.isfinite(float(loss.detach() + norm)):
             raise NonFiniteUpdate(
-                f"update {self.current_epoch}: the loss is {float(loss)} and the norm of its gradients {float(norm)}; "
+                f"update {self.current_epoch}: the loss is {float(loss.detach())} and the norm of its gradients {float(norm)}; "
                 "the parameters are those of the last good step. Try a smaller model.learning_rate or scale the rewards"
             )
         optimizer.step()

@@ -10,7 +10,7 @@ import dataclasses
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -35,6 +35,8 @@ Vectorization = Literal["sync", "native"]
 _HISTORY_BYTES: Final = 64 << 20
 _MOST_HISTORY_STEPS: Final = 256
 _PROBE_STEPS: Final = 3
+_BACK_OFF_S: Final = 0.02
+_MOST_BACK_OFF_S: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class BridgeSettings:
         for name in ("start_timeout_s", "step_timeout_s", "close_timeout_s"):
             if not 0 < getattr(self, name) < 1e6:
                 raise ConfigError(f"data.{name}={getattr(self, name)}: expected a time above 0 s")
+        if self.vectorization == "native" and self.on_violation == "restart":
+            raise ConfigError("data.on_violation=restart: native environments cannot give up one episode; use sync")
         if self.max_restarts < 0:
             raise ConfigError(f"data.max_restarts={self.max_restarts}: expected at least 0")
 
@@ -180,15 +184,18 @@ class EnvBridge:
     def _start(self) -> None:
         if self._closed:
             raise ValueError("this bridge is closed")
-        specs = [self._make(index, worker) for index, worker in enumerate(self._workers)]
-        for index, spec in enumerate(specs):
+        specs: dict[int, EnvSpec] = {}
+        for index in range(len(self._workers)):
+            self._surviving(index, "start", lambda index=index: specs.update({index: self._make(index)}))  # type: ignore[misc]
+        for index, spec in specs.items():
             if spec != specs[0]:
                 raise ContractViolation("spaces", f"the same in every worker: {specs[0]}", f"{spec} in worker {index}")
         self._contract = Contract(specs[0], self._contract_settings, resets_within_step=not self._is_native)
         self._allocate_history(specs[0])
 
-    def _make(self, index: int, worker: WorkerProcess) -> EnvSpec:
+    def _make(self, index: int) -> EnvSpec:
         """Have a fresh worker make its environments; what they announce."""
+        worker = self._workers[index]
         announced = worker.ask(
             "make",
             self.settings.start_timeout_s,
@@ -203,6 +210,7 @@ class EnvBridge:
             spec = protocol.spec_from_json(announced)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        worker.worker_pid = protocol.take(announced, "pid", int)
         self.versions = protocol.take(announced, "versions", dict)
         self.sandbox_layers = protocol.take(announced, "sandbox", dict)
         layout = protocol.FrameLayout(self._rows_per_worker, spec.obs_shape, spec.obs_dtype)
@@ -448,14 +456,17 @@ class EnvBridge:
 
     def _surviving(self, index: int, what: str, attempt: Callable[[], None]) -> None:
         """Run `attempt` on one worker, replacing the worker when it fails."""
+        failure: Exception | None = None
         while True:
             try:
+                if failure is not None:
+                    self._replace(index, f"{what}: {failure}")
                 attempt()
                 self._last_crash = None  # a crash in what comes next is another one, even before the next step
                 return
             except (BridgeError, ProtocolError) as error:
-                self._judge(index, error)
-                self._replace(index, f"{what}: {error}")
+                failure = error
+            self._judge(index, failure)
 
     def _judge(self, index: int, error: Exception) -> None:
         """Whether to go on: bound the restarts, and do not try a third time what has killed a worker twice.
@@ -475,19 +486,22 @@ class EnvBridge:
                 f"data.max_restarts={self.settings.max_restarts}",
             )
             raise error
-        if isinstance(error, WorkerExited):
+        if isinstance(error, BridgeError):
             if self._last_crash == (index, steps):
-                raise WorkerExited(f"{error}\nthe same step killed the worker twice: a deterministic crash") from error
+                raise type(error)(f"{error}\nthe same step killed the worker twice: a deterministic crash") from error
             self._last_crash = (index, steps)
 
     def _replace(self, index: int, why: str) -> None:
-        """A fresh worker with fresh environments in place of a failed one."""
+        """A fresh worker with fresh environments in place of a failed one; the more often, the slower."""
         old = self._workers[index]
         old.kill()
         self.restarts += 1
         self._on_event(f"{old.name} is replaced: {why}")
+        sleep(min(_MOST_BACK_OFF_S, _BACK_OFF_S * (2 ** (len(self._incidents) - 1) - 1)))
         self._workers[index] = self._spawn(index)
-        spec = self._make(index, self._workers[index])
+        if self._contract is None:
+            return  # what is tried again is the start itself
+        spec = self._make(index)
         if spec != self.spec:
             violation = ContractViolation("spaces", f"those of the first handshake: {self.spec}", str(spec))
             violation.where = {"worker": index}  # not of one row, so that no episode is abandoned for it
@@ -556,9 +570,15 @@ class EnvBridge:
             return
         rows, worker = self._rows(index), self._workers[index]
         seeds = [int(self._next_seeds[env]) if env in abandon else None for env in range(rows.start, rows.stop)]
-        worker.ask("reset", self.settings.step_timeout_s, seeds=seeds)
-        obs = worker.replied["both_obs"][0].copy()
-        self._check_first_obs(obs, rows)
+        try:
+            worker.ask("reset", self.settings.step_timeout_s, seeds=seeds)
+            obs = worker.replied["both_obs"][0].copy()
+            self._check_first_obs(obs, rows)
+        except EnvironmentFault as fault:
+            for env in abandon & {getattr(fault, "env", None)}:  # this seed is of no use; the next attempt takes another
+                self._episodes[env] += 1
+                self._next_seeds[env] = self._episode_seed(env, self._episodes[env] + 1)
+            raise
         for env in sorted(abandon):
             self._begin_episode(env, obs[env - rows.start])
         self.abandoned_episodes += len(abandon)

@@ -84,6 +84,7 @@ class WorkerProcess:
         self.requested: dict[str, NDArray[Any]] = {}
         self.replied: dict[str, NDArray[Any]] = {}
         self.exit_status: int | None = None
+        self.worker_pid: int | None = None  # once it has said so; our own child is its guard
         if not hasattr(os, "pidfd_open") or not hasattr(os, "memfd_create"):
             raise ConfigError("lit_ppo's bridge needs Linux (memfd_create, pidfd_open)")
         self._frame_fd = os.memfd_create("lit_ppo-frame", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -300,6 +301,11 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:  # the guard itself hangs or is stopped; the kernel then kills the worker
             self._process.kill()
             self.exit_status = self._process.wait()
+        if self.exit_status == -signal.SIGKILL and self.worker_pid is not None:
+            try:  # if it was the guard that was killed, what the worker had started is still there
+                os.killpg(self.worker_pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass
         self._drain_stderr()
         self._process.stdout.close()
         self._process.stderr.close()
