@@ -184,11 +184,12 @@ class NativeHost:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `save` returned."""
         environment = self.vector.unwrapped
+        stream = environment.np_random.bit_generator  # first: in a fresh environment this makes it, and sets `_np_random_seed`
         for name, value in protocol.take(state, "fields", dict).items():
             # by what was saved, not by what is there now: in a fresh environment many a field is still None
             setattr(environment, name, _array_from_json(value) if "dtype" in value else _number_from_json(value))
         try:
-            environment.np_random.bit_generator.state = protocol.take(state, "random", dict)
+            stream.state = protocol.take(state, "random", dict)
         except (ValueError, TypeError, KeyError) as error:
             raise ProtocolError(f"random: expected a bit generator's state: {error}") from error
         self.ended[...] = _array_from_json(protocol.take(state, "ended", dict))
