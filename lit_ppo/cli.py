@@ -26,6 +26,7 @@ from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.run_config import CONFIG_KEY, RunConfig
 from lit_ppo.callbacks.run_progress import RunProgress
+from lit_ppo.callbacks.run_summary import RunSummary
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.checkpoint_io import VerifiedCheckpointIO, previous_of, read_checkpoint
 from lit_ppo.data import RolloutDataModule
@@ -77,8 +78,7 @@ class OneLineParser(LightningArgumentParser):
     """Says what is wrong in one line, without the usage of two hundred options."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        text = re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(message.split())).replace("typing.", "")
-        text = re.sub(r'^Parser key "([^"]+)"', r"\1", text)
+        text = re.sub(r'^Parser key "([^"]+)"', r"\1", _condensed(message))
         if unknown := re.match(r"unrecognized arguments: --([\w.]+)", text):
             options = [option[2:] for option in self._known_options() if option.startswith("--")]
             if similar := difflib.get_close_matches(unknown[1], options, n=1):
@@ -101,7 +101,7 @@ class LitPPOCLI(LightningCLI):
             PPOModule,
             RolloutDataModule,
             save_config_callback=RunConfig,
-            trainer_defaults=dict(_TRAINER_DEFAULTS),
+            trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [RunSummary()]},
             seed_everything_default=0,
             parser_kwargs={"prog": "python -m lit_ppo"},
             parser_class=OneLineParser,
@@ -114,7 +114,8 @@ class LitPPOCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """`predict` has no meaning here."""
         return {
-            command: skipped | {"verbose"}  # the results are printed as a table of our own
+            # the results are printed as a table of our own; checkpoints are never unpickled
+            command: skipped | {"verbose", "weights_only"}
             for command, skipped in LightningCLI.subcommands().items()
             if command != "predict"
         }
@@ -191,10 +192,20 @@ class LitPPOCLI(LightningCLI):
             return previous
         return path
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ConfigError:
+            raise
+        except ValueError as error:  # of jsonargparse, for a class that cannot be made: a logger that is not installed
+            raise ConfigError(_condensed(str(error))) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
-        if config.enable_progress_bar is False:
-            self._parser(self.subcommand).callback_keys.remove("progress")
+        callbacks = self._parser(self.subcommand).callback_keys
+        for key, wanted in {"progress": config.enable_progress_bar, "checkpoint": config.enable_checkpointing}.items():
+            if wanted is False:  # Lightning would refuse the flag because of the callback
+                callbacks.remove(key)
         config.plugins = [*(config.plugins or []), VerifiedCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
@@ -259,6 +270,13 @@ def _saved_settings(path: Path) -> dict[str, Any]:
     for section in ("data", "model"):
         saved[section] = {key: value for key, value in saved[section].items() if key != "seed"}  # linked
     return saved
+
+
+def _condensed(message: str) -> str:
+    """A message of jsonargparse on one line, without Python's way of writing types; of a union, the branch that was meant."""
+    if problem := re.search(r"Problem with given class_path.*\n.*", message):
+        message = problem[0]
+    return re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(message.split())).replace("typing.", "")
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ _CHECKS_PER_YIELD: Final = 16
 _LEAST_BUDGET_S: Final = 20e-6
 _MOST_BUDGET_S: Final = 4e-3
 _CONTENDED_YIELD_S: Final = 150e-6  # a yield that took this long let somebody else run
+_LEAST_REST: Final = 16  # waits that are slept through after a contended one; doubled each time it happens again
+_MOST_REST: Final = 1024
 _TREND: Final = 0.05  # weight of the newest wait in the running mean
 
 
@@ -29,6 +31,7 @@ class Doorbell:
     def __init__(self, words: "memoryview[int]", index: int) -> None:
         self._words, self._index = words, index
         self._mean_wait_s = 200e-6
+        self._rest, self._next_rest = 0, _LEAST_REST
 
     def budget_s(self) -> float:
         """How long polling is worth while: some times the usual wait, or hardly at all if that is too long."""
@@ -41,16 +44,23 @@ class Doorbell:
         words, index = self._words, self._index
         if not _ORDERED_STORES:
             return False
+        if self._rest:  # a sleeper is woken ahead of those that compute; one that polls has used up its turn
+            self._rest -= 1
+            return words[index] == number
         now = start = perf_counter()
         end = start + self.budget_s()
         while True:
             for _ in range(_CHECKS_PER_YIELD):
                 if words[index] == number:
                     self.waited(perf_counter() - start)
+                    self._next_rest = max(_LEAST_REST, self._next_rest - 1)
                     return True
             os.sched_yield()
             before, now = now, perf_counter()
-            if now > end or now - before > _CONTENDED_YIELD_S:
+            if now - before > _CONTENDED_YIELD_S:
+                self._rest, self._next_rest = self._next_rest, min(_MOST_REST, 2 * self._next_rest)
+                return words[index] == number
+            if now > end:
                 return words[index] == number
 
     def waited(self, seconds: float) -> None:

@@ -1,15 +1,14 @@
-"""RunProgress: the whole run as one bar, and a short summary at its end."""
+"""RunProgress: the whole run as one bar."""
 
 import sys
 from time import perf_counter
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from tqdm import tqdm
 
-from lit_ppo.callbacks.curve_export import CurveExport
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 
@@ -17,13 +16,12 @@ _REFRESHES_PER_S = 10
 
 
 class RunProgress(ProgressBar):
-    """Shows update, env steps, steps per second, returns and threshold; on a terminal only. The summary is always printed."""
+    """Shows update, env steps, steps per second, returns and threshold; on a terminal only."""
 
     def __init__(self) -> None:
         super().__init__()
         self._bar: tqdm[Any] | None = None
         self._enabled = True
-        self._training_s = 0.0
 
     def disable(self) -> None:
         self._enabled = False
@@ -66,7 +64,6 @@ class RunProgress(ProgressBar):
         return ", ".join(parts)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._training_s = perf_counter() - self._start
         self._close_bar()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -75,36 +72,3 @@ class RunProgress(ProgressBar):
     def _close_bar(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how the run went and where its results are."""
-        if trainer.is_global_zero:
-            print("\n".join(self._summary(trainer)), flush=True)
-
-    def _summary(self, trainer: Trainer) -> list[str]:
-        data = data_of(trainer)
-        lines = [f"{data.update} updates, {data.env_steps:,} env steps, {self._training_s:.1f} s"]
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, StopWhenSolved):
-                lines[:0] = [self._verdict(trainer, callback)]
-            if isinstance(callback, ModelCheckpoint):
-                lines += [
-                    f"{name} checkpoint: {path}"
-                    for name, path in (("best", callback.best_model_path), ("last", callback.last_model_path))
-                    if path
-                ]
-            if isinstance(callback, CurveExport) and callback.path is not None:
-                lines.append(f"curve: {callback.path}")
-        return lines
-
-    def _verdict(self, trainer: Trainer, solved: StopWhenSolved) -> str:
-        threshold = solved.threshold_for(trainer)
-        if threshold is None:
-            return "no solve threshold: the environment has none and solved.threshold is not set"
-        if solved.solved_at is None:
-            return f"not solved: no confirmed evaluation return of {threshold:g}"
-        text = f"solved at env step {solved.solved_at:,}"
-        if solved.confirmation is None:
-            return text
-        results = solved.confirmation
-        return f"{text}: {len(results.returns)} fresh greedy episodes average {results.mean:.1f} (threshold {threshold:g})"
