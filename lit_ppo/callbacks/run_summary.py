@@ -17,7 +17,8 @@ class RunSummary(Callback):
         self._start = 0.0
         self._training_s = 0.0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The clock runs from here: the first evaluation belongs to the run."""
         self._start = perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
