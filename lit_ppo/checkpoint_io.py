@@ -107,7 +107,11 @@ def _keep(path: Path, previous: Path) -> None:
     link = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
     link.unlink(missing_ok=True)
     os.link(path, link)
-    os.replace(link, previous)
+    try:
+        os.replace(link, previous)
+    except BaseException:
+        link.unlink(missing_ok=True)
+        raise
 
 
 def _sync_directory(directory: Path) -> None:

@@ -207,7 +207,10 @@ class LitPPOCLI(LightningCLI):
             if wanted is False:  # Lightning would refuse the flag because of the callback
                 callbacks.remove(key)
         config.plugins = [*(config.plugins or []), VerifiedCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            raise ConfigError(f"trainer (accelerator={config.accelerator}, devices={config.devices}): {error}") from error
 
     def _set_seed(self) -> None:
         """Nothing here draws from the global streams; they are seeded for what a user's own code may draw."""

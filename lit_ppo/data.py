@@ -90,7 +90,7 @@ class RolloutDataModule(LightningDataModule):
         horizon: int = 64,
         seed: int = 0,
         contract: ContractSettings = ContractSettings(),  # noqa: B008  frozen, so sharing it is safe
-        evaluation_envs: int = 10,
+        evaluation_envs: int = 50,
         validation_episodes: int = 20,
         test_episodes: int = 100,
         report_dir: str | None = "data/reports",
@@ -137,7 +137,10 @@ class RolloutDataModule(LightningDataModule):
             ConfigError: The environment cannot be made or trained on.
         """
         bridge = self.player.bridge
-        spec = bridge.spec
+        try:
+            spec = bridge.spec
+        except ConfigError as error:  # the bridge does not know that it is configured under `data`
+            raise ConfigError(str(error) if str(error).startswith("data.") else f"data.{error}") from error
         if self.bridge_settings.sandbox == "strict" and self.reward_threshold is None:
             layers = ", ".join(f"{layer} {outcome}" for layer, outcome in sorted(bridge.sandbox_layers.items()))
             log.warning("sandbox of the environment processes: %s", layers)
@@ -169,9 +172,20 @@ class RolloutDataModule(LightningDataModule):
             )
         return self._player
 
-    def play(self, policy: Policy, purpose: seeding.Purpose, num_episodes: int, device: torch.device) -> EpisodeResults:
-        """Greedy episodes, from seeds that belong to `purpose` and to the number of updates made so far."""
-        seeds = [seeding.episode_seed(self.seed, purpose, 0, self.update, episode) for episode in range(num_episodes)]
+    def play(
+        self, policy: Policy, purpose: seeding.Purpose, num_episodes: int, device: torch.device, first_episode: int = 0
+    ) -> EpisodeResults:
+        """Greedy episodes, from seeds that belong to `purpose` and to the number of updates made so far.
+
+        Args:
+            policy: The actor.
+            purpose: What the episodes are played for.
+            num_episodes: How many.
+            device: Where the actor is.
+            first_episode: Number of the first one, for more episodes of the same purpose.
+        """
+        numbers = range(first_episode, first_episode + num_episodes)
+        seeds = [seeding.episode_seed(self.seed, purpose, 0, self.update, number) for number in numbers]
         self.is_waiting = True
         results = self.player.play(policy, seeds, device)
         self.is_waiting = False

@@ -88,7 +88,10 @@ class GreedyPlayer:
             device: Where the actor is.
 
         Returns:
-            Results in the order of the seeds.
+            Results in the order of the seeds, without episodes that were given up (`BridgeSettings.on_violation`).
+
+        Raises:
+            EnvironmentFault: As `EnvBridge.step`; or all episodes were given up.
         """
         self._seeds = seeds
         n, num_episodes = self.num_envs, len(seeds)
@@ -97,19 +100,27 @@ class GreedyPlayer:
         active = (playing < num_episodes).astype(np.uint8)
         totals, lengths = np.zeros(num_episodes), np.zeros(num_episodes, np.int64)
         row_totals, row_lengths = np.zeros(n), np.zeros(n, np.int64)
+        finished = np.zeros(num_episodes, np.bool_)
         while active.any():
             actions = distributions.mode(policy(torch.from_numpy(obs.astype(np.float32)).to(device))).cpu().numpy()
             step = self._bridge.step(actions, None if active.all() else active)
             row_totals += step.rewards
             row_lengths += step.valid
-            if step.any_ended:
-                for env in np.flatnonzero(step.terminated | step.truncated).tolist():
+            ended = (step.terminated | step.truncated) if step.any_ended else None
+            if not step.all_valid:  # an active row that was not stepped has given its episode up
+                given_up = (active == 1) & ~step.valid
+                ended = given_up if ended is None else ended | given_up
+            for env in np.flatnonzero(ended).tolist() if ended is not None else ():
+                if step.valid[env]:
                     totals[playing[env]], lengths[playing[env]] = row_totals[env], row_lengths[env]
-                    row_totals[env], row_lengths[env] = 0.0, 0
-                    playing[env] += n
-                    active[env] = playing[env] < num_episodes
+                    finished[playing[env]] = True
+                row_totals[env], row_lengths[env] = 0.0, 0
+                playing[env] += n
+                active[env] = playing[env] < num_episodes
             obs = step.obs
-        return EpisodeResults(tuple(totals.tolist()), tuple(lengths.tolist()))
+        if num_episodes and not finished.any():
+            raise EnvironmentFault(f"{num_episodes} greedy episodes were to be played, and every one had to be given up")
+        return EpisodeResults(tuple(totals[finished].tolist()), tuple(lengths[finished].tolist()))
 
     def close(self) -> None:
         """End the environment processes; may be called again."""

@@ -74,12 +74,12 @@ class PPOModule(LightningModule):
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         update_epochs: int = 4,
-        minibatch_size: int = 128,
+        minibatch_size: int = 64,
         clip_epsilon: float = 0.2,
         clip_decay_steps: int | None = None,
         value_clip: float | None = None,
         value_coefficient: float = 0.5,
-        entropy_coefficient: float = 0.01,
+        entropy_coefficient: float = 0.0,
         normalize_advantages: Literal["minibatch", "rollout", "off"] = "minibatch",
         max_grad_norm: float | None = 0.5,
         target_kl: float | None = None,
@@ -178,7 +178,7 @@ class PPOModule(LightningModule):
             for minibatch in zip(*shuffled, strict=True):
                 loss, log_ratio = self._loss(*minibatch, clip_epsilon=clip_epsilon)
                 gradient_norm = self._step(optimizer, loss.total)
-                losses.append(torch.stack([*loss, gradient_norm]).detach())
+                losses += [*(part.detach() for part in loss), gradient_norm]
                 log_ratios.append(log_ratio.detach())
             target_kl = settings["target_kl"]
             if target_kl is not None and float(functional.approximate_kl(torch.cat(log_ratios))) > target_kl:
@@ -252,7 +252,8 @@ class PPOModule(LightningModule):
         self, batch: Batch, losses: list[Tensor], log_ratio: Tensor, learning_rate: float, clip_epsilon: float
     ) -> None:
         """The diagnostics of an update; KL and clip fraction are those of its last pass."""
-        total, policy, value, entropy, gradient_norm = torch.stack(losses).mean(dim=0).tolist()
+        columns = torch.stack(losses).view(-1, len(functional.PPOLoss._fields) + 1)
+        total, policy, value, entropy, gradient_norm = columns.mean(dim=0).tolist()
         self.metrics = {
             "loss/total": total,
             "loss/policy": policy,
@@ -263,7 +264,7 @@ class PPOModule(LightningModule):
             "critic/explained_variance": float(torch.as_tensor(explained_variance(batch.old_values, batch.returns))),
             "optimizer/gradient_norm": gradient_norm,
             "optimizer/learning_rate": learning_rate,
-            "optimizer/steps": float(len(losses)),
+            "optimizer/steps": float(len(columns)),
         }
 
     # -- greedy episodes outside of fit: the datamodule plays, Lightning reports

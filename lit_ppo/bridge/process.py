@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from lit_ppo.errors import (
 )
 
 _STDERR_TAIL_BYTES: Final = 16_384
+_MOST_CHARACTERS: Final = 20_000  # of one text from the other process
 _STEPS_PER_DRAIN: Final = 2048
 _KILL_WAIT_S: Final = 2.0
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
@@ -146,7 +148,7 @@ class WorkerProcess:
         while (line := self._next_line()) is None:
             self._block(request, deadline)
         message = protocol.decode(line)
-        if message.get("seq") != sequence:
+        if type(message.get("seq")) is not int or message["seq"] != sequence:
             raise ProtocolError(
                 f"{self.name}: expected the reply to {request} (seq {sequence}), got seq {shown(message.get('seq'))}"
             )
@@ -306,6 +308,9 @@ class WorkerProcess:
                 os.killpg(self.worker_pid, signal.SIGKILL)
             except (ProcessLookupError, PermissionError):
                 pass
+        if self.exit_status == -signal.SIGKILL:  # a guard that was killed could not remove the worker's directory
+            for directory in Path(os.environ.get("TMPDIR", "/tmp")).glob(f"lit_ppo-{self._process.pid}-*"):
+                shutil.rmtree(directory, ignore_errors=True)
         self._drain_stderr()
         self._process.stdout.close()
         self._process.stderr.close()
@@ -334,7 +339,9 @@ def worker_environment() -> dict[str, str]:
 
 
 def printable(text: str) -> str:
-    """Text from the other process without anything that could steer a terminal."""
+    """Text from the other process without anything that could steer a terminal; of a very long one, the end."""
+    if len(text) > _MOST_CHARACTERS:
+        text = f"[...]{text[-_MOST_CHARACTERS:]}"
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 

@@ -21,6 +21,7 @@ import mmap
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from time import perf_counter
 from typing import Any, Final
 
@@ -82,14 +83,15 @@ class SyncHost:
         self.flags[...] = 0
         next_obs, rewards, start, shape, dtype = self.next_obs, self.rewards, self.action_start, self.shape, self.dtype
         ended = []
-        for env, (environment, action, is_active) in enumerate(zip(self.envs, actions, active, strict=True)):
-            if not is_active:
-                self.invalid[env] = 1
-                rewards[env] = 0.0
-                next_obs[env] = self.obs[env]
-                continue
+        rows: Iterable[int] = range(self.num_envs)
+        if not all(active):  # rows that stay where they are
+            self.invalid[...] = [not is_active for is_active in active]
+            rewards[...] = 0.0
+            next_obs[...] = self.obs
+            rows = [env for env in rows if active[env]]
+        for env in rows:
             try:
-                returned = environment.step(action + start)
+                returned = self.envs[env].step(actions[env] + start)
             except Exception as error:
                 raise _raised(env, "step", error) from None
             try:

@@ -5,7 +5,9 @@ the run waits for is an environment, the wait is broken off: the parameters are 
 what `RunCheckpoint` saves. A second signal ends the process as if there were no handler.
 """
 
+import itertools
 import signal
+from time import monotonic
 from types import FrameType
 from typing import Any, Final
 
@@ -37,6 +39,8 @@ class GracefulExit(Callback):
             raise ConfigError(f"interrupt.grace_s={grace_s}: expected a time above 0 s")
         self.grace_s = grace_s
         self.received: int | None = None
+        self._signals = itertools.count()
+        self._deadline = 0.0
         self._handlers: dict[int, Any] = {}
         self._trainer: Trainer | None = None
 
@@ -69,16 +73,19 @@ class GracefulExit(Callback):
         self._handlers = {}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        # counted in one call: the second signal may arrive while the handler of the first is at its first line
+        if next(self._signals) > 0:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.received = number
         assert self._trainer is not None
         self._trainer.should_stop = True
-        signal.setitimer(signal.ITIMER_REAL, self.grace_s, _ALARM_INTERVAL_S)
+        self._deadline = monotonic() + self.grace_s
+        signal.setitimer(signal.ITIMER_REAL, _ALARM_INTERVAL_S, _ALARM_INTERVAL_S)
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
+        # alarms come before the deadline too: a second signal may arrive in another thread, and does not end our wait then
         assert self._trainer is not None
-        if data_of(self._trainer).is_waiting:
+        if monotonic() >= self._deadline and data_of(self._trainer).is_waiting:
             signal.setitimer(signal.ITIMER_REAL, 0)
             raise RunInterrupted(f"broken off after {signal.Signals(self.received or 0).name}: an environment did not answer")

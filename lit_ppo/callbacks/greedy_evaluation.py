@@ -32,7 +32,7 @@ class GreedyEvaluation(Callback):
         ConfigError: A setting is out of its range.
     """
 
-    def __init__(self, every_n_updates: int = 2, num_episodes: int = 10) -> None:
+    def __init__(self, every_n_updates: int = 1, num_episodes: int = 10) -> None:
         for name, value in {"every_n_updates": every_n_updates, "num_episodes": num_episodes}.items():
             if value < 1:
                 raise ConfigError(f"evaluation.{name}={value}: expected at least 1")

@@ -47,6 +47,8 @@ class RunCheckpoint(ModelCheckpoint):
         if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             assert self.dirpath is not None
             self._lock = RunLock(Path(self.dirpath))
+            for unfinished in Path(self.dirpath).glob(".*.ckpt.*.tmp"):  # of a run that was killed while it saved
+                unfinished.unlink(missing_ok=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._release()

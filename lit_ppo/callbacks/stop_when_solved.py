@@ -15,7 +15,7 @@ class StopWhenSolved(Callback):
 
     The evaluation during training is short, and it is looked at many times, so some day luck alone would pass it. The
     confirmation is long, from seeds of its own. Both are met by mean >= threshold; the confirmation must in addition clear the
-    threshold by `margin` standard errors of its mean.
+    threshold by `margin` standard errors of its mean, and its first half must reach it too (else the second is not played).
 
     Args:
         threshold: Mean return that counts as solved; None for the environment's own.
@@ -61,12 +61,21 @@ class StopWhenSolved(Callback):
             return
         self._considered = evaluation.latest.update
         if self.confirmation_episodes:
-            results = data_of(trainer).play(pl_module.actor, "confirmation", self.confirmation_episodes, pl_module.device)
+            results = self._confirmation(trainer, pl_module, threshold)
             self.confirmation = results
             if results.mean - self.margin * results.std / len(results.returns) ** 0.5 < threshold:
                 return
         self.solved_at = data_of(trainer).env_steps
         trainer.should_stop = True
+
+    def _confirmation(self, trainer: Trainer, module: PPOModule, threshold: float) -> EpisodeResults:
+        """The confirming episodes; only half of them, if those already speak against it."""
+        half = (self.confirmation_episodes + 1) // 2
+        results = data_of(trainer).play(module.actor, "confirmation", half, module.device)
+        rest = self.confirmation_episodes - half
+        if rest and results.mean >= threshold:
+            results += data_of(trainer).play(module.actor, "confirmation", rest, module.device, first_episode=half)
+        return results
 
     def state_dict(self) -> dict[str, Any]:
         return {"solved_at": self.solved_at, "considered": self._considered}

@@ -1,0 +1,372 @@
+"""Training throughput: env steps per second of collection and update together, same networks, same hyper-parameters.
+
+Every competitor is a process of its own, as in use. They start one after the other and then take turns: the parent says `go` to
+one at a time, so that they are measured at nearly the same moment and never beside each other.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final, NoReturn
+
+from benchmarks.report import ROOT, Row, peers_python, show
+
+CASES: Final = {"4x128": (4, 128), "64x128": (64, 2048)}  # num_envs, minibatch_size; horizon 128, 4 epochs
+HORIZON: Final = 128
+LEARNING_RATE: Final = 2.5e-4
+
+
+# -- a competitor's side
+
+
+class Turns:
+    """Waits for `go` on standard input before each turn; says how long the turn took."""
+
+    def __init__(self) -> None:
+        self._start: float | None = None
+        self._phases: dict[str, float] = {}
+
+    def ready(self) -> None:
+        """Everything is made and warm."""
+        self._tell(rss_mib=_peak_rss_mib())
+
+    def next(self) -> bool:
+        """Wait for a turn; false when there is none left."""
+        line = sys.stdin.readline()
+        self._phases, self._start = {}, perf_counter()
+        return line.strip() == "go"
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Part of this turn was spent on `phase`."""
+        self._phases[phase] = self._phases.get(phase, 0.0) + seconds
+
+    def done(self) -> None:
+        """The turn is over."""
+        assert self._start is not None
+        self._tell(seconds=perf_counter() - self._start, phases=self._phases, rss_mib=_peak_rss_mib())
+
+    @staticmethod
+    def _tell(**message: Any) -> None:
+        sys.__stdout__.write(json.dumps(message) + "\n")  # type: ignore[union-attr]
+        sys.__stdout__.flush()  # type: ignore[union-attr]
+
+
+def _peak_rss_mib() -> float:
+    """Sum of the peaks of this process and of all it has started and not yet ended; pages that they share count for each."""
+    parents: dict[int, int] = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it ended meanwhile
+            pass
+    family = {os.getpid()}
+    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= grown
+    return sum(_high_water_mark_kib(pid) for pid in family) / 1024
+
+
+def _high_water_mark_kib(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def run_lit_ppo(num_envs: int, minibatch_size: int, updates_per_turn: int, vectorization: Any, **model: Any) -> None:
+    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.loggers import CSVLogger
+
+    from lit_ppo.callbacks.run_progress import RunProgress
+    from lit_ppo.cli import quiet_lightning
+    from lit_ppo.data import RolloutDataModule
+    from lit_ppo.module import PPOModule
+
+    class TakeTurns(Callback):
+        """Pauses the run between updates."""
+
+        def __init__(self) -> None:
+            self.turns, self.updates = Turns(), 0
+
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            self.updates += 1
+            steps = num_envs * HORIZON
+            if self.updates > updates_per_turn:
+                self.turns.add("collection", steps / trainer.datamodule.metrics["time/collection_steps_per_s"])
+                self.turns.add("update", steps / pl_module.metrics["time/update_steps_per_s"])
+            if self.updates % updates_per_turn:
+                return
+            if self.updates == updates_per_turn:
+                self.turns.ready()
+            else:
+                self.turns.done()
+            trainer.should_stop = not self.turns.next()
+
+    quiet_lightning()
+    module = PPOModule(
+        4,
+        2,
+        learning_rate=LEARNING_RATE,
+        learning_rate_decay_steps=None,
+        minibatch_size=minibatch_size,
+        max_grad_norm=0.5,
+        **model,
+    )
+    data = RolloutDataModule(num_envs=num_envs, horizon=HORIZON, vectorization=vectorization)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=-1,
+        logger=CSVLogger(tempfile.mkdtemp(), name=""),  # as the CLI's default
+        callbacks=[RunProgress(), TakeTurns()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    sys.stdout = sys.stderr  # the summary at the end
+    trainer.fit(module, datamodule=data)
+
+
+def run_cleanrl_style(num_envs: int, minibatch_size: int, updates_per_turn: int) -> None:
+    from benchmarks.cleanrl_style import Settings, train
+
+    settings = Settings(
+        num_envs=num_envs,
+        num_minibatches=num_envs * HORIZON // minibatch_size,
+        learning_rate=LEARNING_RATE,
+        anneal_over=None,
+        clips_value_loss=False,
+    )
+    updates, turns = train(settings), Turns()
+    for _ in range(updates_per_turn):
+        next(updates)
+    turns.ready()
+    while turns.next():
+        for _ in range(updates_per_turn):
+            next(updates)
+        turns.done()
+
+
+def run_sb3(num_envs: int, minibatch_size: int, updates_per_turn: int) -> None:
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+
+    class TakeTurns(BaseCallback):
+        turns, updates = Turns(), 0
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            """The update before is over."""
+            if self.updates and self.updates % updates_per_turn == 0:
+                if self.updates == updates_per_turn:
+                    self.turns.ready()
+                else:
+                    self.turns.done()
+                if not self.turns.next():
+                    raise KeyboardInterrupt
+            self.updates += 1
+
+    network = {"pi": [64, 64], "vf": [64, 64]}
+    model = PPO(
+        "MlpPolicy",
+        make_vec_env("CartPole-v1", num_envs),
+        n_steps=HORIZON,
+        batch_size=minibatch_size,
+        n_epochs=4,
+        learning_rate=LEARNING_RATE,
+        gamma=0.99,
+        gae_lambda=0.95,
+        ent_coef=0.01,
+        vf_coef=0.5,
+        max_grad_norm=0.5,
+        policy_kwargs={"net_arch": network},
+        device="cpu",
+        seed=0,
+    )
+    try:
+        model.learn(1 << 40, callback=TakeTurns())
+    except KeyboardInterrupt:
+        pass
+
+
+def _compiles() -> bool:
+    import inspect
+
+    from lit_ppo.module import PPOModule
+
+    return "compile" in inspect.signature(PPOModule).parameters
+
+
+RUNNERS: Final[dict[str, Callable[[int, int, int], None]]] = {
+    "lit_ppo, sync": lambda n, b, u: run_lit_ppo(n, b, u, vectorization="sync"),
+    "lit_ppo, native": lambda n, b, u: run_lit_ppo(n, b, u, vectorization="native"),
+    "lit_ppo, sync, compiled": lambda n, b, u: run_lit_ppo(n, b, u, vectorization="sync", compile=True),
+    "lit_ppo, native, compiled": lambda n, b, u: run_lit_ppo(n, b, u, vectorization="native", compile=True),
+    "CleanRL-style": run_cleanrl_style,
+    "SB3": run_sb3,
+}
+
+
+def compete(who: str, num_threads: int, case: str, updates_per_turn: int) -> None:
+    """Be one competitor."""
+    import torch
+
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(num_threads)
+    num_envs, minibatch_size = CASES[case]
+    RUNNERS[who](num_envs, minibatch_size, updates_per_turn)
+
+
+# -- the parent's side
+
+
+@dataclass
+class Turn:
+    """What a competitor said of one turn."""
+
+    seconds: float
+    phases: dict[str, float]
+
+
+def _name(who: str, num_threads: int) -> str:
+    return f"{who}, {num_threads} thread{'s' * (num_threads > 1)}"
+
+
+class Competitor:
+    """A competitor's process."""
+
+    def __init__(self, who: str, num_threads: int, case: str, updates_per_turn: int) -> None:
+        self.who, self.num_threads, self.turns = who, num_threads, list[Turn]()
+        self.name = _name(who, num_threads)
+        python = peers_python() if who == "SB3" else sys.executable
+        if python is None:
+            raise FileNotFoundError("benchmarks/setup_peers.sh has not been run")
+        start = perf_counter()
+        self._process = subprocess.Popen(
+            [python, "-m", "benchmarks.training", "--compete", who, str(num_threads), case, str(updates_per_turn)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        self.rss_mib = self._read()["rss_mib"]
+        self.start_s = perf_counter() - start  # imports, environments, and one warm-up turn
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        message: dict[str, Any] = json.loads(line) if line else self._fail()
+        return message
+
+    def _fail(self) -> NoReturn:
+        assert self._process.stderr is not None
+        lines = self._process.stderr.read().strip().splitlines() or ["it ended without a word"]
+        raise RuntimeError(lines[-1])
+
+    def _say(self, word: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
+
+    def turn(self) -> None:
+        """Let it train for one turn."""
+        self._say("go")
+        answer = self._read()
+        self.turns.append(Turn(answer["seconds"], answer["phases"]))
+        self.rss_mib = answer["rss_mib"]
+
+    def finish(self) -> float:
+        """Let it end; seconds that took."""
+        start = perf_counter()
+        self._say("end")
+        self._process.communicate(timeout=60)
+        return perf_counter() - start
+
+
+def measure(case: str, entrants: list[tuple[str, int]], rounds: int, updates_per_turn: int) -> list[Row]:
+    """All competitors in one case."""
+    label, num_envs = f"training {case}", CASES[case][0]
+    steps, rows, competitors = updates_per_turn * num_envs * HORIZON, list[Row](), list[Competitor]()
+    for who, num_threads in entrants:
+        print(f"{label}: starting {who}, {num_threads} thread(s)", file=sys.stderr)
+        try:
+            competitors.append(Competitor(who, num_threads, case, updates_per_turn))
+        except (RuntimeError, FileNotFoundError, OSError) as error:
+            rows.append(Row(label, _name(who, num_threads), "env steps/s", note=f"{error}"[:100]))
+    for turn in range(rounds):
+        for competitor in competitors[turn % len(competitors) :] + competitors[: turn % len(competitors)]:
+            competitor.turn()
+    wall: dict[str, float] = {}
+    for competitor in competitors:
+        wall[competitor.name] = competitor.start_s + sum(turn.seconds for turn in competitor.turns) + competitor.finish()
+    rates = {c.name: [steps / turn.seconds for turn in c.turns] for c in competitors}
+    peers = [name for name in rates if not name.startswith("lit_ppo")]
+    best_peer = max(peers, key=lambda name: statistics.median(rates[name]), default=None)
+    target = {"4x128": 1.7, "64x128": 1.6}[case]
+    for name, values in rates.items():
+        row = Row(label, name, "env steps/s", values)
+        if name.startswith("lit_ppo"):
+            row.against, row.target = best_peer, f">= {2.2 if 'compiled' in name else target}"
+        rows.append(row)
+    for competitor in competitors:
+        for phase in competitor.turns[0].phases if competitor.turns else ():
+            shares = [turn.phases[phase] / turn.seconds for turn in competitor.turns]
+            rows.append(Row(f"{label}, share of time", f"{competitor.name}: {phase}", "of a turn", shares))
+        if competitor.turns and competitor.turns[0].phases:
+            rest = [1 - sum(turn.phases.values()) / turn.seconds for turn in competitor.turns]
+            note = "values, advantages, Trainer, logger"
+            rows.append(Row(f"{label}, share of time", f"{competitor.name}: rest", "of a turn", rest, note=note))
+    sb3 = next((c.name for c in competitors if c.who == "SB3"), None)
+    for competitor in competitors:
+        ours = competitor.who.startswith("lit_ppo")
+        wall_note = f"for {(rounds + 1) * steps:,} env steps, imports and end included"
+        rows.append(Row(label, competitor.name, "s of process", [wall[competitor.name]], sb3 if ours else None, note=wall_note))
+        rows.append(
+            Row(
+                label,
+                competitor.name,
+                "MiB peak RSS",
+                [competitor.rss_mib],
+                sb3 if ours else None,
+                "<= 1.0" if ours and sb3 else None,
+                "all processes of the run" if ours else "",
+            )
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--compete", nargs=4, metavar=("WHO", "THREADS", "CASE", "UPDATES_PER_TURN"))
+    options = parser.parse_args()
+    if options.compete:
+        who, num_threads, case, updates_per_turn = options.compete
+        compete(who, int(num_threads), case, int(updates_per_turn))
+        return
+    threads = (1,) if options.quick else (1, 2)
+    entrants = [("lit_ppo, sync", 1), ("lit_ppo, native", 1)]
+    if not options.quick and _compiles():
+        entrants += [("lit_ppo, sync, compiled", 1), ("lit_ppo, native, compiled", 1)]
+    entrants += [(who, n) for who in ("CleanRL-style", "SB3") for n in threads]  # each its best of 1 and 2
+    rounds = 4 if options.quick else 15
+    rows = measure("4x128", entrants, rounds, 4 if options.quick else 8)
+    rows += measure("64x128", entrants, rounds, 1 if options.quick else 2)
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()

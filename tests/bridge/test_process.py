@@ -1,0 +1,428 @@
+"""One worker process: whatever bytes it sends, an answer, an error of ours, in time; and how it is confined."""
+
+import json
+import os
+import random
+import resource
+import select
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lit_ppo.bridge import process, protocol
+from lit_ppo.bridge.process import WorkerProcess
+from lit_ppo.errors import (
+    BridgeError,
+    ConfigError,
+    ContractViolation,
+    EnvironmentRaised,
+    ProtocolError,
+    WorkerExited,
+    WorkerTimeout,
+)
+
+DEADLINE_S = 20.0
+SHORT_S = 0.3
+REPLY = protocol.encode({"seq": 1, "pid": 77, "versions": {"numpy": "2.0"}, "ok": True})
+LAYOUT = protocol.FrameLayout(2, (3,), "float32")
+# Whatever a worker says, these are what a caller is told.
+ANSWERS = (ProtocolError, BridgeError, ConfigError, ContractViolation, EnvironmentRaised)
+Start = Callable[..., WorkerProcess]
+Probed = tuple[WorkerProcess, dict[str, Any], Any]
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def start(scripts: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Starts a worker that is a shell script: it ignores what it is told to run, and says what the test likes."""
+    monkeypatch.setattr(process, "_KILL_WAIT_S", 0.1)  # there is no guard that would have to clean up
+    started: list[WorkerProcess] = []
+
+    def call(script: str, rows: range = range(2), reply: bytes = REPLY) -> WorkerProcess:
+        for worker in started:  # one at a time, so that hundreds of examples need few descriptors
+            worker.kill()
+        started.clear()
+        (scripts / "reply").write_bytes(reply)
+        path = scripts / "fake"
+        path.write_text(f"#!/bin/sh\nexec 3>&1\nreply={scripts}/reply\n{script}\n")  # 3: standard output stays open
+        path.chmod(0o700)
+        started.append(WorkerProcess(str(path), rows=rows))
+        return started[-1]
+
+    yield call
+    for worker in started:
+        worker.kill()
+
+
+ANSWER_AND_END = 'read request; cat "$reply"'
+ANSWER_AND_STAY = f"{ANSWER_AND_END}; exec cat > /dev/null"
+
+
+def answer_of(worker: WorkerProcess, deadline_s: float = DEADLINE_S) -> dict[str, Any] | Exception:
+    """What `ask` comes to: a message, or one of the errors that a caller knows; anything else gets out of here."""
+    try:
+        return worker.ask("make", deadline_s)
+    except ANSWERS as error:
+        return error
+
+
+# -- bytes
+
+
+@pytest.mark.parametrize("script", [ANSWER_AND_END, ANSWER_AND_STAY])
+def test_reply_is_an_answer_even_if_it_was_the_last_words(script: str, start: Start) -> None:
+    assert start(script).ask("make", DEADLINE_S)["pid"] == 77
+
+
+def test_reply_cut_short_anywhere_by_the_workers_end_is_no_answer(start: Start) -> None:
+    for length in range(len(REPLY)):
+        assert type(answer_of(start(ANSWER_AND_END, reply=REPLY[:length]))) is WorkerExited, length
+
+
+@pytest.mark.parametrize("length", [0, 1, len(REPLY) // 2, len(REPLY) - 1])
+def test_reply_that_does_not_go_on_is_waited_for_until_the_deadline(length: int, start: Start) -> None:
+    begin = monotonic()
+    assert type(answer_of(start(ANSWER_AND_STAY, reply=REPLY[:length]), SHORT_S)) is WorkerTimeout
+    assert SHORT_S <= monotonic() - begin < 10
+
+
+def test_every_flipped_bit_is_an_answer_to_this_request_or_an_error(start: Start) -> None:
+    for bit in range(8 * (len(REPLY) - 1)):  # without the newline, whose loss is the test above
+        damaged = bytearray(REPLY)
+        damaged[bit // 8] ^= 1 << bit % 8
+        answer = answer_of(start(ANSWER_AND_END, reply=bytes(damaged)))
+        assert isinstance(answer, Exception) or answer["seq"] == 1, damaged
+
+
+JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+KEYS: st.SearchStrategy[str] = st.sampled_from(["seq", "error", "kind", "env", "message", "field"])
+
+
+def as_line(value: Any) -> bytes:
+    """JSON as lax as Python writes it, NaN and all."""
+    return json.dumps(value).encode() + b"\n"
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.one_of(
+        st.binary(max_size=300),
+        st.recursive(JSON, lambda inner: st.lists(inner) | st.dictionaries(KEYS | st.text(), inner)).map(as_line),
+        st.dictionaries(KEYS, JSON).map(lambda error: as_line({"seq": 1, "error": error})),
+    )
+)
+def test_arbitrary_bytes_are_an_answer_to_this_request_or_an_error(start: Start, reply: bytes) -> None:
+    answer = answer_of(start(ANSWER_AND_END, reply=reply))
+    assert isinstance(answer, Exception) or answer["seq"] == 1
+
+
+@pytest.mark.parametrize("seq", ["0", "2", "-1", "null", '"1"', "1.0", "true", "[1]", None])
+def test_reply_to_another_request_is_refused(seq: str | None, start: Start) -> None:
+    reply = b'{"pid":77}\n' if seq is None else b'{"seq":%s,"pid":77}\n' % seq.encode()
+    answer = answer_of(start(ANSWER_AND_END, reply=reply))
+    assert type(answer) is ProtocolError
+    assert "expected the reply to make (seq 1), got seq " in str(answer)
+
+
+def test_reply_that_comes_twice_is_not_the_answer_to_the_next_request(start: Start) -> None:
+    worker = start(ANSWER_AND_STAY, reply=2 * REPLY)
+    assert worker.ask("make", DEADLINE_S)["seq"] == 1
+    with pytest.raises(ProtocolError, match=r"expected the reply to reset \(seq 2\), got seq 1"):
+        worker.ask("reset", DEADLINE_S)
+
+
+def test_reply_that_comes_byte_by_byte_is_an_answer(start: Start) -> None:
+    drops = "; ".join(f"printf '\\{byte:03o}'" for byte in REPLY)
+    assert start(f"read request; {drops}; exec cat > /dev/null").ask("make", DEADLINE_S)["pid"] == 77
+
+
+def test_one_deadline_holds_for_the_whole_message(start: Start) -> None:
+    """Each byte comes in time after the one before."""
+    drops = "; ".join(f"printf '\\{byte:03o}'; sleep 0.1" for byte in REPLY)
+    begin = monotonic()
+    assert type(answer_of(start(f"read request; {drops}"), 0.5)) is WorkerTimeout
+    assert 0.5 <= monotonic() - begin < 5
+
+
+def test_line_without_end_is_refused_and_not_kept(start: Start) -> None:
+    worker = start("read request; exec cat /dev/zero")
+    answer = answer_of(worker)
+    assert type(answer) is ProtocolError and "expected a message of at most 1048576 bytes" in str(answer)
+    assert len(worker._unread) <= protocol.MAX_LINE_BYTES + (1 << 16)
+
+
+@pytest.mark.parametrize("flood", ["yes ''", "yes '' >&2", "yes squeamish >&2"])
+def test_flood_is_no_answer_and_not_kept(flood: str, start: Start) -> None:
+    """Doorbells that nobody asked for, and standard error."""
+    worker = start(f"exec {flood}")
+    begin = monotonic()
+    assert type(answer_of(worker, SHORT_S)) is WorkerTimeout
+    assert monotonic() - begin < 10
+    assert len(worker._unread) <= protocol.MAX_LINE_BYTES + (1 << 16)
+    assert len(worker._stderr_tail) <= 16_384
+
+
+def test_worker_that_never_reads_does_not_hold_us(start: Start) -> None:
+    worker = start("exec sleep 100")
+    begin = monotonic()
+    with pytest.raises(WorkerTimeout):
+        worker.ask("make", SHORT_S, env_kwargs={"large": "x" * (1 << 19)})  # a pipe holds an eighth of this
+    assert SHORT_S <= monotonic() - begin < 10
+
+
+def test_text_from_the_worker_is_escaped_and_capped(start: Start) -> None:
+    body = {"kind": "raised", "env": 1, "during": "step", "exception": "\x1b]0;title\x07", "traceback": "x" * 900_000}
+    answer = answer_of(start(ANSWER_AND_END, rows=range(4, 6), reply=protocol.encode({"seq": 1, "error": body})))
+    assert type(answer) is EnvironmentRaised and answer.env == 5
+    assert "\x1b" not in str(answer) and "\\x1b]0;title\\x07" in str(answer)
+    assert len(str(answer)) < 50_000
+
+
+@pytest.mark.parametrize("env", ["2", "-1", "true", '"0"', "1.0"])
+def test_error_of_an_environment_that_the_worker_does_not_have_is_refused(env: str, start: Start) -> None:
+    reply = b'{"seq":1,"error":{"kind":"violation","env":%s,"field":"obs","rule":"a","value":"b"}}\n' % env.encode()
+    answer = answer_of(start(ANSWER_AND_END, reply=reply))
+    assert type(answer) is ProtocolError and "env: expected 0 to 1, got " in str(answer)
+
+
+# -- the frame: what a worker may write there, the test writes itself
+
+
+def attached(start: Start, rest: str = "exec cat > /dev/null") -> WorkerProcess:
+    worker = start(f"{ANSWER_AND_END}; {rest}", reply=protocol.encode({"seq": 1, "attached": LAYOUT.total_bytes}))
+    worker.attach(LAYOUT, DEADLINE_S)
+    return worker
+
+
+@pytest.mark.parametrize("number", [0, 2, 1 << 40, (1 << 64) - 1])
+def test_number_of_another_step_is_not_this_ones_answer(number: int, start: Start) -> None:
+    worker = attached(start)
+    deadline = monotonic() + SHORT_S
+    worker.ring(deadline)
+    worker._words[protocol.REPLY_WORD] = number
+    with pytest.raises(WorkerTimeout):
+        worker.await_step(deadline)
+
+
+def test_forged_doorbells_are_no_answer(start: Start) -> None:
+    worker = attached(start, "exec yes ''")
+    deadline = monotonic() + SHORT_S
+    worker.ring(deadline)
+    with pytest.raises(WorkerTimeout):
+        worker.await_step(deadline)
+    assert monotonic() < deadline + 5
+    assert len(worker._unread) <= protocol.MAX_LINE_BYTES + (1 << 16)
+
+
+@pytest.mark.parametrize("status", [1, 7, (1 << 64) - 1])
+def test_failed_step_without_its_message_is_waited_for_until_the_deadline(status: int, start: Start) -> None:
+    worker = attached(start)
+    deadline = monotonic() + SHORT_S
+    worker.ring(deadline)
+    worker._words[protocol.STATUS_WORD] = status
+    worker._words[protocol.REPLY_WORD] = 1
+    with pytest.raises(WorkerTimeout):
+        worker.await_step(deadline)
+
+
+def test_message_between_steps_is_found_out_before_the_pipe_is_full(start: Start) -> None:
+    worker = attached(start, "echo '{\"seq\":-1}'; exec cat > /dev/null")
+    assert select.select([worker._replies], [], [], DEADLINE_S)[0]  # the message has arrived
+    for number in range(1, process._STEPS_PER_DRAIN + 1):
+        worker.ring(monotonic() + DEADLINE_S)
+        worker._words[protocol.REPLY_WORD] = number
+        if number < process._STEPS_PER_DRAIN:
+            worker.await_step(monotonic() + DEADLINE_S)
+    with pytest.raises(ProtocolError, match="expected nothing but doorbells between steps"):
+        worker.await_step(monotonic() + DEADLINE_S)
+
+
+def test_frame_cannot_be_cut_under_our_feet(start: Start) -> None:
+    worker = attached(start)
+    for size in (0, LAYOUT.total_bytes - 1, LAYOUT.total_bytes + 1):
+        with pytest.raises(PermissionError):
+            os.ftruncate(worker._frame_fd, size)
+
+
+# -- confinement
+
+PROBE = """
+import ctypes, errno, json, os, resource, socket
+import gymnasium, numpy as np
+
+def outcome(function):
+    try:
+        function()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "done"
+
+def ptrace():
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.ptrace(16, os.getppid(), 0, 0):  # PTRACE_ATTACH
+        raise OSError(ctypes.get_errno(), "")
+
+class Probe(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, path, ptraced=False):
+        status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
+        json.dump({
+            "socket": outcome(socket.socket),
+            "kill_guard": outcome(lambda: os.kill(os.getppid(), 0)),
+            "kill_init": outcome(lambda: os.kill(1, 0)),
+            "kill_group": outcome(lambda: os.kill(0, 0)),
+            "kill_self": outcome(lambda: os.kill(os.getpid(), 0)),
+            "ptrace": outcome(ptrace) if ptraced else None,
+            "no_new_privs": status["NoNewPrivs"],
+            "seccomp": status["Seccomp"],
+            "network": os.readlink("/proc/self/ns/net"),
+            "cwd": os.getcwd(),
+            "files": os.listdir(),
+            "environment": dict(os.environ),
+            "descriptors": [os.path.realpath(f"/proc/self/fd/{entry}") for entry in os.listdir("/proc/self/fd")],
+            "nofile": resource.getrlimit(resource.RLIMIT_NOFILE),
+        }, open(path, "w"))
+        open("left by the environment", "w").close()
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+gymnasium.register("Probe-v0", Probe)
+"""
+
+
+@pytest.fixture
+def probe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[WorkerProcess, dict[str, Any], Any]]]:
+    """Starts a real worker with an environment that looks around; the worker, what it saw, and the reported layers."""
+    (tmp_path / "probe_env.py").write_text(PROBE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    started = []
+
+    def call(ptraced: bool = False, **confinement: Any) -> Probed:
+        started.append(WorkerProcess(confinement=confinement))
+        seen = tmp_path / "seen.json"
+        reply = started[-1].ask("make", 60.0, env_id="probe_env:Probe-v0", env_kwargs={"path": str(seen), "ptraced": ptraced})
+        return started[-1], json.loads(seen.read_text()), reply["sandbox"]
+
+    yield call
+    for worker in started:
+        worker.kill()
+
+
+def test_strict_sandbox_takes_sockets_and_signals_away_and_reports_what_is_on(probe: Any) -> None:
+    _, seen, layers = probe(ptraced=True, strict=True)
+    assert set(layers) == {"network_namespace", "no_new_privs", "seccomp"}
+    assert (layers["no_new_privs"] == "on") == (seen["no_new_privs"] == "1")
+    assert (layers["seccomp"] == "on") == (seen["seccomp"] == "2")
+    assert (layers["network_namespace"] == "on") == (seen["network"] != os.readlink("/proc/self/ns/net"))
+    assert layers["no_new_privs"] == layers["seccomp"] == "on"  # these need no rights
+    for refused in ("socket", "kill_guard", "kill_init", "kill_group", "ptrace"):
+        assert seen[refused] == "EPERM", refused
+    assert seen["kill_self"] == "done"
+
+
+def test_without_a_sandbox_nothing_is_taken_away_and_none_is_reported(probe: Any) -> None:
+    _, seen, layers = probe()
+    assert layers == {}
+    assert seen["socket"] == seen["kill_guard"] == "done" and seen["seccomp"] == "0"
+
+
+def test_limits_are_set_in_the_worker_and_not_here(probe: Any) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, seen, _ = probe(rlimits={"nofile": 77})
+    assert seen["nofile"] == [77, 77]
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+
+
+@pytest.mark.parametrize(
+    ("rlimits", "message"),
+    [
+        ({"memory": 1}, r"rlimits: expected one of as, .*nofile.*, got 'memory'"),
+        ({"nofile": 1 << 62}, "nofile=.* cannot be set"),
+    ],
+)
+def test_limit_that_cannot_be_set_is_the_callers_fault(rlimits: dict[str, int], message: str, probe: Any) -> None:
+    with pytest.raises(ConfigError, match=message):
+        probe(rlimits=rlimits)
+
+
+@pytest.mark.parametrize("end", ["close", "kill", "SIGKILL of the worker", "SIGKILL of the guard"])
+def test_private_directory_is_empty_and_goes_with_the_worker(end: str, probe: Any) -> None:
+    worker, seen, _ = probe()
+    cwd = Path(seen["cwd"])
+    assert seen["files"] == [] and (cwd / "left by the environment").exists()
+    assert cwd.stat().st_mode & 0o777 == 0o700
+    if end == "close":
+        worker.close(DEADLINE_S)
+    elif end == "kill":
+        worker.kill()
+    else:
+        pid = worker._process.pid if end == "SIGKILL of the guard" else worker.ask("describe", DEADLINE_S)["pid"]
+        os.kill(pid, signal.SIGKILL)
+        ends = select.poll()
+        ends.register(worker._pidfd, select.POLLIN)
+        assert ends.poll(1000 * DEADLINE_S)
+        worker.kill()
+    assert not cwd.exists()
+
+
+def test_directory_of_ones_own_stays(tmp_path: Path, probe: Any) -> None:
+    (tmp_path / "mine").mkdir()
+    worker, seen, _ = probe(cwd=str(tmp_path / "mine"))
+    worker.close(DEADLINE_S)
+    assert seen["cwd"] == str(tmp_path / "mine")
+    assert os.listdir(tmp_path / "mine") == ["left by the environment"]
+
+
+def test_worker_sees_no_variable_that_could_be_a_secret(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = [
+        "HF_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "GITHUB_TOKEN",
+        "WANDB_API_KEY",
+        "SSH_AUTH_SOCK",
+        "LD_PRELOAD",
+        "DATABASE_URL",
+    ]
+    for name in secrets:
+        monkeypatch.setenv(name, "" if name == "LD_PRELOAD" else "squeamish ossifrage")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    _, seen, _ = probe()
+    assert not set(secrets) & set(seen["environment"])
+    assert "squeamish ossifrage" not in seen["environment"].values()
+    assert seen["environment"]["SDL_VIDEODRIVER"] == "dummy" and seen["environment"]["PATH"] == os.environ["PATH"]
+
+
+def test_worker_has_no_descriptor_of_the_trainers(probe: Any, tmp_path: Path) -> None:
+    with open(tmp_path / "a file of the trainer", "w") as file:
+        os.set_inheritable(file.fileno(), True)
+        _, seen, _ = probe()
+    assert str(tmp_path / "a file of the trainer") not in seen["descriptors"]
+
+
+def test_random_bits_in_the_middle_of_a_run_of_messages_change_no_later_answer(start: Start) -> None:
+    """A damaged message is refused as a whole: the next one is read from its own beginning."""
+    chance = random.Random(0)
+    for _ in range(20):
+        damaged = bytearray(REPLY)
+        damaged[chance.randrange(len(REPLY) - 1)] = chance.randrange(128, 256)  # no UTF-8
+        good = protocol.encode({"seq": 2, "pid": 78})
+        worker = start(ANSWER_AND_STAY, reply=bytes(damaged) + good)
+        assert type(answer_of(worker)) is ProtocolError
+        assert worker.ask("reset", DEADLINE_S)["pid"] == 78

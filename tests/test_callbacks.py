@@ -1,0 +1,342 @@
+"""Evaluation, stop when solved, checkpoints, curve, progress: when they act, and what they leave."""
+
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+
+from lit_ppo.callbacks.curve_export import CurveExport
+from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of
+from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
+from lit_ppo.callbacks.run_progress import RunProgress
+from lit_ppo.callbacks.run_summary import RunSummary
+from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
+from lit_ppo.curve import TrainLog
+from lit_ppo.errors import CheckpointError, ConfigError
+from lit_ppo.module import PPOModule
+from tests.runs import ScriptedPlay, bare_trainer, fit, parameters, same, small_data, small_module
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def scripted(evaluation: list[float] | list[list[float]], confirmation: list[list[float]] | None = None) -> Any:
+    """A datamodule whose evaluations come out as told."""
+    data = small_data(cls=ScriptedPlay)
+    lists = [returns if isinstance(returns, list) else [returns] for returns in evaluation]
+    data.script = {"evaluation": lists, "confirmation": confirmation or []}
+    return data
+
+
+def loaded(path: str) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
+    return checkpoint
+
+
+def update_of(path: str) -> int:
+    """After how many updates a checkpoint was written."""
+    return int(loaded(path)["ScriptedPlay"]["update"])
+
+
+# -- settings
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GreedyEvaluation(every_n_updates=0), "evaluation.every_n_updates=0: expected at least 1"),
+        (lambda: GreedyEvaluation(num_episodes=0), "evaluation.num_episodes=0: expected at least 1"),
+        (lambda: StopWhenSolved(confirmation_episodes=-1), "solved.confirmation_episodes=-1: expected at least 0"),
+        (lambda: StopWhenSolved(margin=-0.5), "solved.margin=-0.5: expected at least 0"),
+        (lambda: RunCheckpoint(every_n_updates=0), "checkpoint.every_n_updates=0: expected at least 1"),
+    ],
+)
+def test_setting_out_of_range_is_refused_by_name_value_and_range(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        make()
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("callback", [StopWhenSolved(), CurveExport()])
+@pytest.mark.parametrize("evaluation_behind", [True, False])
+def test_callback_that_needs_an_evaluation_before_it_says_so(callback: Callback, evaluation_behind: bool) -> None:
+    behind = [GreedyEvaluation(num_episodes=1)] if evaluation_behind else []
+    with pytest.raises(ConfigError) as refused:
+        fit(1, callback, *behind)
+    name = type(callback).__name__
+    assert str(refused.value) == f"trainer.callbacks: {name} expects a GreedyEvaluation before it"
+
+
+def test_another_datamodule_is_refused() -> None:
+    trainer = bare_trainer(1)
+    trainer.datamodule = LightningDataModule()  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError) as refused:
+        data_of(trainer)
+    assert str(refused.value) == "trainer.fit(datamodule=...): expected a RolloutDataModule, got LightningDataModule"
+
+
+# -- greedy evaluation
+
+
+class Seen(Callback):
+    """After each update: what callback_metrics say, and which update the newest evaluation is of."""
+
+    def __init__(self, evaluation: GreedyEvaluation) -> None:
+        self.evaluation, self.rows = evaluation, []  # type: ignore[var-annotated]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.evaluation.latest is not None
+        self.rows.append((self.evaluation.latest.update, self.evaluation.is_fresh(trainer)))
+
+
+def test_untrained_policy_and_then_every_few_updates_are_evaluated() -> None:
+    evaluation = GreedyEvaluation(every_n_updates=2, num_episodes=1)
+    seen, data = Seen(evaluation), scripted([5.0, 7.0, 6.0])
+    trainer = bare_trainer(5, evaluation, seen)
+    trainer.fit(small_module(), datamodule=data)
+    assert seen.rows == [(0, False), (2, True), (2, False), (4, True), (4, False)]
+    assert evaluation.latest is not None and evaluation.latest.env_steps == 4 * 20
+    assert evaluation.best_return == 7.0
+    assert float(trainer.callback_metrics["eval/return"]) == 6.0
+    assert data.script["evaluation"] == []
+
+
+def test_best_return_counts_the_untrained_policy() -> None:
+    evaluation = GreedyEvaluation(every_n_updates=1, num_episodes=1)
+    fit(1, evaluation, data=scripted([9.0, 7.0]))
+    assert evaluation.best_return == 9.0
+
+
+# -- stop when solved
+
+
+def stopped_after(solved: StopWhenSolved, data: Any, updates: int = 4) -> int:
+    fit(updates, GreedyEvaluation(every_n_updates=1, num_episodes=1), solved, data=data)
+    return int(data.update)
+
+
+def test_evaluation_exactly_at_the_threshold_stops_the_run() -> None:
+    solved = StopWhenSolved(threshold=6.0, confirmation_episodes=0)
+    assert stopped_after(solved, scripted([0.0, 5.999, 6.0])) == 2
+    assert solved.solved_at == 2 * 20
+
+
+def test_untrained_policy_does_not_stop_a_run() -> None:
+    assert stopped_after(StopWhenSolved(threshold=6.0, confirmation_episodes=0), scripted([9.0, 5.0, 6.0])) == 2
+
+
+def test_confirmation_exactly_at_the_threshold_stops_the_run() -> None:
+    solved = StopWhenSolved(threshold=6.0, confirmation_episodes=3)
+    assert stopped_after(solved, scripted([0.0, 8.0], [[6.0, 6.0, 6.0]])) == 1
+    assert solved.confirmation is not None and solved.confirmation.returns == (6.0, 6.0, 6.0)
+
+
+@pytest.mark.parametrize(
+    ("margin", "returns", "stops"),
+    [
+        (2.0, [6.0, 10.0], False),  # 8 - 2 * 2 / sqrt(2) = 5.17 < 6: the mean alone is not enough
+        (1.0, [6.0, 10.0], True),  # 8 - 2 / sqrt(2) = 6.59
+        (0.0, [7.0, 5.0], True),  # the mean alone counts
+        (0.0, [5.0, 7.0], False),  # the first half speaks against it, so the second is not played
+        (0.0, [5.0, 6.9], False),
+    ],
+)
+def test_confirmation_must_clear_the_threshold_by_the_margin(margin: float, returns: list[float], stops: bool) -> None:
+    solved = StopWhenSolved(threshold=6.0, confirmation_episodes=2, margin=margin)
+    stopped_after(solved, scripted([0.0, 8.0], [returns]), updates=1)
+    assert (solved.solved_at is not None) == stops
+
+
+def test_run_goes_on_after_a_confirmation_that_failed() -> None:
+    solved = StopWhenSolved(threshold=6.0, confirmation_episodes=1)
+    data = scripted([0.0, 8.0, 5.0, 7.0], [[5.0], [6.5]])  # no confirmation after the 5.0
+    assert stopped_after(solved, data) == 3
+    assert data.script["confirmation"] == []
+
+
+def test_old_evaluation_is_not_looked_at_again() -> None:
+    data = scripted([0.0, 8.0], [[5.0]])
+    fit(3, GreedyEvaluation(every_n_updates=2, num_episodes=1), StopWhenSolved(6.0, confirmation_episodes=1), data=data)
+    assert data.update == 3 and data.script["confirmation"] == []
+
+
+def test_threshold_is_the_environments_own_unless_it_is_set() -> None:
+    solved = StopWhenSolved(confirmation_episodes=0)
+    assert stopped_after(solved, scripted([0.0, 9.79, 9.8])) == 2  # 0.98 * 10 steps, as registered
+
+
+def test_environment_without_a_threshold_is_never_solved() -> None:
+    data = small_data("tests.toy_envs:ConstantReward-v0", num_envs=1)
+    solved = StopWhenSolved(confirmation_episodes=0)
+    fit(1, GreedyEvaluation(1, 1), solved, module=small_module(obs_size=1, num_actions=2), data=data)
+    assert solved.solved_at is None
+
+
+# -- checkpoints
+
+
+def test_best_is_the_latest_of_the_best_and_last_is_the_last() -> None:
+    checkpoint = RunCheckpoint(every_n_updates=100)
+    fit(5, GreedyEvaluation(1, 1), checkpoint, data=scripted([9.0, 1.0, 3.0, 2.0, 3.0, 2.5]))
+    assert update_of("checkpoints/best.ckpt") == 4  # the second 3.0; the untrained policy's 9.0 does not count
+    assert update_of("checkpoints/last.ckpt") == 5
+    assert sorted(path.name for path in Path("checkpoints").glob("*.ckpt")) == ["best.ckpt", "last.ckpt"]
+    assert Path(checkpoint.best_model_path).name == "best.ckpt"
+    assert checkpoint.best_model_score is not None and float(checkpoint.best_model_score) == 3.0
+
+
+def test_policy_that_solved_the_run_is_better_than_any_that_did_not() -> None:
+    data = scripted([0.0, 9.0, 6.0], [[4.0], [6.0]])  # 9.0 is not confirmed, 6.0 is
+    fit(5, GreedyEvaluation(1, 1), StopWhenSolved(6.0, 1), RunCheckpoint(), data=data)
+    assert update_of("checkpoints/best.ckpt") == update_of("checkpoints/last.ckpt") == 2
+
+
+def test_last_is_written_every_few_updates_and_at_the_end() -> None:
+    written: list[int] = []
+
+    class Watched(RunCheckpoint):
+        def _save_last(self, trainer: Trainer, update: int) -> None:
+            super()._save_last(trainer, update)
+            written.append(update_of("checkpoints/last.ckpt"))
+
+    fit(5, Watched(every_n_updates=2), data=scripted([]))
+    assert written == [2, 4, 5]
+
+
+def test_last_is_not_written_twice_for_the_same_update() -> None:
+    written: list[int] = []
+
+    class Watched(RunCheckpoint):
+        def _save_last(self, trainer: Trainer, update: int) -> None:
+            super()._save_last(trainer, update)
+            written.append(update)
+
+    fit(4, Watched(every_n_updates=2), data=scripted([]))
+    assert written == [2, 4]
+
+
+def test_checkpoint_holds_the_parameters_of_its_update() -> None:
+    module, _ = fit(2, RunCheckpoint())
+    assert same(loaded("checkpoints/last.ckpt")["state_dict"], parameters(module))
+
+
+def test_module_comes_back_from_a_checkpoint_without_being_told_its_settings() -> None:
+    module, _ = fit(1, RunCheckpoint(), module=small_module(gamma=0.9, activation="relu"))
+    restored = PPOModule.load_from_checkpoint("checkpoints/last.ckpt")
+    assert same(parameters(restored), parameters(module))
+    assert dict(restored.hparams) == dict(module.hparams)
+    obs = torch.rand(16, 3, generator=torch.Generator().manual_seed(0))
+    assert restored(obs).equal(module(obs))
+
+
+def test_trainer_tests_the_policy_of_a_checkpoint() -> None:
+    trained, _ = fit(3, RunCheckpoint(), module=small_module(learning_rate=0.1))
+    by_hand, from_file = small_data(), small_data()
+    bare_trainer(1).test(trained, datamodule=by_hand, verbose=False)
+    trainer = bare_trainer(1, RunCheckpoint())
+    trainer.test(small_module(seed=9), datamodule=from_file, ckpt_path="checkpoints/last.ckpt", verbose=False)
+    by_hand.update = 3
+    assert from_file.update == 3  # the counters are the checkpoint's; on them the seeds depend
+    bare_trainer(1).test(trained, datamodule=by_hand, verbose=False)
+    assert from_file.results == by_hand.results
+
+
+def test_fast_dev_run_writes_no_files() -> None:
+    callbacks = GreedyEvaluation(1, 1), RunCheckpoint()
+    bare_trainer(1, *callbacks, fast_dev_run=True).fit(small_module(), datamodule=small_data())
+    assert list(Path().iterdir()) == []
+
+
+# -- the curve
+
+
+def test_curve_begins_with_the_untrained_policy_and_is_rewritten_at_every_evaluation() -> None:
+    lengths: list[list[int]] = []
+
+    class Reader(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            lengths.append(TrainLog.read("deep/down/curve.json").steps)
+
+    fit(3, GreedyEvaluation(2, 1), CurveExport("deep/down/curve.json"), Reader(), data=scripted([5.0, 7.0]))
+    assert lengths == [[0], [0, 40], [0, 40]]
+    written = json.loads(Path("deep/down/curve.json").read_text())
+    assert written == {
+        "title": "PPO on tests.toy_envs:Identity-v0: greedy evaluation return",
+        "steps": [0, 40],
+        "series": [{"name": "avg_return", "values": [5.0, 7.0], "color": "#4e79a7"}],
+        "notes": ["env tests.toy_envs:Identity-v0, seed 0, 2 envs x 10 steps; x axis: env steps"],
+    }
+
+
+def test_curve_notes_where_the_run_was_solved() -> None:
+    callbacks = GreedyEvaluation(1, 1), StopWhenSolved(6.0, 0), CurveExport("curve.json")
+    fit(3, *callbacks, data=scripted([0.0, 6.0]))
+    assert TrainLog.read("curve.json").notes[1] == "solved at env step 20 (threshold 6)"
+
+
+def test_curve_without_a_path_is_not_written() -> None:
+    fit(1, GreedyEvaluation(1, 1), CurveExport(None))
+    assert list(Path().iterdir()) == []
+
+
+def test_curve_that_cannot_be_written_is_the_disks_fault() -> None:
+    Path("taken").write_text("a file, not a directory")
+    with pytest.raises(CheckpointError, match=r"curve\.path=taken/curve\.json: cannot be written: "):
+        fit(1, GreedyEvaluation(1, 1), CurveExport("taken/curve.json"))
+
+
+def test_same_seed_writes_the_same_curve_to_the_last_byte() -> None:
+    for name, seed in (("first", 1), ("second", 1), ("third", 2)):
+        module, data = small_module(seed=seed, learning_rate=0.01), small_data(seed=seed)
+        fit(3, GreedyEvaluation(1, 3), CurveExport(f"{name}.json"), module=module, data=data)
+    assert Path("first.json").read_bytes() == Path("second.json").read_bytes()
+    assert TrainLog.read("third.json").series != TrainLog.read("first.json").series
+
+
+# -- progress
+
+
+def summary(capsys: pytest.CaptureFixture[str], updates: int, *callbacks: Callback, data: Any) -> list[str]:
+    fit(updates, *callbacks, RunSummary(), data=data)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_summary_says_solved_and_where_things_are(capsys: pytest.CaptureFixture[str]) -> None:
+    callbacks = GreedyEvaluation(1, 1), StopWhenSolved(6.0, 2), CurveExport("curve.json"), RunCheckpoint()
+    lines = summary(capsys, 3, *callbacks, data=scripted([0.0, 7.0], [[6.5, 6.5]]))
+    assert lines[0] == "solved at env step 20: 2 fresh greedy episodes average 6.5 (threshold 6)"
+    assert lines[1].startswith("1 updates, 20 env steps, ")
+    assert "curve: curve.json" in lines
+    assert [Path(line.partition(": ")[2]).exists() for line in lines if "checkpoint: " in line] == [True, True]
+
+
+def test_summary_says_not_solved(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = summary(capsys, 1, GreedyEvaluation(1, 1), StopWhenSolved(6.0, 1), data=scripted([0.0, 5.0]))
+    assert lines[0] == "not solved: no confirmed evaluation return of 6"
+
+
+def test_progress_bar_shows_steps_returns_and_threshold_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("lit_ppo.callbacks.run_progress._REFRESHES_PER_S", 1e9)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    fit(3, GreedyEvaluation(1, 1), StopWhenSolved(9.0, 0), RunProgress(), data=scripted([5.0, 6.0, 7.0, 8.0]))
+    drawn = terminal.getvalue()
+    assert "60 env steps" in drawn and "steps/s" in drawn
+    assert "eval 7.0 of 9" in drawn and "3/3" in drawn
+
+
+def test_progress_bar_is_not_drawn_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr("sys.stderr", file)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    fit(1, RunProgress(), data=scripted([]))
+    assert "update" not in file.getvalue()

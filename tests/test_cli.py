@@ -1,0 +1,406 @@
+"""The command line: what a run leaves, what a resume keeps, and how each bad setting ends."""
+
+import contextlib
+import gc
+import io
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import pytest
+import torch
+import yaml
+
+from lit_ppo import cli, exit_codes
+from lit_ppo.curve import TrainLog
+from tests.runs import IDENTITY
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+SMALL = """--data.num_envs 2 --data.horizon 16 --data.evaluation_envs 2 --model.minibatch_size 16 --model.update_epochs 1
+    --evaluation.num_episodes 2 --evaluation.every_n_updates 1 --solved.confirmation_episodes 2 --trainer.max_epochs 2"""
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[[str], Ended]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs a command in this process, which has imported torch and Lightning already."""
+    codes = []
+
+    def call(line: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["lit_ppo", *line.split()])
+        capfd.readouterr()
+        codes.append(exit_code())
+        return Ended(codes[-1], *capfd.readouterr())
+
+    yield call
+    if any(codes):
+        # a command that fails before its fit leaves it to the end of its process to end the environments; here that is
+        # for the collector, now rather than in somebody else's test
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+
+
+def exit_code() -> int:
+    """Run the command in `sys.argv`."""
+    threads = torch.get_num_threads()
+    try:
+        cli.main()
+    except SystemExit as ended:
+        return int(ended.code or exit_codes.DONE)
+    finally:
+        torch.set_num_threads(threads)
+    return exit_codes.DONE
+
+
+@pytest.fixture(scope="module")
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a small run."""
+    directory = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.chdir(directory)
+        patch.setattr(sys, "argv", ["lit_ppo", "fit", *SMALL.split()])
+        assert exit_code() == exit_codes.DONE
+    return directory
+
+
+@pytest.fixture
+def trained(shared_run: Path, in_an_empty_directory: None) -> None:
+    """The working directory is that of a small run of one's own."""
+    shutil.copytree(shared_run, Path(), dirs_exist_ok=True)
+
+
+def in_a_process(line: str) -> tuple[Ended, list[int]]:
+    """Run a command as a user does; how it ended, and the processes of its own that outlive it by more than 10 s."""
+    mark = f"PYTHONLITPPOTEST={uuid4()}"  # workers get the variables that begin with PYTHON
+    environment = os.environ | dict([mark.split("=")])
+    command = [sys.executable, "-m", "lit_ppo", *line.split()]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
+    return Ended(ended.returncode, ended.stdout, ended.stderr), [pid for pid in marked(mark) if outlives(pid, 10.0)]
+
+
+def marked(mark: str) -> Iterator[int]:
+    """Processes that were started with this in their environment."""
+    for entry in os.listdir("/proc"):
+        try:
+            if entry.isdigit() and mark.encode() in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
+                yield int(entry)
+        except OSError:
+            continue  # it ended while we looked
+
+
+def outlives(pid: int, seconds: float) -> bool:
+    """Whether a process is still there after so long."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    ends = select.poll()
+    ends.register(descriptor, select.POLLIN)
+    ended = ends.poll(1000 * seconds)
+    os.close(descriptor)
+    return not ended
+
+
+def update_of(path: str) -> int:
+    return int(torch.load(path, weights_only=True)["RolloutDataModule"]["update"])
+
+
+# -- fit
+
+
+def test_fit_from_an_empty_directory_leaves_curve_checkpoints_config_and_metrics() -> None:
+    ended, left = in_a_process("fit --trainer.max_epochs 2 --evaluation.num_episodes 2")
+    assert (ended.code, ended.err, left) == (exit_codes.DONE, "", [])
+    assert ended.out.splitlines()[0] == "not solved: no confirmed evaluation return of 475"
+    # the defaults: 8 envs x 64 steps, evaluated before the first update and after every one
+    curve = TrainLog.read("data/rl/ppo_cartpole_trainlog.json")
+    assert curve.steps == [0, 8 * 64, 2 * 8 * 64]
+    assert update_of("checkpoints/last.ckpt") == 2 and update_of("checkpoints/best.ckpt") in (1, 2)
+    config = yaml.safe_load(Path("checkpoints/config.yaml").read_text())
+    assert (config["trainer"]["max_epochs"], config["data"]["env_id"]) == (2, "CartPole-v1")
+    [metrics] = Path("logs").rglob("metrics.csv")
+    header = metrics.read_text().splitlines()[0].split(",")
+    assert {"step", "loss/policy", "policy/entropy", "env/steps", "eval/return"} <= set(header)
+
+
+def test_same_command_writes_the_same_curve(run: Run) -> None:
+    curves = []
+    for _ in range(2):
+        assert run(f"fit {SMALL} --seed_everything 3").code == exit_codes.DONE
+        curves.append(Path("data/rl/ppo_cartpole_trainlog.json").read_bytes())
+    assert curves[0] == curves[1]
+
+
+def test_own_environment_and_paths_can_be_named(run: Run) -> None:
+    ended = run(f"fit {SMALL} --data.env_id {IDENTITY} --curve.path my/curve.json --checkpoint.dirpath my/checkpoints")
+    assert ended.code == exit_codes.DONE
+    assert TrainLog.read("my/curve.json").title == f"PPO on {IDENTITY}: greedy evaluation return"
+    assert Path("my/checkpoints/last.ckpt").is_file() and Path("my/checkpoints/config.yaml").is_file()
+    assert not Path("data/rl").exists() and not Path("checkpoints").exists()
+
+
+def test_curve_and_logger_can_be_turned_off(run: Run) -> None:
+    assert run(f"fit {SMALL} --curve.path null --trainer.logger false").code == exit_codes.DONE
+    assert not Path("data/rl").exists() and not Path("logs").exists()
+
+
+def test_run_stops_as_solved_at_a_threshold_that_is_met(run: Run) -> None:
+    ended = run(f"fit {SMALL} --trainer.max_epochs 5 --solved.threshold 1 --solved.margin 0")
+    assert ended.out.startswith("solved at env step 32: 2 fresh greedy episodes average ")
+    assert update_of("checkpoints/last.ckpt") == 1
+
+
+# -- configuration files
+
+
+def test_printed_config_is_a_config(run: Run) -> None:
+    printed = run(f"fit {SMALL} --model.gamma 0.9 --print_config")
+    assert printed.code == exit_codes.DONE
+    Path("run.yaml").write_text(printed.out)
+    assert yaml.safe_load(printed.out)["model"]["gamma"] == 0.9
+    assert run("fit --config run.yaml --trainer.max_epochs 1").code == exit_codes.DONE  # what is typed after it wins
+    assert update_of("checkpoints/last.ckpt") == 1
+    assert torch.load("checkpoints/last.ckpt", weights_only=True)["hyper_parameters"]["gamma"] == 0.9
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_in_configs_is_accepted_and_each_line_of_it_counts(path: Path, run: Run) -> None:
+    printed = run(f"fit --config {path} --print_config")
+    assert (printed.code, printed.err) == (exit_codes.DONE, "")
+    printed_config = yaml.safe_load(printed.out)
+
+    def check(asked: dict[str, Any], got: dict[str, Any]) -> None:
+        for key, value in asked.items():
+            check(value, got[key]) if isinstance(value, dict) and key != "env_kwargs" else None
+            assert isinstance(value, dict) or got[key] == value
+
+    check(yaml.safe_load(path.read_text()), printed_config)
+
+
+def test_configs_are_there() -> None:
+    assert {path.stem for path in CONFIGS} >= {"cartpole", "cartpole_torchlean", "smoke"}
+
+
+def test_smoke_config_runs(run: Run) -> None:
+    [path] = [path for path in CONFIGS if path.stem == "smoke"]
+    ended = run(f"fit --config {path}")
+    assert (ended.code, ended.err) == (exit_codes.DONE, "")
+    assert update_of("checkpoints/last.ckpt") == 2
+
+
+# -- bad settings
+
+
+BAD = {
+    "--model.gamma 1.5": "model.gamma=1.5: expected a number in [0, 1]",
+    "--data.num_envs 0": "data.num_envs=0: expected at least 1",
+    "--data.num_workers 3": "data.num_envs=8: expected a multiple of data.num_workers=3",
+    "--model.minibatch_size 513": "model.minibatch_size=513: expected at most data.horizon * data.num_envs = 64 * 8 = 512",
+    "--seed_everything -1": "seed_everything=-1: expected 0 to 2^32 - 1",
+    "--torch_threads 0": "torch_threads=0: expected at least 1",
+    "--evaluation.num_episodes 0": "evaluation.num_episodes=0: expected at least 1",
+    "--model.gama 0.9": "unrecognized arguments: --model.gama 0.9 (did you mean --model.gamma?)",
+    "--data.num_envs four": "data.num_envs: Expected a int. Got value: four",
+    "--model.activation sigmoid": (
+        "model.activation: Expected a Literal['tanh', 'relu', 'elu', 'silu', 'gelu']. Got value: sigmoid"
+    ),
+    "--trainer.gradient_clip_val 1.0": "trainer.gradient_clip_val=1.0: has no effect on PPO updates; use --model.max_grad_norm",
+    "--trainer.accumulate_grad_batches 2": (
+        "trainer.accumulate_grad_batches=2: has no effect on PPO updates; use a larger --model.minibatch_size"
+    ),
+}
+
+
+@pytest.mark.parametrize("setting", BAD)
+def test_bad_setting_ends_in_one_line_and_exit_code_2(setting: str, run: Run) -> None:
+    ended = run(f"fit {setting}")
+    assert ended == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {BAD[setting]}\n")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "parts"),
+    [
+        ("NoSuch-v0", ["env_id=NoSuch-v0: ", "doesn't exist"]),
+        ("Pendulum-v1", ["env_id=Pendulum-v1: action space 'Box(-2.0, 2.0, (1,), float32)' is not supported", "Discrete"]),
+        ("no_such_module:Env-v0", ["env_id=no_such_module:Env-v0: there is no module no_such_module"]),
+        (
+            'tests.fault_envs:Spaces-v0 --data.env_kwargs {"observation":"image"}',
+            ["env_id=tests.fault_envs:Spaces-v0: ", "Box"],
+        ),
+    ],
+)
+def test_environment_that_cannot_be_trained_on_ends_in_one_line_and_exit_code_2(
+    env_id: str, parts: list[str], run: Run
+) -> None:
+    ended = run(f"fit --data.env_id {env_id}")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.USAGE, "", 1)
+    assert ended.err.startswith("lit_ppo: error: ") and all(part in ended.err for part in parts)
+
+
+def test_bad_setting_leaves_no_traceback_and_no_process() -> None:
+    ended, left = in_a_process("fit --model.gamma 1.5")  # found out after the environments were started
+    assert ended == Ended(exit_codes.USAGE, "", "lit_ppo: error: model.gamma=1.5: expected a number in [0, 1]\n")
+    assert left == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_that_is_not_there_is_named(run: Run) -> None:
+    ended = run(f"fit {SMALL} --trainer.accelerator gpu")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.USAGE, "", 1)
+    assert "gpu" in ended.err
+
+
+def test_misspelt_key_in_a_config_file_is_named(run: Run) -> None:
+    Path("run.yaml").write_text("model:\n  gama: 0.9\n")
+    ended = run("fit --config run.yaml")
+    assert (ended.code, ended.err.count("\n")) == (exit_codes.USAGE, 1)
+    assert "gama" in ended.err
+
+
+def test_environment_that_breaks_its_contract_has_an_exit_code_of_its_own(run: Run) -> None:
+    ended = run(f"fit {SMALL} --data.env_id tests.fault_envs:NaN-v0")
+    assert ended.code == exit_codes.ENVIRONMENT
+    assert "nan" in ended.err and "Traceback" not in ended.err
+
+
+# -- checkpoints
+
+
+def test_results_of_a_checkpoint_are_printed_as_a_table(run: Run, trained: None) -> None:
+    for command, episodes in (("test --data.test_episodes 5", 5), ("validate --data.validation_episodes 3", 3)):
+        ended = run(f"{command} --ckpt_path last")
+        assert ended.code == exit_codes.DONE
+        rows = [line.rsplit(maxsplit=1) for line in ended.out.splitlines()]
+        assert [name for name, _ in rows] == ["episodes", "mean return", "std", "min", "max", "solved (mean >= 475)"]
+        table = dict(rows)
+        assert table["episodes"] == str(episodes) and table["solved (mean >= 475)"] == "no"
+        assert float(table["min"]) <= float(table["mean return"]) <= float(table["max"]) <= 500
+
+
+def test_tested_policy_meets_its_threshold_inclusively(run: Run) -> None:
+    """An environment whose episodes all return 10 meets a threshold of 10."""
+    constant = f"{SMALL} --data.env_id tests.toy_envs:ConstantReward-v0"
+    run(f"fit {constant}")
+    for threshold, verdict in (("10", "yes"), ("10.001", "no")):
+        ended = run(f"test --ckpt_path last --data.test_episodes 2 --solved.threshold {threshold}")
+        assert ended.out.splitlines()[-1].split() == ["solved", "(mean", ">=", f"{threshold})", verdict]
+
+
+def test_resume_takes_the_settings_of_the_checkpoint_and_goes_on(run: Run, trained: None) -> None:
+    """The checkpoint's 2 environments and minibatches, not the defaults, though nothing of them is typed again."""
+    ended = run("fit --ckpt_path last --trainer.max_epochs 3")
+    assert ended.code == exit_codes.DONE
+    assert ended.err == "changed since checkpoints/last.ckpt: trainer.max_epochs: 2 -> 3\n"
+    assert TrainLog.read("data/rl/ppo_cartpole_trainlog.json").steps == [0, 32, 64, 96]
+
+
+def test_run_resumed_by_command_equals_the_run_in_one_go(run: Run) -> None:
+    run(f"fit {SMALL} --trainer.max_epochs 4 --checkpoint.dirpath straight --curve.path straight.json")
+    run(f"fit {SMALL} --checkpoint.dirpath parts --curve.path parts.json")
+    run("fit --ckpt_path parts/last.ckpt --trainer.max_epochs 4")
+    straight, parts = (torch.load(f"{name}/last.ckpt", weights_only=True)["state_dict"] for name in ("straight", "parts"))
+    assert all(straight[name].equal(parts[name]) for name in straight)
+    assert Path("straight.json").read_bytes() == Path("parts.json").read_bytes()
+
+
+def test_typed_value_wins_over_the_checkpoint_and_is_shown(run: Run, trained: None) -> None:
+    ended = run("fit --ckpt_path last --trainer.max_epochs 3 --model.learning_rate 0.5 --model.learning_rate_decay_steps null")
+    assert ended.code == exit_codes.DONE
+    assert "changed since checkpoints/last.ckpt: model.learning_rate: 0.001 -> 0.5\n" in ended.err
+    assert "model.learning_rate_decay_steps: 50000 -> None\n" in ended.err
+    checkpoint = torch.load("checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5
+    assert checkpoint["hyper_parameters"]["learning_rate"] == 0.5
+
+
+def test_value_in_a_config_file_wins_over_the_checkpoint_too(run: Run, trained: None) -> None:
+    Path("more.yaml").write_text("trainer: {max_epochs: 3}\nmodel: {learning_rate: 0.25}\n")
+    ended = run("fit --config more.yaml --ckpt_path last")
+    assert "model.learning_rate: 0.001 -> 0.25\n" in ended.err
+    assert torch.load("checkpoints/last.ckpt", weights_only=True)["hyper_parameters"]["learning_rate"] == 0.25
+
+
+def test_value_that_is_typed_again_unchanged_is_no_difference(run: Run, trained: None) -> None:
+    assert run("fit --ckpt_path last --data.num_envs 2 --model.gamma 0.99 --trainer.max_epochs 2").err == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("--data.num_envs 4", "data.num_envs=4: the checkpoint's run has 2, which cannot change on resume"),
+        (
+            "--data.env_id Acrobot-v1",
+            "data.env_id=Acrobot-v1: the checkpoint's run has CartPole-v1, which cannot change on resume",
+        ),
+        ("--model.activation relu", "model.activation=relu: the checkpoint's run has tanh, which cannot change on resume"),
+        (
+            "--model.actor_hidden_sizes [32]",
+            "model.actor_hidden_sizes=[32]: the checkpoint's run has [64, 64], which cannot change on resume",
+        ),
+        (
+            "--data.vectorization native",
+            "data.vectorization=native: the checkpoint's run has sync, which cannot change on resume",
+        ),
+    ],
+)
+def test_what_a_run_cannot_change_half_way_is_refused(typed: str, message: str, run: Run, trained: None) -> None:
+    before = Path("checkpoints/last.ckpt").read_bytes()
+    assert run(f"fit --ckpt_path last --trainer.max_epochs 3 {typed}") == Ended(
+        exit_codes.USAGE, "", f"lit_ppo: error: {message}\n"
+    )
+    assert Path("checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_last_checkpoint_that_is_not_there_is_an_error(run: Run) -> None:
+    message = "ckpt_path=last: expected a checkpoint at checkpoints/last.ckpt, found none"
+    assert run("fit --ckpt_path last") == Ended(exit_codes.CHECKPOINT, "", f"lit_ppo: error: {message}\n")
+
+
+@pytest.mark.parametrize("content", ["text", "another"])
+def test_file_that_is_no_checkpoint_of_ours_is_an_error(content: str, run: Run) -> None:
+    if content == "text":
+        Path("foreign.ckpt").write_text("no checkpoint")
+    else:
+        torch.save({"state_dict": {}}, "foreign.ckpt")
+    ended = run("fit --ckpt_path foreign.ckpt")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.CHECKPOINT, "", 1)
+    assert ended.err.startswith("lit_ppo: error: ") and "foreign.ckpt" in ended.err
+
+
+# -- plot
+
+
+def test_plot_command_draws_the_curve_of_a_run(run: Run, trained: None) -> None:
+    assert run("plot data/rl/ppo_cartpole_trainlog.json --output curve.png") == Ended(exit_codes.DONE, "curve.png\n", "")
+    assert Path("curve.png").stat().st_size > 1000
+
+
+def test_checkpoints_hold_the_settings_of_their_run_as_plain_data(run: Run) -> None:
+    run(f"fit {SMALL} --model.gamma 0.9")
+    settings = torch.load("checkpoints/last.ckpt", weights_only=True)[cli.CONFIG_KEY]
+    assert settings["model"]["gamma"] == 0.9 and settings["data"]["num_envs"] == 2
+    json.dumps(settings)

@@ -1,0 +1,228 @@
+"""RolloutDataModule: when rollouts are collected, what they count, which seeds they use, and what is left behind."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_ppo.contract import ContractSettings
+from lit_ppo.data import GreedyEpisodes, RolloutDataModule, RolloutDataset
+from lit_ppo.errors import ConfigError, ContractViolation
+from tests.runs import IDENTITY, KeptData, bare_trainer, fit, small_data, small_module
+from tests.toy_envs import EPISODE_STEPS
+
+CPU = torch.device("cpu")
+
+
+def children() -> set[int]:
+    """Processes whose parent we are, zombies too."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        found |= {int(pid) for pid in (task / "children").read_text().split()}
+    return found
+
+
+class Counted:
+    """Stands in for a datamodule."""
+
+    collected = 0
+
+    def next_batch(self) -> int:
+        self.collected += 1
+        return self.collected
+
+
+# -- the dataset
+
+
+def test_dataset_is_one_rollout_long_and_collects_nothing_before_it_is_asked() -> None:
+    data = Counted()
+    dataset = RolloutDataset(data)  # type: ignore[arg-type]
+    assert len(dataset) == 1
+    batches = iter(dataset)
+    assert data.collected == 0
+    assert list(batches) == [1]  # and no second one
+    assert list(dataset) == [2]  # each pass collects anew
+
+
+def test_each_update_learns_from_a_rollout_of_the_policy_it_updates() -> None:
+    """Nothing is fetched ahead: a rollout is collected only once the update before it is over."""
+    order: list[str] = []
+
+    class Watched(KeptData):
+        def next_batch(self) -> Any:
+            order.append("collect")
+            return super().next_batch()
+
+    module = small_module()
+    shipped = module.training_step
+    module.training_step = lambda batch, batch_idx: (order.append("update"), shipped(batch, batch_idx))[1]  # type: ignore[method-assign]
+    fit(3, module=module, data=small_data(cls=Watched))
+    assert order == ["collect", "update"] * 3
+
+
+# -- what a rollout counts
+
+
+def test_counters_and_episode_metrics_go_on_from_update_to_update() -> None:
+    # 2 envs x 15 steps with episodes of 10: each env ends one in the first rollout and two in the second
+    _, data = fit(2, data=small_data(horizon=15))
+    assert (data.update, data.env_steps) == (2, 60)
+    assert [(batch.update, batch.env_steps) for batch in data.batches] == [(0, 0), (1, 30)]
+    assert data.metrics["env/steps"] == 60
+    assert data.metrics["episodes/ended"] == 4
+    assert data.metrics["episodes/length"] == EPISODE_STEPS
+    assert data.metrics["env/restarts"] == data.metrics["env/abandoned_episodes"] == 0
+
+
+def test_episode_return_is_the_mean_over_the_episodes_that_ended() -> None:
+    _, data = fit(1, data=small_data(num_envs=3, horizon=EPISODE_STEPS))
+    batch = data.batches[0]
+    rewards = (batch.obs.argmax(dim=-1) == batch.actions).double()  # 1 where the action is the observation's
+    assert data.metrics["episodes/return"] == pytest.approx(float(rewards.sum() / 3))
+
+
+def test_rollout_without_an_ended_episode_has_no_episode_return() -> None:
+    _, data = fit(1, data=small_data(horizon=5))
+    assert data.metrics["episodes/ended"] == 0
+    assert "episodes/return" not in data.metrics and "episodes/length" not in data.metrics
+
+
+def test_environments_go_on_where_the_last_rollout_left_them() -> None:
+    _, one = fit(1, data=small_data(horizon=15))
+    _, two = fit(2, data=small_data(horizon=15))
+    assert one.batches[0].obs.equal(two.batches[0].obs)
+    # step 15 of a new episode begun in the middle, not the first observations of a run again
+    assert not two.batches[1].obs.equal(two.batches[0].obs)
+
+
+# -- seeds
+
+
+def test_greedy_episodes_have_seeds_of_their_own_for_each_purpose_and_update() -> None:
+    data, played = small_data(), []
+
+    class Player:
+        def play(self, policy: Any, seeds: list[int], device: torch.device) -> None:
+            played.append(seeds)
+
+    data._player = Player()
+    for data.update in (0, 1):
+        for purpose in ("evaluation", "test", "confirmation"):
+            data.play(lambda obs: obs, purpose, 20, CPU)
+    training = [data._training_seed(env, episode) for env in range(2) for episode in range(20)]
+    seeds = training + [seed for episodes in played for seed in episodes]
+    assert len(set(seeds)) == len(seeds) == 40 + 6 * 20
+
+
+def test_seeds_of_greedy_episodes_do_not_depend_on_how_many_are_played() -> None:
+    data, played = small_data(), []
+
+    class Player:
+        def play(self, policy: Any, seeds: list[int], device: torch.device) -> None:
+            played.append(seeds)
+
+    data._player = Player()
+    for num_episodes in (3, 5):
+        data.play(lambda obs: obs, "test", num_episodes, CPU)
+    assert played[0] == played[1][:3]
+
+
+# -- settings
+
+
+@pytest.mark.parametrize("setting", ["num_envs", "horizon", "evaluation_envs", "validation_episodes", "test_episodes"])
+def test_count_below_1_is_refused_by_name_and_value(setting: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        RolloutDataModule(**{setting: 0})  # type: ignore[arg-type]
+    assert str(refused.value) == f"data.{setting}=0: expected at least 1"
+
+
+def test_negative_seed_is_refused() -> None:
+    with pytest.raises(ConfigError) as refused:
+        RolloutDataModule(seed=-1)
+    assert str(refused.value) == "data.seed=-1: expected at least 0"
+
+
+def test_workers_must_share_the_environments_evenly() -> None:
+    with pytest.raises(ConfigError) as refused:
+        RolloutDataModule(num_envs=8, num_workers=3)
+    assert str(refused.value) == "data.num_envs=8: expected a multiple of data.num_workers=3"
+
+
+# -- processes
+
+
+def test_fit_leaves_no_process_behind() -> None:
+    before = children()
+    fit(1)
+    assert children() == before
+
+
+def test_fit_that_raises_leaves_no_process_behind() -> None:
+    class Broken(KeptData):
+        def next_batch(self) -> Any:
+            super().next_batch()
+            raise RuntimeError("in the middle of a run")
+
+    before, data = children(), small_data(cls=Broken)
+    with pytest.raises(RuntimeError, match="in the middle of a run"):
+        fit(1, data=data)
+    assert children() == before
+
+
+def test_environment_that_breaks_its_contract_ends_the_fit_by_name() -> None:
+    before = children()
+    data = small_data(contract=ContractSettings(reward_range=(-0.5, 0.5)))
+    with pytest.raises(ContractViolation, match=r"rewards\[\d\]: expected .*got 1\.0"):
+        fit(1, data=data)
+    assert children() == before
+
+
+def test_close_may_be_called_again_and_the_datamodule_used_again() -> None:
+    data = small_data()
+    assert (data.obs_size, data.num_actions) == (3, 3)
+    data.close()
+    data.close()
+    assert data.obs_size == 3  # another process
+    data.close()
+
+
+def test_workers_do_not_change_what_is_trained_on() -> None:
+    _, one = fit(2, data=small_data(num_envs=4))
+    _, two = fit(2, data=small_data(num_envs=4, num_workers=2))
+    for first, second in zip(one.batches, two.batches, strict=True):
+        assert all(mine.equal(other) for mine, other in zip(first[:6], second[:6], strict=True))
+
+
+# -- validate and test
+
+
+def test_fit_has_nothing_to_validate() -> None:
+    data = small_data()
+    data._stage = "fit"
+    assert data.val_dataloader() == []
+
+
+@pytest.mark.parametrize(("stage", "purpose", "episodes"), [("validate", "evaluation", 4), ("test", "test", 6)])
+def test_stage_asks_for_its_own_episodes_in_one_batch(stage: str, purpose: str, episodes: int) -> None:
+    data = small_data(validation_episodes=4, test_episodes=6)
+    data.setup(stage)
+    loader = data.val_dataloader() if stage == "validate" else data.test_dataloader()
+    assert isinstance(loader, GreedyEpisodes) and len(loader) == 1
+    assert list(loader) == [{"purpose": purpose, "num_episodes": episodes}]
+
+
+@pytest.mark.parametrize(("stage", "prefix", "episodes"), [("validate", "val", 4), ("test", "test", 6)])
+def test_trainer_plays_greedy_episodes_and_reports_them(stage: str, prefix: str, episodes: int) -> None:
+    before, data = children(), small_data(validation_episodes=4, test_episodes=6)
+    [metrics] = getattr(bare_trainer(1), stage)(small_module(), datamodule=data, verbose=False)
+    assert metrics[f"{prefix}/episodes"] == len(data.results.returns) == episodes
+    assert metrics[f"{prefix}/return_mean"] == pytest.approx(data.results.mean)
+    assert metrics[f"{prefix}/return_std"] == pytest.approx(data.results.std)
+    assert metrics[f"{prefix}/return_min"] == min(data.results.returns)
+    assert metrics[f"{prefix}/return_max"] == max(data.results.returns)
+    assert metrics[f"{prefix}/length_mean"] == EPISODE_STEPS
+    assert data.env_id == IDENTITY and os.getpid() not in children() and children() == before

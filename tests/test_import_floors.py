@@ -1,0 +1,121 @@
+"""The house: a file imports only from its own floor or lower ones, and heavy libraries only where they belong."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lit_ppo
+
+PACKAGE = Path(lit_ppo.__file__).parent
+MODULES = {
+    ".".join(("lit_ppo", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+FLOORS = {
+    0: """errors exit_codes contract curve functional networks distributions seeding plot run_lock deferred_dynamo bridge
+        bridge.protocol bridge.journal bridge.doorbell bridge.guard bridge.sandbox""",
+    1: "bridge.worker bridge.process bridge.client",
+    2: "rollout evaluation replay",
+    3: """module data checkpoint_io callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation
+        callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_summary
+        callbacks.stop_when_solved""",
+    4: "cli __main__",
+}
+FLOOR_OF = {f"lit_ppo.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
+STANDARD = sys.stdlib_module_names
+# what a file may import besides the standard library and this package
+ALLOWED = {
+    0: {"numpy", "torch"},
+    1: {"numpy"},
+    2: {"numpy", "torch"},
+    3: {"numpy", "torch", "lightning", "torchmetrics", "tqdm", "yaml"},
+    4: {"numpy", "torch", "lightning"},
+}
+NARROWER = {
+    "lit_ppo": set(),
+    "lit_ppo.errors": set(),
+    "lit_ppo.exit_codes": set(),
+    "lit_ppo.curve": set(),
+    "lit_ppo.run_lock": set(),
+    "lit_ppo.contract": {"numpy"},
+    "lit_ppo.plot": {"matplotlib"},
+    "lit_ppo.deferred_dynamo": {"torch"},
+    "lit_ppo.replay": {"numpy"},
+    "lit_ppo.bridge.protocol": {"numpy"},
+    "lit_ppo.bridge.journal": {"numpy"},
+    "lit_ppo.bridge.doorbell": set(),
+    "lit_ppo.bridge.guard": set(),
+    "lit_ppo.bridge.sandbox": set(),
+    "lit_ppo.bridge.worker": {"numpy", "gymnasium"},
+}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Dotted names of all that a file imports, in functions as well, except for type checking."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module is not None, f"{path}: relative import"
+            # `from lit_ppo import seeding` imports a module, `from lit_ppo.data import X` a name of one
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else node.module for name in names)
+
+
+def test_every_file_has_a_floor_and_every_floor_its_files() -> None:
+    assert set(MODULES) - {"lit_ppo"} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("module", sorted(FLOOR_OF))
+def test_file_imports_nothing_from_a_higher_floor(module: str) -> None:
+    higher = {name for name in imported(MODULES[module]) if FLOOR_OF.get(name, -1) > FLOOR_OF[module]}
+    assert higher == set()
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_file_imports_only_libraries_of_its_floor(module: str) -> None:
+    libraries = {name.partition(".")[0] for name in imported(MODULES[module])} - set(STANDARD) - {"lit_ppo"}
+    allowed = NARROWER[module] if module in NARROWER else ALLOWED[FLOOR_OF[module]]
+    assert libraries - allowed == set()
+
+
+def test_environments_are_stepped_in_one_file_only() -> None:
+    assert [name for name, path in MODULES.items() if any(i.split(".")[0] == "gymnasium" for i in imported(path))] == [
+        "lit_ppo.bridge.worker"
+    ]
+
+
+def test_worker_process_loads_neither_torch_nor_lightning() -> None:
+    code = "import sys, lit_ppo, lit_ppo.bridge.worker; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "gymnasium" in run.stdout.split()
+    assert {"torch", "lightning", "torchmetrics", "jsonargparse", "yaml", "matplotlib"}.isdisjoint(run.stdout.split())
+
+
+def test_package_itself_loads_nothing_but_the_standard_library() -> None:
+    code = "import sys; before = set(sys.modules); import lit_ppo; print(*sorted(set(sys.modules) - before))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert {name.partition(".")[0] for name in run.stdout.split()} <= {"lit_ppo", *STANDARD}
+
+
+@pytest.mark.parametrize("name", sorted(lit_ppo.__all__))
+def test_public_name_is_there_when_it_is_asked_for(name: str) -> None:
+    assert getattr(lit_ppo, name).__name__ == name if name != "__version__" else lit_ppo.__version__
+
+
+def test_name_that_does_not_exist_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'lit_ppo' has no attribute 'Absent'"):
+        _ = lit_ppo.Absent  # type: ignore[attr-defined]

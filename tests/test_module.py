@@ -1,0 +1,380 @@
+"""PPOModule: what an update does to the parameters, and what it refuses to do."""
+
+import math
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lit_ppo import functional
+from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
+from lit_ppo.errors import ConfigError, NonFiniteUpdate
+from lit_ppo.module import PPOModule
+from lit_ppo.rollout import Batch
+from tests.runs import KeptData, bare_trainer, fit, parameters, same, small_data, small_module
+from tests.toy_envs import EPISODE_STEPS
+
+
+@pytest.fixture
+def losses(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
+    """What `functional.ppo_loss` is called with, minibatch by minibatch."""
+    seen: list[SimpleNamespace] = []
+    shipped = functional.ppo_loss
+
+    def spy(
+        log_ratio: Any, advantages: Any, entropies: Any, values: Any, old_values: Any, returns: Any, **settings: Any
+    ) -> Any:
+        columns = {"log_ratio": log_ratio, "advantages": advantages, "returns": returns}
+        seen.append(SimpleNamespace(**{name: tensor.detach().clone() for name, tensor in columns.items()}, **settings))
+        return shipped(log_ratio, advantages, entropies, values, old_values, returns, **settings)
+
+    monkeypatch.setattr(functional, "ppo_loss", spy)
+    return seen
+
+
+# -- training
+
+
+def test_training_on_the_cpu_changes_every_layer_of_actor_and_critic() -> None:
+    module = small_module()
+    before = parameters(module)
+    fit(2, module=module)
+    changed = {name for name, tensor in parameters(module).items() if not tensor.equal(before[name])}
+    assert changed == set(before)
+
+
+def test_identity_environment_is_learnt_in_seconds() -> None:
+    data = small_data(num_envs=8, horizon=32)
+    module, _ = fit(25, module=small_module(minibatch_size=64, learning_rate=0.01, entropy_coefficient=0.0), data=data)
+    assert module(torch.eye(3)).tolist() == [0, 1, 2]  # each observation is the code of its right action
+    assert data.metrics["episodes/return"] > 0.9 * EPISODE_STEPS  # sampled, not greedy
+
+
+def test_first_minibatch_of_an_update_finds_the_policy_that_acted(losses: list[SimpleNamespace]) -> None:
+    fit(2, module=small_module(update_epochs=1, learning_rate=0.01))
+    assert len(losses) == 4  # 2 updates of 20 transitions in 2 minibatches
+    for first, second in (losses[:2], losses[2:]):
+        assert first.log_ratio.abs().max() < 1e-6
+        assert functional.approximate_kl(first.log_ratio).item() == pytest.approx(0, abs=1e-9)
+        assert second.log_ratio.abs().max() > 1e-4
+
+
+def test_every_pass_sees_every_transition_once_in_an_order_of_its_own(losses: list[SimpleNamespace]) -> None:
+    module, data = fit(1, module=small_module(update_epochs=3, minibatch_size=8))
+    # 20 transitions in the fewest parts of at most 8, as equal as can be
+    assert [len(loss.returns) for loss in losses] == [7, 7, 6] * 3
+    passes = [torch.cat([loss.returns for loss in losses[k : k + 3]]) for k in (0, 3, 6)]
+    for returns in passes:
+        assert returns.sort().values.equal(data.batches[0].returns.sort().values)
+    assert not passes[0].equal(passes[1]) and not passes[1].equal(passes[2])
+    assert module.metrics["optimizer/steps"] == 9
+
+
+def test_order_of_the_minibatches_is_another_in_each_update_and_for_each_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped, orders = torch.randperm, []
+
+    def spy(*args: Any, **settings: Any) -> torch.Tensor:
+        orders.append(tuple(shipped(*args, **settings).tolist()))
+        return torch.tensor(orders[-1])
+
+    monkeypatch.setattr(torch, "randperm", spy)
+    for seed in (0, 1):
+        fit(2, module=small_module(update_epochs=2, seed=seed))
+    assert len(set(orders)) == len(orders) == 2 * 2 * 2
+
+
+@pytest.mark.parametrize("over", ["minibatch", "rollout", "off"])
+def test_advantages_are_normalised_over_what_the_setting_says(over: str, losses: list[SimpleNamespace]) -> None:
+    _, data = fit(1, module=small_module(update_epochs=1, normalize_advantages=over))
+    minibatches = [loss.advantages for loss in losses]
+    whole, raw = torch.cat(minibatches), data.batches[0].advantages
+    if over == "minibatch":
+        assert all(
+            float(part.mean()) == pytest.approx(0, abs=1e-6) and float(part.std()) == pytest.approx(1, abs=1e-4)
+            for part in minibatches
+        )
+    elif over == "rollout":
+        torch.testing.assert_close(whole.sort().values, functional.normalize(raw).sort().values)
+        assert any(abs(float(part.mean())) > 1e-3 for part in minibatches)
+    else:
+        assert whole.sort().values.equal(raw.sort().values)
+
+
+def test_settings_of_the_loss_reach_the_loss(losses: list[SimpleNamespace]) -> None:
+    settings = {"clip_epsilon": 0.3, "value_clip": 0.4, "value_coefficient": 0.6, "entropy_coefficient": 0.7}
+    fit(1, module=small_module(**settings))
+    assert all({name: getattr(loss, name) for name in settings} == settings for loss in losses)
+
+
+def test_learning_rate_and_clip_go_down_in_straight_lines_over_env_steps(losses: list[SimpleNamespace]) -> None:
+    rates: list[float] = []
+
+    class Watched(PPOModule):
+        def on_train_batch_end(self, *args: Any) -> None:
+            rates.append(self.metrics["optimizer/learning_rate"])
+            assert self.optimizers().param_groups[0]["lr"] == rates[-1]  # type: ignore[union-attr]
+
+    module = Watched(
+        3,
+        3,
+        minibatch_size=20,
+        update_epochs=1,
+        learning_rate=0.01,
+        learning_rate_decay_steps=50,
+        clip_epsilon=0.2,
+        clip_decay_steps=80,
+    )
+    fit(4, module=module)
+    # updates begin at env steps 0, 20, 40, 60
+    assert rates == pytest.approx([0.01, 0.006, 0.002, 0.0])
+    assert [loss.clip_epsilon for loss in losses] == pytest.approx([0.2, 0.15, 0.1, 0.05])
+
+
+def test_learning_rate_without_decay_stays() -> None:
+    module, _ = fit(2, module=small_module(learning_rate=0.01, learning_rate_decay_steps=None))
+    assert module.metrics["optimizer/learning_rate"] == 0.01
+
+
+@pytest.mark.parametrize(("target_kl", "passes"), [(1e-12, 1), (1e6, 5), (None, 5)])
+def test_target_kl_ends_an_update_after_the_pass_that_went_too_far(target_kl: float | None, passes: int) -> None:
+    module, _ = fit(1, module=small_module(update_epochs=5, target_kl=target_kl))
+    assert module.metrics["optimizer/steps"] == 2 * passes  # 20 transitions in minibatches of 10
+
+
+@pytest.mark.parametrize("limit", [1e-3, None])
+def test_gradients_are_cut_to_the_largest_norm(limit: float | None) -> None:
+    norms: list[float] = []
+
+    class Watched(PPOModule):
+        def on_train_batch_end(self, *args: Any) -> None:
+            gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            norms.append(float(torch.cat([gradient.flatten() for gradient in gradients]).norm()))
+
+    module = Watched(3, 3, update_epochs=1, minibatch_size=20, max_grad_norm=limit)
+    fit(1, module=module)
+    measured = module.metrics["optimizer/gradient_norm"]  # before the cut
+    assert measured > 0.01
+    assert norms == [pytest.approx(measured if limit is None else limit, rel=1e-3)]
+
+
+def test_diagnostics_of_an_update_are_complete_and_finite() -> None:
+    module, data = fit(2, module=small_module(learning_rate=0.01))
+    assert set(module.metrics) == {
+        "loss/total",
+        "loss/policy",
+        "loss/value",
+        "policy/entropy",
+        "policy/approx_kl",
+        "policy/clip_fraction",
+        "critic/explained_variance",
+        "optimizer/gradient_norm",
+        "optimizer/learning_rate",
+        "optimizer/steps",
+        "time/update_steps_per_s",
+        "time/overall_steps_per_s",
+    }
+    assert all(math.isfinite(value) for value in (module.metrics | data.metrics).values())
+    assert 0 < module.metrics["policy/entropy"] <= math.log(3)
+    parts = module.metrics["loss/policy"] + 0.5 * module.metrics["loss/value"]
+    assert module.metrics["loss/total"] == pytest.approx(parts, abs=1e-5)
+
+
+# -- determinism
+
+
+def test_same_seed_makes_the_same_parameters_and_another_seed_others() -> None:
+    runs = [parameters(fit(2, module=small_module(seed=seed), data=small_data(seed=seed))[0]) for seed in (1, 1, 2)]
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+def test_seed_of_the_data_and_seed_of_the_module_both_count() -> None:
+    base, other_data, other_module = (
+        parameters(fit(1, module=small_module(seed=seed), data=small_data(seed=data_seed))[0])
+        for seed, data_seed in ((1, 1), (1, 2), (2, 1))
+    )
+    assert not same(base, other_data) and not same(base, other_module)
+
+
+@pytest.mark.parametrize("evaluates_every", [1, 1000])
+def test_evaluation_does_not_touch_training(evaluates_every: int) -> None:
+    without, _ = fit(4)
+    with_it, _ = fit(4, GreedyEvaluation(every_n_updates=evaluates_every, num_episodes=3))
+    assert same(parameters(without), parameters(with_it))
+
+
+def test_training_draws_nothing_from_global_random_streams() -> None:
+    def streams() -> tuple[Any, ...]:
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2]  # type: ignore[index, union-attr]
+
+    before = streams()
+    fit(2, GreedyEvaluation(every_n_updates=1, num_episodes=2))
+    assert streams() == before
+
+
+# -- updates that must not happen
+
+
+class PoisonedData(KeptData):
+    """From update 1 on, every return is `poison`."""
+
+    poison = math.nan
+
+    def next_batch(self) -> Batch:
+        batch = super().next_batch()
+        return batch if batch.update == 0 else batch._replace(returns=torch.full_like(batch.returns, self.poison))
+
+
+@pytest.mark.parametrize(
+    ("poison", "message"),
+    [
+        (
+            math.nan,
+            r"update 1: the loss is nan and the norm of its gradients nan; the parameters are those of the last good step",
+        ),
+        (math.inf, r"update 1: the loss is inf and the norm of its gradients nan"),
+        (1e19, r"update 1: the loss is inf and the norm of its gradients [0-9.]+e\+\d+"),  # 10 * (1e19)^2 does not fit float32
+    ],
+)
+def test_non_finite_update_is_refused_with_parameters_as_they_were(poison: float, message: str) -> None:
+    after_one_update = parameters(fit(1)[0])
+    module, data = small_module(), small_data(cls=PoisonedData)
+    data.poison = poison
+    with pytest.raises(NonFiniteUpdate, match=message):
+        fit(2, module=module, data=data)
+    assert same(parameters(module), after_one_update)
+
+
+def test_non_finite_gradient_of_a_finite_loss_is_refused_too() -> None:
+    module = small_module()
+    before = parameters(module)
+    module.critic.network[0].weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(NonFiniteUpdate, match=r"update 0: the loss is -?[0-9.]+ and the norm of its gradients nan"):
+        fit(1, module=module)
+    assert same(parameters(module), before)
+
+
+# -- settings
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "allowed"),
+    [
+        ("obs_size", 0, "at least 1"),
+        ("num_actions", 0, "at least 1"),
+        ("update_epochs", 0, "at least 1"),
+        ("minibatch_size", -1, "at least 1"),
+        ("actor_hidden_sizes", (8, 0), "sizes of at least 1"),
+        ("critic_hidden_sizes", (0,), "sizes of at least 1"),
+        ("gamma", 1.5, "a number in [0, 1]"),
+        ("gamma", -0.1, "a number in [0, 1]"),
+        ("gamma", math.nan, "a number in [0, 1]"),
+        ("gae_lambda", 1.01, "a number in [0, 1]"),
+        ("learning_rate", 0.0, "a number above 0"),
+        ("learning_rate", math.inf, "a number above 0"),
+        ("adam_epsilon", -1e-5, "a number above 0"),
+        ("clip_epsilon", 0.0, "a number above 0"),
+        ("value_coefficient", -0.5, "a number of at least 0"),
+        ("entropy_coefficient", math.nan, "a number of at least 0"),
+        ("learning_rate_decay_steps", 0, "a number above 0, or null"),
+        ("clip_decay_steps", -1, "a number above 0, or null"),
+        ("value_clip", 0.0, "a number above 0, or null"),
+        ("max_grad_norm", math.nan, "a number above 0, or null"),
+        ("target_kl", -0.01, "a number above 0, or null"),
+        ("seed", -1, "at least 0"),
+    ],
+)
+def test_setting_out_of_range_is_refused_by_name_value_and_range(setting: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        small_module(**{setting: value})
+    assert str(refused.value) == f"model.{setting}={value}: expected {allowed}"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gamma": 0.0, "gae_lambda": 0.0},
+        {"gamma": 1.0, "gae_lambda": 1.0},
+        {"value_coefficient": 0.0, "entropy_coefficient": 0.0},
+        {"learning_rate_decay_steps": None, "clip_decay_steps": None, "value_clip": None, "max_grad_norm": None},
+        {"update_epochs": 1, "minibatch_size": 1, "seed": 0, "actor_hidden_sizes": ()},
+    ],
+)
+def test_settings_at_the_ends_of_their_ranges_are_accepted(settings: dict[str, Any]) -> None:
+    small_module(**settings)
+
+
+def test_minibatch_larger_than_the_rollout_is_refused() -> None:
+    with pytest.raises(ConfigError) as refused:
+        fit(1, module=small_module(minibatch_size=21))
+    assert str(refused.value) == "model.minibatch_size=21: expected at most data.horizon * data.num_envs = 10 * 2 = 20"
+
+
+def test_minibatch_as_large_as_the_rollout_is_accepted() -> None:
+    module, _ = fit(1, module=small_module(minibatch_size=20, update_epochs=1))
+    assert module.metrics["optimizer/steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("gradient_clip_val", 1.0, "trainer.gradient_clip_val=1.0: has no effect on PPO updates; use --model.max_grad_norm"),
+        (
+            "accumulate_grad_batches",
+            2,
+            "trainer.accumulate_grad_batches=2: has no effect on PPO updates; use a larger --model.minibatch_size",
+        ),
+        (
+            "limit_train_batches",
+            0.5,
+            "trainer.limit_train_batches=0.5: has no effect on PPO updates; an update is one batch; use --data.horizon",
+        ),
+        (
+            "overfit_batches",
+            0.5,
+            "trainer.overfit_batches=0.5: has no effect on PPO updates; on-policy data cannot be used again",
+        ),
+        (
+            "check_val_every_n_epoch",
+            2,
+            "trainer.check_val_every_n_epoch=2: has no effect on PPO updates; use --evaluation.every_n_updates",
+        ),
+        (
+            "val_check_interval",
+            0.5,
+            "trainer.val_check_interval=0.5: has no effect on PPO updates; use --evaluation.every_n_updates",
+        ),
+    ],
+)
+def test_trainer_flag_without_effect_is_refused_with_what_to_use_instead(flag: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        PPOModule.refuse_flags(bare_trainer(1, **{flag: value}))
+    assert str(refused.value) == message
+
+
+def test_plain_trainer_is_not_refused() -> None:
+    PPOModule.refuse_flags(bare_trainer(1))
+    PPOModule.refuse_flags(bare_trainer(1, fast_dev_run=True))
+
+
+def test_half_precision_and_several_devices_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.precision=16-mixed: PPO's ratios need the range of bf16-mixed or 32-true"):
+        PPOModule.refuse_flags(SimpleNamespace(precision="16-mixed", world_size=1))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"trainer\.devices: expected 1 device, got 2; more envs use data\.num_envs"):
+        PPOModule.refuse_flags(SimpleNamespace(precision="32-true", world_size=2))  # type: ignore[arg-type]
+
+
+def test_refused_flag_stops_a_fit_before_anything_is_trained() -> None:
+    module = small_module()
+    before = parameters(module)
+    with pytest.raises(ConfigError, match=r"trainer\.check_val_every_n_epoch=2"):
+        bare_trainer(1, check_val_every_n_epoch=2).fit(module, datamodule=small_data())
+    assert same(parameters(module), before)
+
+
+def test_forward_gives_the_greedy_actions() -> None:
+    module, obs = small_module(), torch.eye(3)
+    assert module(obs).equal(module.actor(obs).argmax(dim=-1))

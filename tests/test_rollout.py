@@ -1,0 +1,306 @@
+"""From environments to a batch: on scripted bridges, where every number is known, and on CartPole behind a real one."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lit_ppo import distributions, functional
+from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.contract import VectorStep
+from lit_ppo.networks import Actor, Critic
+from lit_ppo.rollout import Batch, EpisodeStatistics, Rollout, collect_rollout, make_batch
+
+GAMMA = 0.5
+CPU = torch.device("cpu")
+
+
+class ScriptedBridge:
+    """Answers each step with the next line of a script, whatever the actions."""
+
+    def __init__(self, steps: list[VectorStep]) -> None:
+        self._steps = iter(steps)
+        self.actions: list[list[int]] = []
+
+    def step(self, actions: np.ndarray) -> VectorStep:
+        assert actions.dtype == np.int64
+        self.actions.append(actions.tolist())
+        return next(self._steps)
+
+
+def line(
+    obs: list[float],
+    rewards: list[float],
+    *,
+    next_obs: list[float] | None = None,
+    terminated: tuple[int, ...] = (),
+    truncated: tuple[int, ...] = (),
+    invalid: tuple[int, ...] = (),
+) -> VectorStep:
+    """A step of a script, with observations of one component; `next_obs` where it is not `obs`, rows where a flag is true."""
+
+    def rows(which: tuple[int, ...]) -> np.ndarray:
+        return np.isin(np.arange(len(obs)), which)
+
+    def tall(numbers: list[float]) -> np.ndarray:
+        return np.array(numbers, np.float32)[:, None]
+
+    return VectorStep(
+        tall(obs),
+        tall(next_obs or obs),
+        np.array(rewards),
+        rows(terminated),
+        rows(truncated),
+        ~rows(invalid),
+        bool(terminated or truncated),
+        not invalid,
+    )
+
+
+def uniform(obs: Tensor) -> Tensor:
+    return torch.zeros(len(obs), 2)
+
+
+def first_component(obs: Tensor) -> Tensor:
+    """A critic that says what it sees."""
+    return obs[:, 0]
+
+
+def collected(script: list[VectorStep], first_obs: list[float]) -> Rollout:
+    rollout = Rollout(len(script), len(first_obs), (1,))
+    noise = torch.zeros(len(script), len(first_obs), 2)
+    collect_rollout(rollout, ScriptedBridge(script), np.array(first_obs, np.float32)[:, None], uniform, noise)  # type: ignore[arg-type]
+    return rollout
+
+
+def one_step_batch(script: list[VectorStep], first_obs: list[float]) -> Batch:
+    """With lambda 0 an advantage is r + gamma * V(next_obs) - V(obs): it shows what was taken for the next observation."""
+    return make_batch(
+        collected(script, first_obs),
+        uniform,
+        first_component,
+        gamma=GAMMA,
+        gae_lambda=0.0,
+        device=CPU,
+        update=0,
+        env_steps=0,
+    )
+
+
+# -- collection
+
+
+def test_rollout_holds_the_steps_in_order_and_ends_where_the_next_begins() -> None:
+    bridge = ScriptedBridge([line([3, 4], [1, 2], terminated=(1,), next_obs=[3, 40]), line([5, 6], [7, 8], truncated=(0,))])
+    rollout, noise = Rollout(2, 2, (1,)), torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    last = collect_rollout(rollout, bridge, np.array([[1.0], [2.0]], np.float32), uniform, noise)  # type: ignore[arg-type]
+    assert rollout.obs.squeeze(-1).tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert rollout.actions.tolist() == bridge.actions == [[0, 1], [1, 1]]  # of equal logits the larger noise wins
+    assert rollout.rewards.tolist() == [[1, 2], [7, 8]]
+    assert rollout.terminated.tolist() == [[False, True], [False, False]]
+    assert rollout.truncated.tolist() == [[False, False], [True, False]]
+    assert last.tolist() == [[5], [6]]
+
+
+def test_storage_filled_again_keeps_nothing_of_the_rollout_before() -> None:
+    rollout = collected([line([3], [1], terminated=(0,), next_obs=[30]), line([5], [7], invalid=(0,))], [1])
+    again = ScriptedBridge([line([8], [2]), line([9], [3])])
+    collect_rollout(rollout, again, np.array([[7.0]], np.float32), uniform, torch.zeros(2, 1, 2))  # type: ignore[arg-type]
+    assert not rollout.terminated.any() and not rollout.truncated.any() and rollout.valid.all()
+    assert rollout.final_obs == []
+
+
+def test_returned_observations_do_not_change_with_the_bridges_memory() -> None:
+    step = line([3], [1])
+    rollout = Rollout(1, 1, (1,))
+    last = collect_rollout(rollout, ScriptedBridge([step]), np.ones((1, 1), np.float32), uniform, torch.zeros(1, 1, 2))  # type: ignore[arg-type]
+    step.obs[:] = 99
+    assert last.tolist() == [[3]]
+
+
+# -- successors
+
+
+def test_truncated_step_bootstraps_from_its_own_final_observation() -> None:
+    batch = one_step_batch([line([7], [1], truncated=(0,), next_obs=[20]), line([8], [2])], [4])
+    # 1 + 0.5 * 20 - 4, not 1 + 0.5 * 7 - 4: 7 begins another episode; then 2 + 0.5 * 8 - 7
+    assert batch.advantages.tolist() == [7.0, -1.0]
+
+
+def test_terminated_step_does_not_bootstrap() -> None:
+    batch = one_step_batch([line([7], [1], terminated=(0,), next_obs=[20]), line([8], [2])], [4])
+    assert batch.advantages.tolist() == [-3.0, -1.0]  # 1 - 4, then 2 + 0.5 * 8 - 7
+
+
+def test_last_step_bootstraps_from_the_observation_after_the_rollout() -> None:
+    assert one_step_batch([line([8], [2])], [4]).advantages.tolist() == [2.0]  # 2 + 0.5 * 8 - 4
+
+
+def test_final_observations_of_several_steps_and_environments_go_where_they_belong() -> None:
+    script = [
+        line([10, 20, 30], [0, 0, 0], truncated=(0, 2), next_obs=[100, 20, 300]),
+        line([11, 21, 31], [0, 0, 0], truncated=(1,), next_obs=[11, 210, 31]),
+    ]
+    batch = one_step_batch(script, [0, 0, 0])
+    # 0.5 * V(next_obs) - V(obs), rows in the order (t, env)
+    assert batch.advantages.tolist() == [50, 10, 150, 0.5 * 11 - 10, 0.5 * 210 - 20, 0.5 * 31 - 30]
+
+
+# -- the batch
+
+
+def test_invalid_rows_never_reach_the_batch() -> None:
+    script = [line([3, 4], [1, 1]), line([5, 6], [1, 666], invalid=(1,)), line([7, 8], [1, 1])]
+    batch = one_step_batch(script, [1, 2])
+    assert batch.obs.squeeze(-1).tolist() == [1, 2, 3, 5, 6]  # all but row (1, 1), which acted on 4
+    assert {len(column) for column in batch[:6]} == {5}
+    # 1 + 0.5 * V(next_obs) - V(obs)
+    assert batch.advantages.tolist() == [1.5, 1.0, 0.5, -0.5, -1.0]
+
+
+def test_returns_are_advantages_on_top_of_values() -> None:
+    batch = one_step_batch([line([3], [1]), line([5], [1])], [1])
+    assert batch.old_values.tolist() == [1, 3]
+    assert batch.returns.tolist() == [2.5, 3.5]  # 1 + 0.5 * 3 and 1 + 0.5 * 5
+
+
+def test_batch_outlives_the_storage_and_can_be_learnt_from() -> None:
+    rollout = collected([line([3], [1])], [1])
+    batch = make_batch(rollout, uniform, first_component, gamma=GAMMA, gae_lambda=0.9, device=CPU, update=3, env_steps=17)
+    for tensor in (rollout.obs, rollout.actions, rollout.rewards):
+        tensor.fill_(9)
+    assert batch.obs.tolist() == [[1.0]] and batch.actions.tolist() == [0]
+    assert (batch.update, batch.env_steps) == (3, 17)
+    assert not any(column.is_inference() for column in batch[:6])
+
+
+# -- CartPole behind a real bridge
+
+TIME_LIMIT = 7
+
+
+def episode_seed(env: int, episode: int) -> int:
+    return 100 * env + episode
+
+
+@pytest.fixture(scope="module")
+def cartpole() -> Iterator[EnvBridge]:
+    with EnvBridge("CartPole-v1", 3, episode_seed, env_kwargs={"max_episode_steps": TIME_LIMIT}) as bridge:
+        yield bridge
+
+
+def weights(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def rollout_of(bridge: EnvBridge, actor: Actor, horizon: int = 40) -> Rollout:
+    rollout = Rollout(horizon, bridge.num_envs, bridge.spec.obs_shape)
+    noise = distributions.gumbel_noise((horizon, bridge.num_envs, 2), weights(1))
+    collect_rollout(rollout, bridge, bridge.reset(), actor, noise)
+    return rollout
+
+
+def test_rollout_through_the_bridge_is_what_gymnasium_does_in_process(cartpole: EnvBridge) -> None:
+    rollout = rollout_of(cartpole, Actor(4, 2, [8], "tanh", weights()))
+    finals = {(t, env): final for t, envs, rows in rollout.final_obs for env, final in zip(envs.tolist(), rows, strict=True)}
+    ended = rollout.terminated | rollout.truncated
+    assert set(finals) == {tuple(where) for where in ended.nonzero().tolist()}
+    assert rollout.truncated.sum() >= 3  # else the test shows nothing
+    for number in range(3):
+        env, episode = gymnasium.make("CartPole-v1", max_episode_steps=TIME_LIMIT), 0
+        obs, _ = env.reset(seed=episode_seed(number, 0))
+        for t in range(rollout.horizon):
+            np.testing.assert_array_equal(rollout.obs[t, number].numpy(), obs)
+            obs, reward, terminated, truncated, _ = env.step(int(rollout.actions[t, number]))
+            assert rollout.rewards[t, number] == reward
+            assert (bool(rollout.terminated[t, number]), bool(rollout.truncated[t, number])) == (terminated, truncated)
+            if terminated or truncated:
+                np.testing.assert_array_equal(finals[t, number], obs)
+                episode += 1
+                obs, _ = env.reset(seed=episode_seed(number, episode))
+        env.close()
+
+
+def test_batch_of_cartpole_bootstraps_truncations_from_final_observations(cartpole: EnvBridge) -> None:
+    actor, critic = Actor(4, 2, [8], "tanh", weights()), Critic(4, [8], "tanh", weights())
+    rollout = rollout_of(cartpole, actor)
+    batch = make_batch(rollout, actor, critic, gamma=0.9, gae_lambda=0.0, device=CPU, update=0, env_steps=0)
+    advantages = batch.advantages.view(rollout.horizon, rollout.num_envs)
+    t, envs, finals = next(final for final in rollout.final_obs if rollout.truncated[final[0], final[1][0]])
+    with torch.no_grad():
+        expected = 1 + 0.9 * critic(torch.from_numpy(finals[:1])) - critic(rollout.obs[t, envs[:1]])
+    assert float(advantages[t, envs[0]]) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_policy_that_acted_has_ratio_1_and_no_divergence_on_its_own_batch(cartpole: EnvBridge) -> None:
+    actor, critic = Actor(4, 2, [8], "tanh", weights()), Critic(4, [8], "tanh", weights())
+    with torch.no_grad():
+        actor.network[-1].weight.mul_(1000)  # a policy with opinions, else all ratios are near 1 anyway
+    batch = make_batch(rollout_of(cartpole, actor), actor, critic, gamma=0.9, gae_lambda=0.9, device=CPU, update=0, env_steps=0)
+    assert batch.old_log_probs.std() > 0.1
+    log_probs, _ = distributions.log_probs_and_entropies(actor(batch.obs[:32]), batch.actions[:32])
+    log_ratio = log_probs - batch.old_log_probs[:32]
+    assert log_ratio.abs().max() < 1e-6  # the first minibatch: as many rows as it has may be summed in another order
+    assert functional.approximate_kl(log_ratio).item() == pytest.approx(0, abs=1e-9)
+    assert functional.clip_fraction(log_ratio, 0.2).item() == 0
+
+
+# -- episode statistics
+
+
+@st.composite
+def rollouts(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Flags and rewards of some rollouts of the same environments, in which no artefact ends an episode."""
+    num_envs, horizon = draw(st.integers(1, 3)), draw(st.integers(1, 8))
+    kind = st.sampled_from(["step"] * 5 + ["terminated", "truncated", "both", "invalid"])
+    row = st.lists(st.tuples(kind, st.integers(-5, 5)), min_size=num_envs, max_size=num_envs)
+    return draw(st.lists(st.lists(row, min_size=horizon, max_size=horizon), min_size=1, max_size=4))
+
+
+def filled(rows: list[list[tuple[str, int]]]) -> Rollout:
+    rollout = Rollout(len(rows), len(rows[0]), (1,))
+    for t, row in enumerate(rows):
+        for env, (kind, reward) in enumerate(row):
+            rollout.rewards[t, env] = reward
+            rollout.terminated[t, env] = kind in ("terminated", "both")
+            rollout.truncated[t, env] = kind in ("truncated", "both")
+            rollout.valid[t, env] = kind != "invalid"
+    return rollout
+
+
+@given(rollouts(), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_episode_statistics_are_those_of_a_plain_count(all_rows: list[Any], reloads: bool) -> None:
+    num_envs = len(all_rows[0][0])
+    statistics, returns, lengths = EpisodeStatistics(num_envs), [0] * num_envs, [0] * num_envs
+    for rows in all_rows:
+        expected_returns, expected_lengths = [], []
+        for row in rows:
+            for env, (kind, reward) in enumerate(row):
+                if kind != "invalid":
+                    returns[env] += reward
+                    lengths[env] += 1
+                if kind in ("terminated", "truncated", "both"):
+                    expected_returns.append(returns[env])
+                    expected_lengths.append(lengths[env])
+                if kind != "step":
+                    returns[env], lengths[env] = 0, 0
+        if reloads:
+            state, statistics = statistics.state_dict(), EpisodeStatistics(num_envs)
+            statistics.load_state_dict(state)
+        ended = statistics.update(filled(rows))
+        assert (ended.returns, ended.lengths) == (expected_returns, expected_lengths)
+
+
+def test_saved_statistics_do_not_change_with_the_run() -> None:
+    statistics = EpisodeStatistics(1)
+    statistics.update(filled([[("step", 2)]]))
+    state = statistics.state_dict()
+    statistics.update(filled([[("step", 3)]]))
+    assert state == {"returns": [2.0], "lengths": [1]}
