@@ -173,7 +173,6 @@ class Contract:
     Args:
         spec: What the environment announced.
         settings: What the user demands beyond that.
-        first_env: Number of row 0 in messages, for a worker that hosts rows of a larger batch.
         resets_within_step: A new episode begins in the step that ended the old one; otherwise in the step after, whose
             row is then no transition (Gymnasium's NEXT_STEP, the mode of native vector environments).
 
@@ -186,11 +185,10 @@ class Contract:
         spec: EnvSpec,
         settings: ContractSettings | None = None,
         *,
-        first_env: int = 0,
         resets_within_step: bool = True,
     ) -> None:
         settings = settings or ContractSettings()
-        self.spec, self.settings, self.first_env = spec, settings, first_env
+        self.spec, self.settings = spec, settings
         self._resets_within_step = resets_within_step
         if settings.obs_shape is not None and tuple(settings.obs_shape) != spec.obs_shape:
             raise ContractViolation("obs_shape", f"{tuple(settings.obs_shape)} (contract)", f"{spec.obs_shape} (handshake)")
@@ -291,7 +289,7 @@ class Contract:
         for name, row in zip(("terminated", "truncated", "reset", "invalid"), flags, strict=True):
             if (row > 1).any():
                 env = int(np.argmax(row > 1))
-                raise ContractViolation(f"{name}[{self._name(env)}]", "true or false", f"byte {row[env]}", env)
+                raise ContractViolation(f"{name}[{env}]", "true or false", f"byte {row[env]}", env)
         terminated, truncated, reset, invalid = flags.view(np.bool_)
         ended = terminated | truncated
         first_obs_due = ended if self._resets_within_step else np.zeros_like(ended)
@@ -306,10 +304,7 @@ class Contract:
             if broken.any():
                 env = int(np.argmax(broken))
                 arrived = f"terminated={terminated[env]} truncated={truncated[env]} reset={reset[env]} invalid={invalid[env]}"
-                raise ContractViolation(f"{name}[{self._name(env)}]", rule, arrived, env)
-
-    def _name(self, env: int) -> int:
-        return self.first_env + env
+                raise ContractViolation(f"{name}[{env}]", rule, arrived, env)
 
     def _refuse_observations(self, field: str, obs: NDArray[Any]) -> None:
         """Raise for the first bad component of `obs`, if there is one."""
@@ -331,7 +326,7 @@ class Contract:
             )
         else:
             rule = f"a value in {list(self.settings.observation_range or ())} (contract.observation_range)"
-        indices = ", ".join(str(i) for i in (self._name(env), *component))
+        indices = ", ".join(str(i) for i in index)
         raise ContractViolation(f"{field}[{indices}]", rule, str(value), env)
 
     def _refuse_rewards(self, rewards: NDArray[np.float64]) -> None:
@@ -343,4 +338,4 @@ class Contract:
             rule = "a value that float32 can hold"
         else:
             rule = f"a value in {[self._reward_low, self._reward_high]} (contract.reward_range)"
-        raise ContractViolation(f"rewards[{self._name(env)}]", rule, str(value), env)
+        raise ContractViolation(f"rewards[{env}]", rule, str(value), env)

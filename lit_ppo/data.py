@@ -245,12 +245,12 @@ class RolloutDataModule(LightningDataModule):
         assert self.trainer is not None and self._bridge is not None
         module = self.trainer.lightning_module
         assert isinstance(module, PPOModule)
+        self.is_waiting = True
         if self._obs is None:
             if self._bridge.spec != self.spec:
                 raise ContractViolation("spaces", f"{self.spec} as in evaluation", f"{self._bridge.spec}")
             self._obs = self._bridge.reset()
         self._boundary = self.state_dict()
-        self.is_waiting = True
         shape = (self.horizon, self.num_envs, self.num_actions)
         noise = distributions.gumbel_noise(shape, seeding.generator(self.seed, "actions", self.update))
         self._obs = collect_rollout(self._rollout, self._bridge, self._obs, module.actor, noise.to(module.device))

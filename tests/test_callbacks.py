@@ -103,15 +103,8 @@ def test_untrained_policy_and_then_every_few_updates_are_evaluated() -> None:
     trainer.fit(small_module(), datamodule=data)
     assert seen.rows == [(0, False), (2, True), (2, False), (4, True), (4, False)]
     assert evaluation.latest is not None and evaluation.latest.env_steps == 4 * 20
-    assert evaluation.best_return == 7.0
     assert float(trainer.callback_metrics["eval/return"]) == 6.0
     assert data.script["evaluation"] == []
-
-
-def test_best_return_counts_the_untrained_policy() -> None:
-    evaluation = GreedyEvaluation(every_n_updates=1, num_episodes=1)
-    fit(1, evaluation, data=scripted([9.0, 7.0]))
-    assert evaluation.best_return == 9.0
 
 
 # -- stop when solved

@@ -38,7 +38,6 @@ class GreedyEvaluation(Callback):
                 raise ConfigError(f"evaluation.{name}={value}: expected at least 1")
         self.every_n_updates, self.num_episodes = every_n_updates, num_episodes
         self.latest: Evaluation | None = None
-        self.best_return: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first point of the curve: the untrained policy; after a resume, an evaluation that was broken off."""
@@ -61,7 +60,6 @@ class GreedyEvaluation(Callback):
         data = data_of(trainer)
         results = data.play(pl_module.actor, "evaluation", self.num_episodes, pl_module.device)
         self.latest = Evaluation(data.update, data.env_steps, results)
-        self.best_return = results.mean if self.best_return is None else max(self.best_return, results.mean)
         values = {
             "eval/return": results.mean,
             "eval/return_std": results.std,
@@ -73,10 +71,9 @@ class GreedyEvaluation(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         latest = None if self.latest is None else [self.latest.update, self.latest.env_steps, *map(list, self.latest.results)]
-        return {"latest": latest, "best_return": self.best_return}
+        return {"latest": latest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_return = state_dict["best_return"]
         if state_dict["latest"] is not None:
             update, env_steps, returns, lengths = state_dict["latest"]
             self.latest = Evaluation(update, env_steps, EpisodeResults(tuple(returns), tuple(lengths)))
