@@ -7,13 +7,24 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).parent.parent
-PEERS_PYTHON: Final = ROOT / "benchmarks" / ".venvs" / "peers" / "bin" / "python"
-_PACKAGES: Final = ("torch", "numpy", "gymnasium", "lightning", "stable-baselines3", "envpool")
+_VENVS: Final = ROOT / "benchmarks" / ".venvs"
+_PACKAGES: Final = (
+    "torch",
+    "numpy",
+    "gymnasium",
+    "lightning",
+    "stable-baselines3",
+    "envpool",
+    "torchrl",
+    "tensordict",
+    "tianshou",
+    "sheeprl",
+)
 
 
 @dataclass
@@ -89,7 +100,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """CPU, load and versions, here and in the peers' venv."""
+    """CPU, cores and load."""
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "cpu": models[0].partition(":")[2].strip() if models else platform.processor(),
@@ -101,13 +112,24 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of this interpreter and what it has installed."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            pass
-    return found
+    return {"python": platform.python_version(), **_installed(sys.path)}
+
+
+def _installed(path: list[str]) -> dict[str, str]:
+    found = {}
+    for distribution in distributions(path=path):
+        name = distribution.metadata["Name"].replace("_", "-")
+        if name in _PACKAGES:
+            found.setdefault(name, distribution.version)
+    return {package: found[package] for package in _PACKAGES if package in found}
+
+
+def peers_versions() -> dict[str, dict[str, str]]:
+    """Of each venv that `setup_peers.sh` has made."""
+    return {
+        venv.name: _installed([str(path) for path in venv.glob("lib/python*/site-packages")])
+        for venv in sorted(_VENVS.glob("*"))
+    }
 
 
 def emit(rows: Sequence[Row]) -> None:
@@ -115,15 +137,21 @@ def emit(rows: Sequence[Row]) -> None:
     print(json.dumps({"versions": versions(), "rows": [asdict(row) for row in rows]}), flush=True)
 
 
-def parse(output: str) -> tuple[dict[str, str], list[Row]]:
-    """What `emit` wrote."""
-    data = json.loads(output.strip().splitlines()[-1])
-    return data["versions"], [Row(**row) for row in data["rows"]]
+def parse(output: str) -> list[Row]:
+    """The rows that `emit` wrote."""
+    return [Row(**row) for row in json.loads(output.strip().splitlines()[-1])["rows"]]
 
 
-def peers_python() -> str | None:
-    """Interpreter of the peers' venv, if `setup_peers.sh` has made it."""
-    return str(PEERS_PYTHON) if PEERS_PYTHON.exists() else None
+def peers_python(venv: str = "peers") -> str:
+    """Interpreter of a venv that `setup_peers.sh` makes.
+
+    Raises:
+        FileNotFoundError: It has not been made, or the peer does not install here.
+    """
+    python = _VENVS / venv / "bin" / "python"
+    if not python.exists():
+        raise FileNotFoundError(f"no benchmarks/.venvs/{venv}: benchmarks/setup_peers.sh makes it where it installs")
+    return str(python)
 
 
 def show(rows: Sequence[Row]) -> None:

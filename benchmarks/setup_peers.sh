@@ -1,8 +1,22 @@
 #!/bin/sh
-# Make the venv of the peers, benchmarks/.venvs/peers; the package itself needs none of it.
+# Make the venvs of the peers, benchmarks/.venvs/*; the package itself needs none of them. Each of the larger ones has its own:
+# they disagree on versions, and what one brings along (tensorboard, say) another would import at its start if it were there.
 set -eu
 cd "$(dirname "$0")"
-[ -x .venvs/peers/bin/python ] || python3 -m venv .venvs/peers
-.venvs/peers/bin/python -m pip install --quiet torch==2.13.0 # first and pinned: otherwise a build for GPUs of several GB is fetched
-.venvs/peers/bin/python -m pip install --quiet gymnasium==1.4.0 stable-baselines3==2.9.2
-.venvs/peers/bin/python -m pip install --quiet envpool==1.2.5 || echo "envpool does not install here; its rows will be missing" >&2
+
+install() { # venv, requirements
+    venv=.venvs/$1
+    shift
+    [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet torch==2.13.0 # first and pinned: otherwise a build for GPUs of several GB is fetched
+    "$venv/bin/python" -m pip install --quiet torch==2.13.0 gymnasium==1.4.0 numpy==2.4.6 "$@"
+}
+
+install peers stable-baselines3==2.9.2
+install peers envpool==1.2.5 || echo "envpool does not install here; its rows will be missing" >&2
+for peer in torchrl==0.14.1 tianshou==2.0.1 sheeprl==0.8.4; do
+    install "${peer%%=*}" "$peer" || {
+        echo "$peer does not install here; its rows will be missing" >&2
+        rm -rf ".venvs/${peer%%=*}"
+    }
+done

@@ -176,8 +176,6 @@ SOLVERS: Final = {"lit_ppo": solve_lit_ppo, "CleanRL-style": solve_cleanrl_style
 def run(who: str, seed: int, num_threads: int) -> dict[str, float]:
     """One run in a process and a directory of its own."""
     python = peers_python() if who.startswith("SB3") else sys.executable
-    if python is None:
-        raise FileNotFoundError("benchmarks/setup_peers.sh has not been run")
     directory = tempfile.mkdtemp(prefix="solving-")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(num_threads)}
 

@@ -14,72 +14,17 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, NoReturn
 
+from benchmarks import peers
+from benchmarks.competition import HORIZON, LEARNING_RATE, Turns
 from benchmarks.report import ROOT, Row, peers_python, show
 
 CASES: Final = {"4x128": (4, 128), "64x128": (64, 2048)}  # num_envs, minibatch_size; horizon 128, 4 epochs
-HORIZON: Final = 128
-LEARNING_RATE: Final = 2.5e-4
 
 
 # -- a competitor's side
-
-
-class Turns:
-    """Waits for `go` on standard input before each turn; says how long the turn took."""
-
-    def __init__(self) -> None:
-        self._start: float | None = None
-        self._phases: dict[str, float] = {}
-
-    def ready(self) -> None:
-        """Everything is made and warm."""
-        self._tell(rss_mib=_peak_rss_mib())
-
-    def next(self) -> bool:
-        """Wait for a turn; false when there is none left."""
-        line = sys.stdin.readline()
-        self._phases, self._start = {}, perf_counter()
-        return line.strip() == "go"
-
-    def add(self, phase: str, seconds: float) -> None:
-        """Part of this turn was spent on `phase`."""
-        self._phases[phase] = self._phases.get(phase, 0.0) + seconds
-
-    def done(self) -> None:
-        """The turn is over."""
-        assert self._start is not None
-        self._tell(seconds=perf_counter() - self._start, phases=self._phases, rss_mib=_peak_rss_mib())
-
-    @staticmethod
-    def _tell(**message: Any) -> None:
-        sys.__stdout__.write(json.dumps(message) + "\n")  # type: ignore[union-attr]
-        sys.__stdout__.flush()  # type: ignore[union-attr]
-
-
-def _peak_rss_mib() -> float:
-    """Sum of the peaks of this process and of all it has started and not yet ended; pages that they share count for each."""
-    parents: dict[int, int] = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it ended meanwhile
-            pass
-    family = {os.getpid()}
-    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
-        family |= grown
-    return sum(_high_water_mark_kib(pid) for pid in family) / 1024
-
-
-def _high_water_mark_kib(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def run_lit_ppo(num_envs: int, minibatch_size: int, updates_per_turn: int, vectorization: Any, **model: Any) -> None:
@@ -131,7 +76,6 @@ def run_lit_ppo(num_envs: int, minibatch_size: int, updates_per_turn: int, vecto
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    sys.stdout = sys.stderr  # the summary at the end
     trainer.fit(module, datamodule=data)
 
 
@@ -155,51 +99,6 @@ def run_cleanrl_style(num_envs: int, minibatch_size: int, updates_per_turn: int)
         turns.done()
 
 
-def run_sb3(num_envs: int, minibatch_size: int, updates_per_turn: int) -> None:
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.env_util import make_vec_env
-
-    class TakeTurns(BaseCallback):
-        turns, updates = Turns(), 0
-
-        def _on_step(self) -> bool:
-            return True
-
-        def _on_rollout_start(self) -> None:
-            """The update before is over."""
-            if self.updates and self.updates % updates_per_turn == 0:
-                if self.updates == updates_per_turn:
-                    self.turns.ready()
-                else:
-                    self.turns.done()
-                if not self.turns.next():
-                    raise KeyboardInterrupt
-            self.updates += 1
-
-    network = {"pi": [64, 64], "vf": [64, 64]}
-    model = PPO(
-        "MlpPolicy",
-        make_vec_env("CartPole-v1", num_envs),
-        n_steps=HORIZON,
-        batch_size=minibatch_size,
-        n_epochs=4,
-        learning_rate=LEARNING_RATE,
-        gamma=0.99,
-        gae_lambda=0.95,
-        ent_coef=0.01,
-        vf_coef=0.5,
-        max_grad_norm=0.5,
-        policy_kwargs={"net_arch": network},
-        device="cpu",
-        seed=0,
-    )
-    try:
-        model.learn(1 << 40, callback=TakeTurns())
-    except KeyboardInterrupt:
-        pass
-
-
 def _compiles() -> bool:
     import inspect
 
@@ -214,12 +113,17 @@ RUNNERS: Final[dict[str, Callable[[int, int, int], None]]] = {
     "lit_ppo, sync, compiled": lambda n, b, u: run_lit_ppo(n, b, u, vectorization="sync", compile=True),
     "lit_ppo, native, compiled": lambda n, b, u: run_lit_ppo(n, b, u, vectorization="native", compile=True),
     "CleanRL-style": run_cleanrl_style,
-    "SB3": run_sb3,
+    "SB3": peers.run_sb3,
+    "TorchRL": peers.run_torchrl,
+    "Tianshou": peers.run_tianshou,
+    "SheepRL": peers.run_sheeprl,
 }
+VENVS: Final = {"SB3": "peers", "TorchRL": "torchrl", "Tianshou": "tianshou", "SheepRL": "sheeprl"}
 
 
 def compete(who: str, num_threads: int, case: str, updates_per_turn: int) -> None:
     """Be one competitor."""
+    sys.stdout = sys.stderr  # summaries and logs of a competitor; `Turns` has the real one for itself
     import torch
 
     warnings.filterwarnings("ignore")
@@ -249,9 +153,7 @@ class Competitor:
     def __init__(self, who: str, num_threads: int, case: str, updates_per_turn: int) -> None:
         self.who, self.num_threads, self.turns = who, num_threads, list[Turn]()
         self.name = _name(who, num_threads)
-        python = peers_python() if who == "SB3" else sys.executable
-        if python is None:
-            raise FileNotFoundError("benchmarks/setup_peers.sh has not been run")
+        python = peers_python(VENVS[who]) if who in VENVS else sys.executable
         start = perf_counter()
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.training", "--compete", who, str(num_threads), case, str(updates_per_turn)],
@@ -313,8 +215,8 @@ def measure(case: str, entrants: list[tuple[str, int]], rounds: int, updates_per
     for competitor in competitors:
         wall[competitor.name] = competitor.start_s + sum(turn.seconds for turn in competitor.turns) + competitor.finish()
     rates = {c.name: [steps / turn.seconds for turn in c.turns] for c in competitors}
-    peers = [name for name in rates if not name.startswith("lit_ppo")]
-    best_peer = max(peers, key=lambda name: statistics.median(rates[name]), default=None)
+    others = [name for name in rates if not name.startswith("lit_ppo")]
+    best_peer = max(others, key=lambda name: statistics.median(rates[name]), default=None)
     target = {"4x128": 1.7, "64x128": 1.6}[case]
     for name, values in rates.items():
         row = Row(label, name, "env steps/s", values)
@@ -351,18 +253,19 @@ def measure(case: str, entrants: list[tuple[str, int]], rounds: int, updates_per
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rounds", type=int, help="turns of each competitor")
     parser.add_argument("--compete", nargs=4, metavar=("WHO", "THREADS", "CASE", "UPDATES_PER_TURN"))
     options = parser.parse_args()
     if options.compete:
         who, num_threads, case, updates_per_turn = options.compete
         compete(who, int(num_threads), case, int(updates_per_turn))
         return
-    threads = (1,) if options.quick else (1, 2)
     entrants = [("lit_ppo, sync", 1), ("lit_ppo, native", 1)]
     if not options.quick and _compiles():
         entrants += [("lit_ppo, sync, compiled", 1), ("lit_ppo, native, compiled", 1)]
-    entrants += [(who, n) for who in ("CleanRL-style", "SB3") for n in threads]  # each its best of 1 and 2
-    rounds = 4 if options.quick else 15
+    threads = (1,) if options.quick else (1, 2)
+    entrants += [(who, n) for who in ("CleanRL-style", *VENVS) for n in threads]  # each its best of 1 and 2
+    rounds = options.rounds or (4 if options.quick else 15)
     rows = measure("4x128", entrants, rounds, 4 if options.quick else 8)
     rows += measure("64x128", entrants, rounds, 1 if options.quick else 2)
     show(rows)
