@@ -2,31 +2,28 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  as everybody calls it
 
 Activation = Literal["tanh", "relu", "elu", "silu", "gelu"]
-_ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-    "elu": nn.ELU,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
+_ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
+    "tanh": torch.tanh,
+    "relu": F.relu,
+    "elu": F.elu,
+    "silu": F.silu,
+    "gelu": F.gelu,
 }
 
 
-def mlp(
-    num_inputs: int,
-    hidden_sizes: Sequence[int],
-    num_outputs: int,
-    activation: Activation,
-    output_gain: float,
-    generator: torch.Generator,
-) -> nn.Sequential:
+class MLP(nn.Module):
     """A multilayer perceptron with orthogonal weights and zero biases.
+
+    Its layers are called as functions: at the sizes of control tasks, an `nn.Sequential` spends as long on calling its modules
+    as they spend on computing.
 
     Args:
         num_inputs: Size of an input.
@@ -38,55 +35,64 @@ def mlp(
 
     Source: Huang et al. 2022, "The 37 Implementation Details of PPO", detail 2.
     """
-    layers: list[nn.Module] = []
-    sizes = [num_inputs, *hidden_sizes]
-    for before, after in itertools.pairwise(sizes):
-        layers += [_linear(before, after, math.sqrt(2), generator), _ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers, _linear(sizes[-1], num_outputs, output_gain, generator))
+
+    def __init__(
+        self,
+        num_inputs: int,
+        hidden_sizes: Sequence[int],
+        num_outputs: int,
+        activation: Activation,
+        output_gain: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        gains = [math.sqrt(2)] * len(hidden_sizes) + [output_gain]
+        sizes = itertools.pairwise([num_inputs, *hidden_sizes, num_outputs])
+        self.layers = nn.ModuleList(_linear(*size, gain, generator) for size, gain in zip(sizes, gains, strict=True))
+        self._activate = _ACTIVATIONS[activation]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs, shape (B, num_outputs), of inputs of shape (B, num_inputs)."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            inputs = self._activate(F.linear(inputs, layer.weight, layer.bias))
+        return F.linear(inputs, last.weight, last.bias)
 
 
 def _linear(num_inputs: int, num_outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:
-    layer = nn.Linear(num_inputs, num_outputs, device="meta")  # its own initialisation would draw from the global stream
-    layer = layer.to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):  # its own initialisation draws from the global stream
+        layer = nn.Linear(num_inputs, num_outputs)
     nn.init.orthogonal_(layer.weight, gain, generator=generator)
     nn.init.zeros_(layer.bias)
     return layer
 
 
-class Actor(nn.Module):
-    """The policy: observations to the logits of a categorical distribution.
+class Actor(MLP):
+    """The policy: observations to the logits of a categorical distribution, shape (B, obs_size) to (B, A).
 
     Args:
         obs_size: Size of one observation.
         num_actions: Number of actions, A.
-        hidden_sizes, activation, generator: As in `mlp`.
+        hidden_sizes, activation, generator: As in `MLP`.
     """
 
     def __init__(
         self, obs_size: int, num_actions: int, hidden_sizes: Sequence[int], activation: Activation, generator: torch.Generator
     ) -> None:
-        super().__init__()
-        self.network = mlp(obs_size, hidden_sizes, num_actions, activation, 0.01, generator)
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """Logits, shape (B, A), of observations of shape (B, obs_size)."""
-        logits: Tensor = self.network(obs)
-        return logits
+        super().__init__(obs_size, hidden_sizes, num_actions, activation, 0.01, generator)
 
 
-class Critic(nn.Module):
-    """The value function: observations to expected discounted returns.
+class Critic(MLP):
+    """The value function: observations to expected discounted returns, shape (B, obs_size) to (B,).
 
     Args:
         obs_size: Size of one observation.
-        hidden_sizes, activation, generator: As in `mlp`.
+        hidden_sizes, activation, generator: As in `MLP`.
     """
 
     def __init__(self, obs_size: int, hidden_sizes: Sequence[int], activation: Activation, generator: torch.Generator) -> None:
-        super().__init__()
-        self.network = mlp(obs_size, hidden_sizes, 1, activation, 1.0, generator)
+        super().__init__(obs_size, hidden_sizes, 1, activation, 1.0, generator)
 
-    def forward(self, obs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Values, shape (B,), of observations of shape (B, obs_size)."""
-        values: Tensor = self.network(obs)
-        return values.squeeze(-1)  # (B, 1) -> (B,)
+        return super().forward(inputs).squeeze(-1)  # (B, 1) -> (B,)

@@ -251,7 +251,7 @@ def test_non_finite_update_is_refused_with_parameters_as_they_were(poison: float
 def test_non_finite_gradient_of_a_finite_loss_is_refused_too() -> None:
     module = small_module()
     before = parameters(module)
-    module.critic.network[0].weight.register_hook(lambda gradient: gradient * math.nan)
+    module.critic.layers[0].weight.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(NonFiniteUpdate, match=r"update 0: the loss is -?[0-9.]+ and the norm of its gradients nan"):
         fit(1, module=module)
     assert same(parameters(module), before)

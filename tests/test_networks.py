@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_ppo.networks import Actor, Critic, mlp
+from lit_ppo.networks import MLP, Activation, Actor, Critic
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -53,15 +53,17 @@ def test_no_hidden_layers_leave_a_linear_policy() -> None:
 @pytest.mark.parametrize(
     ("activation", "kind"), [("tanh", nn.Tanh), ("relu", nn.ReLU), ("elu", nn.ELU), ("silu", nn.SiLU), ("gelu", nn.GELU)]
 )
-def test_activation_stands_between_layers_and_not_behind_the_last(activation: str, kind: type[nn.Module]) -> None:
-    layers = list(mlp(4, [8, 8], 2, activation, 1.0, generator()))  # type: ignore[arg-type]
-    assert [type(layer) for layer in layers] == [nn.Linear, kind, nn.Linear, kind, nn.Linear]
+def test_activation_stands_between_layers_and_not_behind_the_last(activation: Activation, kind: type[nn.Module]) -> None:
+    network = MLP(4, [8, 8], 2, activation, 1.0, generator())
+    first, second, last = linears(network)
+    inputs = torch.randn(5, 4, generator=generator(1))
+    assert network(inputs).equal(nn.Sequential(first, kind(), second, kind(), last)(inputs))
 
 
 def test_same_seed_makes_the_same_weights_and_another_seed_others() -> None:
     first, same, other = (Actor(4, 2, [8], "tanh", generator(seed)).state_dict() for seed in (3, 3, 4))
     assert all(first[name].equal(same[name]) for name in first)
-    assert not first["network.0.weight"].equal(other["network.0.weight"])
+    assert not first["layers.0.weight"].equal(other["layers.0.weight"])
 
 
 def test_making_networks_leaves_the_global_stream_alone() -> None:

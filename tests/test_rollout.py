@@ -241,7 +241,7 @@ def test_batch_of_cartpole_bootstraps_truncations_from_final_observations(cartpo
 def test_policy_that_acted_has_ratio_1_and_no_divergence_on_its_own_batch(cartpole: EnvBridge) -> None:
     actor, critic = Actor(4, 2, [8], "tanh", weights()), Critic(4, [8], "tanh", weights())
     with torch.no_grad():
-        actor.network[-1].weight.mul_(1000)  # a policy with opinions, else all ratios are near 1 anyway
+        actor.layers[-1].weight.mul_(1000)  # a policy with opinions, else all ratios are near 1 anyway
     batch = make_batch(rollout_of(cartpole, actor), actor, critic, gamma=0.9, gae_lambda=0.9, device=CPU, update=0, env_steps=0)
     assert batch.old_log_probs.std() > 0.1
     log_probs, _ = distributions.log_probs_and_entropies(actor(batch.obs[:32]), batch.actions[:32])
