@@ -131,6 +131,15 @@ ACTS: dict[str, Any] = {
 }
 
 
+def _is_first(marker: str) -> bool:
+    """Whether this file was not there yet; now it is."""
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
 class FaultyEnv(gymnasium.Env[np.ndarray, int]):
     """A small deterministic environment, with a fault.
 
@@ -145,6 +154,8 @@ class FaultyEnv(gymnasium.Env[np.ndarray, int]):
         start: Number of action 0.
         length: Longest episode.
         shorter: While this file exists, episodes end after four steps.
+        other_space: While this file exists, another observation space is declared.
+        other_once: The other space is declared by the first environment that makes this file, and by no other.
         grandchildren: A file for the pids of a sleeping child and a daemon in a session of its own, started in the first reset.
     """
 
@@ -162,10 +173,14 @@ class FaultyEnv(gymnasium.Env[np.ndarray, int]):
         start: int = 0,
         length: int = 12,
         shorter: str | None = None,
+        other_space: str | None = None,
+        other_once: str | None = None,
         grandchildren: str | None = None,
     ) -> None:
         assert fault is None or fault in VALUES or fault in ACTS, fault
-        self.observation_space = gymnasium.spaces.Box(-2.0, 2.0, (3,), np.float32)
+        is_other = other_space is not None and os.path.exists(other_space)
+        is_other |= other_once is not None and _is_first(other_once)
+        self.observation_space = gymnasium.spaces.Box(-2.0, 3.0 if is_other else 2.0, (3,), np.float32)
         self.action_space = gymnasium.spaces.Discrete(2, start=start)
         self.fault, self.call, self.at_step, self.at_reset, self.once = fault, call, at_step, at_reset, once
         self.drift, self.start, self.length, self.grandchildren = drift, start, length, grandchildren
@@ -182,12 +197,7 @@ class FaultyEnv(gymnasium.Env[np.ndarray, int]):
             return False
         if self.at_reset not in (None, self.resets):
             return False
-        if self.once is not None:
-            try:
-                os.close(os.open(self.once, os.O_CREAT | os.O_EXCL))
-            except FileExistsError:
-                return False
-        return True
+        return self.once is None or _is_first(self.once)
 
     def _act(self, call: str, returned: Returned = None) -> Returned:
         if not self._is_due(call):

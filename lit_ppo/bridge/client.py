@@ -20,7 +20,7 @@ from lit_ppo import __version__
 from lit_ppo.bridge import protocol
 from lit_ppo.bridge.journal import Journal, digest_rows, from_text, to_text
 from lit_ppo.bridge.process import WorkerProcess
-from lit_ppo.contract import Contract, ContractSettings, EnvSpec, VectorStep
+from lit_ppo.contract import Contract, ContractSettings, EnvSpec, VectorStep, shown
 from lit_ppo.errors import (
     BridgeError,
     ConfigError,
@@ -204,8 +204,10 @@ class EnvBridge:
             vectorization=self.settings.vectorization,
             env_kwargs=self.env_kwargs,
         )
-        if protocol.take(announced, "protocol", int) != protocol.PROTOCOL_VERSION:
-            raise ProtocolError(f"{worker.name}: expected protocol {protocol.PROTOCOL_VERSION}, got {announced['protocol']}")
+        due = {"protocol": protocol.PROTOCOL_VERSION, "env_id": self.env_id, "num_envs": self._rows_per_worker}
+        for key, value in due.items():
+            if protocol.take(announced, key, type(value)) != value:
+                raise ProtocolError(f"{worker.name}: expected {key} {value}, got {shown(announced[key])}")
         try:
             spec = protocol.spec_from_json(announced)
         except ValueError as error:

@@ -147,7 +147,10 @@ class WorkerProcess:
     def _read_reply(self, sequence: int, request: str, deadline: float) -> dict[str, Any]:
         while (line := self._next_line()) is None:
             self._block(request, deadline)
-        message = protocol.decode(line)
+        try:
+            message = protocol.decode(line)
+        except ProtocolError as error:
+            raise ProtocolError(f"{self.name}: {error}") from error
         if type(message.get("seq")) is not int or message["seq"] != sequence:
             raise ProtocolError(
                 f"{self.name}: expected the reply to {request} (seq {sequence}), got seq {shown(message.get('seq'))}"

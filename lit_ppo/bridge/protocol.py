@@ -1,8 +1,10 @@
 """What crosses between trainer and worker: control messages as JSON lines, steps through one shared mapping.
 
 Control. Each message is one JSON object on one line of at most `MAX_LINE_BYTES`, strict: no NaN, no duplicate keys, bounded
-depth and numbers. Requests carry `cmd` and, from a program, `seq`; the reply repeats `seq`, so that a late reply is never
-taken for a fresh one. A person at a terminal may leave `seq` out. An empty line is the doorbell: "look at the shared frame".
+depth and numbers. Between programs the JSON is followed by a space and its CRC-32 in eight hexadecimal digits, so that no
+damaged message passes for another one. Requests carry `cmd` and, from a program, `seq`; the reply repeats `seq`, so that a late
+reply is never taken for a fresh one. A person at a terminal leaves checksum and `seq` out, and gets answers without them. An
+empty line is the doorbell: "look at the shared frame".
 
 Frame. One anonymous mapping, laid out from the handshake (`FrameLayout`); every field starts on its own cache line::
 
@@ -17,6 +19,7 @@ is read here is ever unpickled or evaluated.
 import json
 import math
 import sys
+import zlib
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
@@ -26,11 +29,12 @@ from numpy.typing import NDArray
 from lit_ppo.contract import EnvSpec, shown
 from lit_ppo.errors import ProtocolError
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 MAX_LINE_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 16
 MAX_DIGITS: Final = 400
 DOORBELL: Final = b"\n"
+_CHECKSUM_BYTES: Final = len(" 1a2b3c4d")
 
 MAGIC: Final = 0x6C69745F70706F31  # "lit_ppo1"
 CACHE_LINE: Final = 64
@@ -46,19 +50,36 @@ STATUS_DONE: Final = 0
 STATUS_ERROR: Final = 1  # the step failed; a control message says how
 
 
-def encode(message: dict[str, Any]) -> bytes:
-    """One message as one line."""
-    return json.dumps(message, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+def encode(message: dict[str, Any], *, checksum: bool = True) -> bytes:
+    """One message as one line, its newline included.
+
+    Args:
+        message: What JSON can hold.
+        checksum: Whether a program is to read it; a person is not.
+    """
+    text = json.dumps(message, separators=(",", ":"), allow_nan=False).encode()
+    return (text + _checksum(text) if checksum else text) + b"\n"
 
 
-def decode(line: bytes) -> dict[str, Any]:
+def decode(line: bytes, *, checksum: bool = True) -> dict[str, Any]:
     """The message on one line.
 
+    Args:
+        line: With or without its newline.
+        checksum: Whether a program has written it, which must have put its checksum there; a person must not.
+
     Raises:
-        ProtocolError: The line is not exactly one JSON object within the bounds.
+        ProtocolError: The line is not exactly one JSON object within the bounds, or its checksum is missing or wrong.
     """
+    line = line.removesuffix(b"\n")
     if len(line) > MAX_LINE_BYTES:
         raise ProtocolError(f"message: expected at most {MAX_LINE_BYTES} bytes, got {len(line)}")
+    if checksum:
+        line, arrived = line[:-_CHECKSUM_BYTES], line[-_CHECKSUM_BYTES:]
+        if arrived != _checksum(line):
+            raise ProtocolError(
+                f"message: expected the checksum {_checksum(line)!r} at the end of {shown(line[:80])}, got {shown(arrived)}"
+            )
     if _nesting(line) > MAX_DEPTH:
         raise ProtocolError(f"message: expected a depth of at most {MAX_DEPTH}")
     try:
@@ -74,6 +95,10 @@ def decode(line: bytes) -> dict[str, Any]:
     if type(message) is not dict:
         raise ProtocolError(f"message: expected a JSON object, got {type(message).__name__}")
     return message
+
+
+def _checksum(text: bytes) -> bytes:
+    return b" %08x" % zlib.crc32(text)
 
 
 def _nesting(line: bytes) -> int:

@@ -8,9 +8,9 @@ Try it in a terminal::
     {"cmd":"step","action":[0]}
     {"cmd":"close"}
 
-A trainer first sends `attach`; from then on steps go through the shared frame (see `protocol`), everything else stays as
-typed above. Whatever environments print goes to standard error, and what they read is empty: requests and replies have private
-duplicates of standard input and output.
+A trainer ends each line with its checksum, and gets one. It first sends `attach`; from then on steps go through the shared
+frame (see `protocol`), everything else stays as typed above. Whatever environments print goes to standard error, and what they
+read is empty: requests and replies have private duplicates of standard input and output.
 """
 
 import argparse
@@ -293,6 +293,7 @@ class Worker:
     def __init__(self, requests_fd: int, replies_fd: int, frame_fd: int | None, confined: dict[str, str]) -> None:
         self.confined = confined
         self.requests_fd, self.replies_fd, self.frame_fd = requests_fd, replies_fd, frame_fd
+        self.is_program = frame_fd is not None  # that asks: a person at a terminal has no frame, and computes no checksums
         self.host: SyncHost | NativeHost | None = None
         self.doorbell: Doorbell | None = None
         self.answered = 0
@@ -327,7 +328,7 @@ class Worker:
         """Answer one control message; false when it was the last."""
         request: dict[str, Any] = {}
         try:
-            request = protocol.decode(line)
+            request = protocol.decode(line, checksum=self.is_program)
             command = protocol.take(request, "cmd", str)
             if command not in ("make", "describe", "attach", "reset", "step", "save", "restore", "close"):
                 raise ProtocolError(f"cmd: unknown command {shown(command)}")
@@ -341,7 +342,7 @@ class Worker:
     def encoded(self, request: dict[str, Any], body: dict[str, Any]) -> bytes:
         if type(request.get("seq")) is int:
             body = {"seq": request["seq"], **body}
-        return protocol.encode(body)
+        return protocol.encode(body, checksum=self.is_program)
 
     def reply(self, request: dict[str, Any], body: dict[str, Any]) -> None:
         self.send(self.encoded(request, body))

@@ -19,6 +19,7 @@ import pytest
 import tests.fault_envs  # noqa: F401  registers the ids, for the runs in process
 from lit_ppo.bridge.client import BridgeSettings, EnvBridge
 from lit_ppo.bridge.journal import to_text
+from lit_ppo.bridge.protocol import PROTOCOL_VERSION, encode
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import (
     BridgeError,
@@ -394,7 +395,7 @@ def test_bytes_that_are_no_answer_are_survived() -> None:
     with bridge_of(num_envs=2) as bridge:
         bridge.reset()
         before = played(bridge, actions[:3])
-        bridge._workers[0]._unread += b'{"seq":1}\n'
+        bridge._workers[0]._unread += encode({"seq": 1})
         with pytest.raises(ProtocolError, match=r"expected the reply to describe \(seq \d+\), got seq 1"):
             bridge._workers[0].ask("describe", 20.0)
         strike_guard(bridge)
@@ -584,6 +585,93 @@ def test_a_replay_that_differs_stops_the_run_if_so_set(on_violation: str) -> Non
     assert str(raised.value) == (
         "replay: expected the observations and rewards seen before, got others (worker 1, envs [2, 3])"
     )
+
+
+# -- what the environments announce
+
+
+LIAR = """#!{python}
+import json, sys, zlib
+for line in sys.stdin.buffer:
+    if not line.strip():
+        continue
+    request = json.loads(line[:-10])
+    text = json.dumps({{**json.loads({announced!r}), "seq": request["seq"]}}).encode()
+    sys.stdout.buffer.write(text + b" %08x\\n" % zlib.crc32(text))
+    sys.stdout.buffer.flush()
+"""
+ANNOUNCED: dict[str, Any] = {
+    "protocol": PROTOCOL_VERSION,
+    "env_id": FAULTY,
+    "num_envs": 2,
+    "observation_space": {"type": "Box", "shape": [3], "dtype": "float32", "low": -2, "high": 2, "repr": "Box"},
+    "action_space": {"type": "Discrete", "n": 2, "start": 0, "repr": "Discrete(2)"},
+    "reward_threshold": None,
+    "max_episode_steps": None,
+    "pid": 1 << 30,  # of nobody
+    "versions": {},
+    "sandbox": {},
+}
+LIES: dict[str, tuple[dict[str, Any], str]] = {
+    "an older version": ({"protocol": 1}, "expected protocol 2, got 1"),
+    "no version": ({"protocol": None}, "protocol: expected int, got None"),
+    "another environment": ({"env_id": "CartPole-v1"}, f"expected env_id {FAULTY}, got 'CartPole-v1'"),
+    "fewer environments": ({"num_envs": 1}, "expected num_envs 2, got 1"),
+    "a negative size": ({"observation_space": ANNOUNCED["observation_space"] | {"shape": [-3]}}, "of shape (-3,) are not"),
+    "a size beyond all memory": ({"observation_space": ANNOUNCED["observation_space"] | {"shape": [1 << 50]}}, "are not"),
+    "no actions": ({"action_space": ANNOUNCED["action_space"] | {"n": 0}}, "expected 1 to 2^20 actions, got n=0"),
+    "bounds that are none": ({"observation_space": ANNOUNCED["observation_space"] | {"low": "low"}}, "low: expected a number"),
+    "a pid that is none": ({"pid": "1"}, "pid: expected int, got '1'"),
+    "an error of no kind": ({"error": {"kind": "love"}}, "error: unknown kind 'love'"),
+}
+
+
+def liar(directory: Path, announced: dict[str, Any]) -> str:
+    """An interpreter that runs no worker: to every request it answers with this announcement."""
+    path = directory / "liar"
+    path.write_text(LIAR.format(python=sys.executable, announced=json.dumps(announced)))
+    path.chmod(0o700)
+    return str(path)
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_handshake_that_cannot_be_true_is_refused(lie: str, tmp_path: Path) -> None:
+    changes, message = LIES[lie]
+    python = liar(tmp_path, ANNOUNCED | changes)
+    with bridge_of(num_envs=2, python=python, max_restarts=0) as bridge, pytest.raises((ProtocolError, ConfigError)) as raised:
+        bridge.reset()
+    assert message in str(raised.value)
+
+
+def test_a_worker_that_goes_on_lying_is_held_to_its_deadline(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"max_restarts": 0, "step_timeout_s": 0.3, "close_timeout_s": 0.3}
+    with bridge_of(num_envs=2, python=liar(tmp_path, ANNOUNCED), **settings) as bridge:
+        assert not bridge.reset().any()  # what nobody has written
+        with pytest.raises(WorkerTimeout, match="did not answer step in time"):
+            bridge.step(np.zeros(2, np.int64))
+
+
+def test_spaces_that_change_with_the_process_stop_the_run(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for on_violation in ("stop", "restart"):
+        with bridge_of(num_envs=2, on_violation=on_violation, env_kwargs={"other_space": str(other)}) as bridge:
+            bridge.reset()
+            other.touch()
+            os.kill(worker_pid(bridge), signal.SIGKILL)
+            with pytest.raises(ContractViolation, match=r"^spaces: expected those of the first handshake: .*obs_high=2\.0"):
+                bridge.step(np.zeros(2, np.int64))
+        other.unlink()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_environments_with_different_spaces_are_refused(num_workers: int, tmp_path: Path) -> None:
+    kwargs = {"other_once": str(tmp_path / "other")}
+    with (
+        bridge_of(num_envs=2, num_workers=num_workers, env_kwargs=kwargs) as bridge,
+        pytest.raises(ContractViolation) as raised,
+    ):
+        bridge.reset()
+    assert str(raised.value).startswith("spaces: expected the same ")
 
 
 # -- native vector environments

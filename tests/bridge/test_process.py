@@ -7,6 +7,7 @@ import resource
 import select
 import signal
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
@@ -98,27 +99,44 @@ def test_reply_that_does_not_go_on_is_waited_for_until_the_deadline(length: int,
     assert SHORT_S <= monotonic() - begin < 10
 
 
-def test_every_flipped_bit_is_an_answer_to_this_request_or_an_error(start: Start) -> None:
+def test_no_reply_with_a_flipped_bit_is_an_answer(start: Start) -> None:
     for bit in range(8 * (len(REPLY) - 1)):  # without the newline, whose loss is the test above
         damaged = bytearray(REPLY)
         damaged[bit // 8] ^= 1 << bit % 8
-        answer = answer_of(start(ANSWER_AND_END, reply=bytes(damaged)))
-        assert isinstance(answer, Exception) or answer["seq"] == 1, damaged
+        assert type(answer_of(start(ANSWER_AND_END, reply=bytes(damaged)))) is ProtocolError, damaged
+
+
+def test_reply_without_its_checksum_is_no_answer(start: Start) -> None:
+    answer = answer_of(start(ANSWER_AND_STAY, reply=protocol.encode({"seq": 1}, checksum=False)))
+    assert type(answer) is ProtocolError and str(answer).startswith("worker: message: expected the checksum")
+
+
+def test_each_request_carries_its_checksum(start: Start, tmp_path: Path) -> None:
+    request = tmp_path / "request"
+    worker = start(f'IFS= read -r request; printf \'%s\' "$request" > {request}; cat "$reply"')
+    worker.ask("make", DEADLINE_S, env_id="CartPole-v1")
+    assert protocol.decode(request.read_bytes()) == {"cmd": "make", "seq": 1, "env_id": "CartPole-v1"}
 
 
 JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 KEYS: st.SearchStrategy[str] = st.sampled_from(["seq", "error", "kind", "env", "message", "field"])
 
 
+def sealed(text: bytes) -> bytes:
+    """As a line with its checksum: only what is in it can be wrong."""
+    return text + b" %08x\n" % zlib.crc32(text)
+
+
 def as_line(value: Any) -> bytes:
     """JSON as lax as Python writes it, NaN and all."""
-    return json.dumps(value).encode() + b"\n"
+    return sealed(json.dumps(value).encode())
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.one_of(
         st.binary(max_size=300),
+        st.binary(max_size=300).map(sealed),
         st.recursive(JSON, lambda inner: st.lists(inner) | st.dictionaries(KEYS | st.text(), inner)).map(as_line),
         st.dictionaries(KEYS, JSON).map(lambda error: as_line({"seq": 1, "error": error})),
     )
@@ -130,8 +148,8 @@ def test_arbitrary_bytes_are_an_answer_to_this_request_or_an_error(start: Start,
 
 @pytest.mark.parametrize("seq", ["0", "2", "-1", "null", '"1"', "1.0", "true", "[1]", None])
 def test_reply_to_another_request_is_refused(seq: str | None, start: Start) -> None:
-    reply = b'{"pid":77}\n' if seq is None else b'{"seq":%s,"pid":77}\n' % seq.encode()
-    answer = answer_of(start(ANSWER_AND_END, reply=reply))
+    reply = b'{"pid":77}' if seq is None else b'{"seq":%s,"pid":77}' % seq.encode()
+    answer = answer_of(start(ANSWER_AND_END, reply=sealed(reply)))
     assert type(answer) is ProtocolError
     assert "expected the reply to make (seq 1), got seq " in str(answer)
 
@@ -192,8 +210,8 @@ def test_text_from_the_worker_is_escaped_and_capped(start: Start) -> None:
 
 @pytest.mark.parametrize("env", ["2", "-1", "true", '"0"', "1.0"])
 def test_error_of_an_environment_that_the_worker_does_not_have_is_refused(env: str, start: Start) -> None:
-    reply = b'{"seq":1,"error":{"kind":"violation","env":%s,"field":"obs","rule":"a","value":"b"}}\n' % env.encode()
-    answer = answer_of(start(ANSWER_AND_END, reply=reply))
+    reply = b'{"seq":1,"error":{"kind":"violation","env":%s,"field":"obs","rule":"a","value":"b"}}' % env.encode()
+    answer = answer_of(start(ANSWER_AND_END, reply=sealed(reply)))
     assert type(answer) is ProtocolError and "env: expected 0 to 1, got " in str(answer)
 
 

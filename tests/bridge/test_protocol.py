@@ -2,6 +2,7 @@
 
 import json
 import math
+import zlib
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,11 @@ from lit_ppo.errors import ProtocolError
 
 
 def refusal(line: bytes) -> str:
+    """Why JSON without a checksum is refused; with its checksum it must be, too."""
     with pytest.raises(ProtocolError) as raised:
-        decode(line)
+        decode(line, checksum=False)
+    with pytest.raises(ProtocolError):
+        decode(line + b" %08x" % zlib.crc32(line))
     return str(raised.value)
 
 
@@ -49,9 +53,106 @@ def depth(value: object) -> int:
 @given(st.dictionaries(st.text(), VALUES, max_size=6).filter(lambda message: depth(message) <= MAX_DEPTH))
 @example({"x": -0.0, "y": 5e-324, "z": 2**64, 'q"\\': "\u2028\n\x00", "": []})
 def test_what_is_encoded_comes_back(message: dict[str, Any]) -> None:
-    line = encode(message)
-    assert line.endswith(b"\n") and line.count(b"\n") == 1
-    assert json.dumps(decode(line), sort_keys=True) == json.dumps(message, sort_keys=True)  # tells 1 from 1.0 and True
+    for checksum in (True, False):
+        line = encode(message, checksum=checksum)
+        assert line.endswith(b"\n") and line.count(b"\n") == 1
+        arrived = decode(line, checksum=checksum)
+        assert json.dumps(arrived, sort_keys=True) == json.dumps(message, sort_keys=True)  # tells 1 from 1.0 and True
+
+
+def crc32(data: bytes) -> int:
+    """Bit by bit: polynomial 0x04C11DB7, reflected (ISO 3309)."""
+    remainder = 0xFFFFFFFF
+    for byte in data:
+        remainder ^= byte
+        for _ in range(8):
+            remainder = remainder >> 1 ^ (0xEDB88320 if remainder & 1 else 0)
+    return remainder ^ 0xFFFFFFFF
+
+
+def test_the_checksum_is_the_crc32_of_the_json() -> None:
+    assert crc32(b"123456789") == 0xCBF43926  # the check value of every catalogue
+    assert encode({"cmd": "close"}) == b'{"cmd":"close"} %08x\n' % crc32(b'{"cmd":"close"}')
+    assert encode({"cmd": "close"}, checksum=False) == b'{"cmd":"close"}\n'
+
+
+def test_a_message_without_its_checksum_or_with_one_that_is_not_due_is_refused() -> None:
+    message = {"seq": 1}
+    line, due = b'{"seq":1}', crc32(b'{"seq":1}')
+    with pytest.raises(ProtocolError) as raised:
+        decode(line + b" 12345678")
+    assert str(raised.value) == f"message: expected the checksum b' {due:08x}' at the end of {line!r}, got b' 12345678'"
+    with pytest.raises(ProtocolError, match="message: expected the checksum"):
+        decode(encode(message, checksum=False))
+    with pytest.raises(ProtocolError, match="message: expected one JSON object on a line"):
+        decode(encode(message), checksum=False)
+
+
+# -- damage: whatever happens to a message on its way, it is never taken for another one
+
+MESSAGES = st.dictionaries(st.text(), VALUES, max_size=6).filter(lambda message: depth(message) <= MAX_DEPTH)
+CONTROL = {"cmd": "reset", "seq": 12, "seeds": [1, None, 2**62], "x": {"y": 1.5e-7, "ok": True, "té": 'a"\\b 1a2b3c4d'}}
+
+
+def is_refused(line: bytes) -> bool:
+    try:
+        decode(line)
+    except ProtocolError:
+        return True
+    return False
+
+
+@given(MESSAGES)
+@example(CONTROL)
+@example({})
+def test_every_flipped_bit_is_found(message: dict[str, Any]) -> None:
+    line = encode(message)[:-1]
+    for bit in range(8 * len(line)):
+        damaged = bytearray(line)
+        damaged[bit // 8] ^= 1 << bit % 8
+        assert is_refused(bytes(damaged)), damaged
+
+
+@given(MESSAGES)
+@example(CONTROL)
+@example({})
+def test_every_cut_is_found(message: dict[str, Any]) -> None:
+    line = encode(message)[:-1]
+    for length in range(len(line)):
+        assert is_refused(line[:length]) and is_refused(line[len(line) - length :])
+
+
+@given(MESSAGES, st.data())
+@example(CONTROL, None)
+def test_bytes_that_are_lost_doubled_or_slipped_in_are_found(message: dict[str, Any], data: st.DataObject | None) -> None:
+    line = encode(message)[:-1]
+    inserted = b" 0\x00}" if data is None else data.draw(st.binary(min_size=1, max_size=4))
+    for at in range(len(line)):
+        assert is_refused(line[:at] + line[at + 1 :])
+        assert is_refused(line[: at + 1] + line[at:])
+        assert is_refused(line[:at] + inserted + line[at:])
+        assert is_refused(line[:at] + line[at + 4 :]) and is_refused(line[: at + 4] + line[at:])
+    assert is_refused(line + inserted) or inserted == b"\n"  # which is a doorbell after the message
+
+
+@given(MESSAGES, st.data())
+def test_a_message_that_is_overwritten_in_places_is_the_same_or_refused(message: dict[str, Any], data: st.DataObject) -> None:
+    line = bytearray(encode(message)[:-1])
+    for at, byte in data.draw(st.lists(st.tuples(st.integers(0, len(line) - 1), st.integers(0, 255)), max_size=8)):
+        line[at] = byte
+    assert bytes(line) == encode(message)[:-1] or is_refused(bytes(line))
+
+
+def test_digits_of_the_checksum_have_one_spelling() -> None:
+    line = encode(CONTROL)[:-1]
+    assert line[-8:] != line[-8:].upper()
+    for wrong in (line[:-8] + line[-8:].upper(), line[:-9] + b"\t" + line[-8:], line[:-9] + line[-8:], line + b"\r"):
+        assert is_refused(wrong), wrong
+
+
+def test_two_messages_without_the_newline_between_them_are_none() -> None:
+    line = encode(CONTROL)
+    assert is_refused(line[:-1] + line[:-1]) and is_refused(line + line)
 
 
 def test_numbers_that_are_none_are_not_sent() -> None:
@@ -113,16 +214,17 @@ def test_deep_nesting_is_refused_before_a_recursive_parser_sees_it(opening: byte
 
 def test_depth_is_counted_outside_strings() -> None:
     deepest = b'{"x":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}"
-    assert depth(decode(deepest)) == MAX_DEPTH
+    assert depth(decode(deepest, checksum=False)) == MAX_DEPTH
     assert "depth" in refusal(deepest.replace(b"[]", b"[[]]"))
-    assert decode(b'{"x":"' + b"[" * 100 + b'\\"' + b"{" * 100 + b'\\\\"}') == {"x": "[" * 100 + '"' + "{" * 100 + "\\"}
+    in_string = b'{"x":"' + b"[" * 100 + b'\\"' + b"{" * 100 + b'\\\\"}'
+    assert decode(in_string, checksum=False) == {"x": "[" * 100 + '"' + "{" * 100 + "\\"}
     assert "depth" in refusal(b'{"x":"\\\\","y":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}")  # that string has ended
-    assert len(decode(b'{"x":[' + b",".join([b"[]"] * 1000) + b"]}")["x"]) == 1000
+    assert len(decode(b'{"x":[' + b",".join([b"[]"] * 1000) + b"]}", checksum=False)["x"]) == 1000
 
 
 def test_length_is_bounded() -> None:
     longest = b'{"x":"' + b"a" * (MAX_LINE_BYTES - 8) + b'"}'
-    assert len(decode(longest)["x"]) == MAX_LINE_BYTES - 8
+    assert len(decode(longest, checksum=False)["x"]) == MAX_LINE_BYTES - 8
     assert refusal(longest + b" ") == f"message: expected at most {MAX_LINE_BYTES} bytes, got {MAX_LINE_BYTES + 1}"
 
 
@@ -130,14 +232,14 @@ def test_length_is_bounded() -> None:
 def test_digits_are_bounded(digits: int) -> None:
     line = b'{"x":' + b"9" * digits + b"}"
     if digits <= MAX_DIGITS:
-        assert decode(line)["x"] == 10**digits - 1
+        assert decode(line, checksum=False)["x"] == 10**digits - 1
     else:
         assert "digits" in refusal(line)
 
 
-def test_a_message_that_is_cut_anywhere_is_refused() -> None:
-    line = encode({"seq": 12, "obs": [[1.5, -2e-7], []], "x": {"y": None, "ok": True, "té": 'a"\\b'}})[:-1]
-    assert decode(line)["seq"] == 12
+def test_json_that_is_cut_anywhere_is_refused() -> None:
+    line = encode({"seq": 12, "obs": [[1.5, -2e-7], []], "x": {"y": None, "ok": True, "té": 'a"\\b'}}, checksum=False)[:-1]
+    assert decode(line, checksum=False)["seq"] == 12
     for length in range(len(line)):
         refusal(line[:length])
 
@@ -149,7 +251,7 @@ JSON_LIKE = st.text('{}[]",:0123456789eE.+-\\untrfalsbNI ', max_size=60).map(str
 @given(st.binary(max_size=60) | JSON_LIKE | JSON_LIKE.map(lambda text: b'{"x":' + text + b"}"))
 def test_arbitrary_bytes_are_an_object_or_a_protocol_error(line: bytes) -> None:
     try:
-        message = decode(line)
+        message = decode(line, checksum=False)
     except ProtocolError:
         return
     assert type(message) is dict and decode(encode(message)) == message

@@ -1,6 +1,7 @@
 """The worker as a person meets it in a terminal, and its host as it judges what environments return."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from lit_ppo.bridge.protocol import FrameLayout
-from lit_ppo.bridge.worker import SyncHost, error_to_json
+from lit_ppo.bridge.protocol import FrameLayout, decode, encode
+from lit_ppo.bridge.worker import SyncHost, Worker, error_to_json
 from lit_ppo.contract import Contract, EnvSpec
 from lit_ppo.errors import ContractViolation, EnvironmentRaised, ProtocolError
 
@@ -139,6 +140,57 @@ def test_an_unknown_environment_ends_the_worker_with_a_message() -> None:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, text=True, check=False)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.strip() == "env_id=Nowhere-v0: Environment `Nowhere` doesn't exist."
+
+
+def test_a_trainer_must_send_checksums_and_gets_them() -> None:
+    """A worker with a frame has a program to talk to."""
+    frame_fd = os.memfd_create("frame")
+    command = [sys.executable, "-m", "lit_ppo.bridge.worker", "CartPole-v1", "--frame-fd", str(frame_fd)]
+    asked = [{"cmd": "reset", "seed": 3, "seq": 1}, {"cmd": "close", "seq": 2}]
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps(asked[0]).encode() + b"\n" + b"".join(map(encode, asked)),
+            capture_output=True,
+            timeout=60,
+            cwd=ROOT,
+            check=True,
+            pass_fds=(frame_fd,),
+        )
+    finally:
+        os.close(frame_fd)
+    refusal, first, closed = map(decode, done.stdout.splitlines())
+    assert "message: expected the checksum" in refused(refusal) and "seq" not in refusal
+    assert first == {"seq": 1, "obs": [gymnasium.make("CartPole-v1").reset(seed=3)[0].tolist()]}
+    assert closed == {"seq": 2, "closed": True}
+
+
+def test_a_person_gets_no_checksums_and_need_not_know_them() -> None:
+    typed, answered = dialogue(["CartPole-v1"], ['{"cmd":"save"}', encode({"cmd": "close"}).decode().strip()])
+    assert refused(typed).startswith("save: ") and refused(answered).startswith("message: expected one JSON object on a line")
+
+
+def test_a_frame_that_is_none_of_ours_is_refused() -> None:
+    frame_fd = os.memfd_create("frame")
+    try:
+        worker = Worker(-1, -1, frame_fd, {})
+        worker.make({"env_id": "CartPole-v1", "num_envs": 2})
+        size = FrameLayout(2, (4,), "float32").total_bytes
+        os.ftruncate(frame_fd, size)
+        for wrong in (0, -1, -size, size - 1, size + 1, 1 << 62):
+            with pytest.raises(ProtocolError, match=f"attach: expected a frame of {size} bytes, got {wrong}$"):
+                worker.attach({"bytes": wrong})
+        with pytest.raises(ProtocolError, match=r"bytes: expected int, got 640\.0"):
+            worker.attach({"bytes": 640.0})
+        os.pwrite(frame_fd, b"lit_ppo0", 0)
+        with pytest.raises(ProtocolError, match="attach: the frame does not begin with the magic number"):
+            worker.attach({"bytes": size})
+        os.ftruncate(frame_fd, size // 2)  # announced right, and not there
+        with pytest.raises(ProtocolError, match="attach: expected a frame"):
+            worker.attach({"bytes": size})
+        assert worker.doorbell is None
+    finally:
+        os.close(frame_fd)
 
 
 # -- the host, in this process
