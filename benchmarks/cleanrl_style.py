@@ -56,7 +56,7 @@ class Agent(nn.Module):
 
 
 def train(settings: Settings) -> Iterator[tuple[int, Agent]]:
-    """Env steps so far and the agent, after each update, for ever."""
+    """Env steps so far and the agent: once when all is made, then after each update, for ever."""
     s = settings
     torch.manual_seed(s.seed)
     np.random.seed(s.seed)  # shuffles the minibatches
@@ -74,6 +74,7 @@ def train(settings: Settings) -> Iterator[tuple[int, Agent]]:
     log_probs, rewards, dones, values = (torch.zeros(shape) for _ in range(4))
     next_obs, next_done = torch.as_tensor(envs.reset(seed=s.seed)[0]), torch.zeros(s.num_envs)
     batch_size, env_steps = s.horizon * s.num_envs, 0
+    yield env_steps, agent
     while True:
         if s.anneal_over is not None:
             optimizer.param_groups[0]["lr"] = s.learning_rate * (1 - env_steps / s.anneal_over)

@@ -36,9 +36,10 @@ class Row:
         who: The competitor.
         unit: Of the values.
         values: One for each round (or seed), in order of time; empty if it could not be measured.
-        against: Another competitor of the same case and unit; values are compared round by round.
+        against: Another competitor of the same case and unit.
         target: What issue 4 asks of the ratio to `against` (or of the median, if that is None), such as `>= 0.9`.
         note: Why there is no value, or how one is to be read.
+        is_paired: Values are compared with those of `against` round by round; otherwise median with median.
     """
 
     case: str
@@ -48,13 +49,14 @@ class Row:
     against: str | None = None
     target: str | None = None
     note: str = ""
+    is_paired: bool = True
 
 
 def ratio(row: Row, rows: Sequence[Row]) -> float | None:
-    """Median over the rounds of row / against: both were measured at nearly the same time, so drift cancels."""
+    """Median over the rounds of row / against, whose turns were next to each other so that drift cancels; or median / median."""
     for other in rows:
         if (other.case, other.who, other.unit) == (row.case, row.against, row.unit) and other.values and row.values:
-            if len(other.values) == len(row.values):
+            if row.is_paired and len(other.values) == len(row.values):
                 return statistics.median(mine / theirs for mine, theirs in zip(row.values, other.values, strict=True))
             return statistics.median(row.values) / statistics.median(other.values)
     return None

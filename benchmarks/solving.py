@@ -1,14 +1,17 @@
-"""Time to solve CartPole-v1: a greedy average of at least 475 over 100 fresh episodes, seeds 0 to 9.
+"""Time to solve CartPole-v1, seeds 0 to 9: lit_ppo's defaults, CleanRL's, and SB3 with those of rl-zoo3.
 
-lit_ppo runs as users run it: `fit` with its defaults, which evaluates, confirms and stops by itself; then `test` plays 100
-fresh episodes of the best checkpoint. The peers have no such thing, so they are checked with 100 greedy episodes every 2,048
-env steps, and the seconds spent on that are taken off their training and process times; lit_ppo's process time holds its own.
+All stop by the same rule, that of `lit_ppo fit`: every 512 env steps 10 greedy episodes; when their mean reaches 475, up to 100
+fresh ones (the second 50 only if the first reach it too), whose mean must clear 475 by two standard errors. After the run, and
+off every clock, 100 more are played with the policy that it leaves: does it solve, and how many of them end at 500?
+
+Training seconds begin when all is made and leave out the evaluations, for all alike; process seconds hold everything from the
+start of the interpreter to its end. lit_ppo evaluates as its users do, in an environment process of its own; the peers play
+theirs in process in a native vector env, which is faster.
 """
 
 import argparse
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -25,19 +28,23 @@ from numpy.typing import NDArray
 from benchmarks.report import ROOT, Row, peers_python, show
 
 _THRESHOLD: Final = 475.0
-_CHECK_EVERY: Final = 2048  # env steps
+_CHECK_EVERY: Final = 512  # env steps
+_EPISODES: Final = 10
+_CONFIRMING_EPISODES: Final = 100
+_MARGIN: Final = 2.0  # standard errors
 _MOST_ENV_STEPS: Final = 100_000
-_EPISODES: Final = 100
 _CASE: Final = "solving CartPole-v1"
 
+Policy = Callable[[NDArray[np.float32]], NDArray[np.int64]]
 
-def greedy_returns(policy: Callable[[NDArray[np.float32]], NDArray[np.int64]], seed: int) -> NDArray[np.float64]:
-    """Returns of 100 fresh greedy episodes, played side by side."""
+
+def greedy_returns(policy: Policy, num_episodes: int, seed: int) -> NDArray[np.float64]:
+    """Returns of greedy episodes, played side by side."""
     import gymnasium
 
-    envs = gymnasium.make_vec("CartPole-v1", _EPISODES, vectorization_mode="vector_entry_point")
+    envs = gymnasium.make_vec("CartPole-v1", num_episodes, vectorization_mode="vector_entry_point")
     obs, _ = envs.reset(seed=seed)
-    returns, playing = np.zeros(_EPISODES), np.ones(_EPISODES, np.bool_)
+    returns, playing = np.zeros(num_episodes), np.ones(num_episodes, np.bool_)
     while playing.any():
         obs, rewards, terminated, truncated, _ = envs.step(policy(obs))
         returns += rewards * playing
@@ -46,34 +53,53 @@ def greedy_returns(policy: Callable[[NDArray[np.float32]], NDArray[np.int64]], s
 
 
 class Checks:
-    """Looks every 2,048 env steps whether a peer has solved the task, and keeps count of what the looking takes."""
+    """Looks every 512 env steps whether a peer has solved the task, and keeps count of what the looking takes."""
 
     def __init__(self, seed: int) -> None:
-        self.checking_s, self.start, self._seed = 0.0, perf_counter(), 10_000 + 1_000 * seed
+        self._seed, self._checking_s, self._begin = 100_000 * (1 + seed), 0.0, 0.0
         self.result: dict[str, Any] = {}
 
-    def solved(self, env_steps: int, policy: Callable[[NDArray[np.float32]], NDArray[np.int64]]) -> bool:
+    def begin(self) -> None:
+        """Training starts now."""
+        self._begin = perf_counter()
+
+    def over(self, env_steps: int, policy: Policy) -> bool:
         """Whether to stop; `result` says how it went."""
         if env_steps % _CHECK_EVERY:
             return False
         start = perf_counter()
-        self._seed += 1
-        mean = float(greedy_returns(policy, self._seed).mean())
-        self.checking_s += perf_counter() - start
-        if mean < _THRESHOLD and env_steps < _MOST_ENV_STEPS:
+        solved = self._confirmed(policy)
+        self._checking_s += perf_counter() - start
+        if not solved and env_steps < _MOST_ENV_STEPS:
             return False
-        training_s = perf_counter() - self.start - self.checking_s
-        fresh_start = perf_counter()
-        at_top = int((greedy_returns(policy, self._seed + 500) >= 500).sum())
-        self.checking_s += perf_counter() - fresh_start
+        with_checking_s = perf_counter() - self._begin
         self.result = {
-            "solved": mean >= _THRESHOLD,
             "env_steps": env_steps,
-            "training_s": training_s,
-            "checking_s": self.checking_s,
-            "at_top": at_top,
+            "training_s": with_checking_s - self._checking_s,
+            "with_checking_s": with_checking_s,
+            **judged(policy, self._seed),
         }
         return True
+
+    def _confirmed(self, policy: Policy) -> bool:
+        if self._play(policy, _EPISODES).mean() < _THRESHOLD:
+            return False
+        returns = self._play(policy, _CONFIRMING_EPISODES // 2)
+        if returns.mean() >= _THRESHOLD:
+            returns = np.append(returns, self._play(policy, _CONFIRMING_EPISODES // 2))
+        return bool(returns.mean() - _MARGIN * returns.std() / len(returns) ** 0.5 >= _THRESHOLD)
+
+    def _play(self, policy: Policy, num_episodes: int) -> NDArray[np.float64]:
+        self._seed += 1
+        return greedy_returns(policy, num_episodes, self._seed)
+
+
+def judged(policy: Policy, seed: int) -> dict[str, Any]:
+    """What 100 fresh greedy episodes say of the policy that a run has left, and the seconds they took."""
+    start = perf_counter()
+    returns = greedy_returns(policy, 100, 50_000 + seed)
+    at_top = int((returns >= 500).sum())
+    return {"solved": bool(returns.mean() >= _THRESHOLD), "at_top": at_top, "judging_s": perf_counter() - start}
 
 
 def solve_cleanrl_style(seed: int) -> dict[str, Any]:
@@ -82,13 +108,16 @@ def solve_cleanrl_style(seed: int) -> dict[str, Any]:
     from benchmarks.cleanrl_style import Settings, train
 
     checks = Checks(seed)
-    for env_steps, agent in train(Settings(seed=seed)):
+    updates = train(Settings(seed=seed))
+    next(updates)  # all is made
+    checks.begin()
+    for env_steps, agent in updates:
 
         @torch.no_grad()
         def policy(obs: NDArray[np.float32], actor: Any = agent.actor) -> NDArray[np.int64]:
             return actor(torch.from_numpy(obs)).argmax(-1).numpy()  # type: ignore[no-any-return]
 
-        if checks.solved(env_steps, policy):
+        if checks.over(env_steps, policy):
             break
     return checks.result
 
@@ -103,12 +132,15 @@ def solve_sb3(seed: int) -> dict[str, Any]:
         pass
 
     class Check(BaseCallback):
+        def _on_training_start(self) -> None:
+            checks.begin()
+
         def _on_step(self) -> bool:
             return True
 
         def _on_rollout_start(self) -> None:
             """The update before is over."""
-            if self.num_timesteps and checks.solved(self.num_timesteps, self._greedy):
+            if self.num_timesteps and checks.over(self.num_timesteps, self._greedy):
                 raise Stop
 
         def _greedy(self, obs: NDArray[np.float32]) -> Any:
@@ -142,16 +174,15 @@ def solve_lit_ppo(seed: int) -> dict[str, Any]:
     from lit_ppo.callbacks.run_progress import RunProgress
     from lit_ppo.data import RolloutDataModule
 
+    _same_rule()
     times: dict[str, Any] = {"checking_s": 0.0}
     play, begin, end = RolloutDataModule.play, RunProgress.on_train_start, RunProgress.on_train_end
 
     def timed_play(self: RolloutDataModule, *args: Any, **kwargs: Any) -> Any:
         start = perf_counter()
         results = play(self, *args, **kwargs)
-        if "start" in times:
+        if "start" in times:  # the evaluation of the untrained policy may come before
             times["checking_s"] += perf_counter() - start
-        if len(results.returns) == _EPISODES and results.mean >= _THRESHOLD:
-            times.setdefault("env_steps_first", self.env_steps)
         return results
 
     def timed_begin(self: RunProgress, trainer: Any, pl_module: Any) -> None:
@@ -166,8 +197,41 @@ def solve_lit_ppo(seed: int) -> dict[str, Any]:
     RolloutDataModule.play = timed_play  # type: ignore[method-assign]
     RunProgress.on_train_start, RunProgress.on_train_end = timed_begin, timed_end  # type: ignore[method-assign]
     cli.main(["fit", "--seed_everything", str(seed)])
-    times.setdefault("env_steps_first", times["env_steps"])
     return {**times, "training_s": times["with_checking_s"] - times["checking_s"]}
+
+
+def _same_rule() -> None:
+    """The rule that `Checks` applies to the peers is the one of `fit`'s defaults."""
+    from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
+    from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
+    from lit_ppo.data import RolloutDataModule
+
+    evaluation, solved, data = GreedyEvaluation(), StopWhenSolved(), RolloutDataModule()
+    ours = (
+        evaluation.every_n_updates * data.num_envs * data.horizon,
+        evaluation.num_episodes,
+        solved.confirmation_episodes,
+        solved.margin,
+    )
+    if ours != (_CHECK_EVERY, _EPISODES, _CONFIRMING_EPISODES, _MARGIN):
+        raise RuntimeError(f"fit stops by another rule than the peers here: {ours}")
+
+
+def judge_lit_ppo(seed: int) -> dict[str, Any]:
+    """`judged`, of `checkpoints/best.ckpt`."""
+    import torch
+
+    weights = torch.load("checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    actor = {name: value for name, value in weights.items() if name.startswith("actor.")}
+    layers = sorted({name.rpartition(".")[0] for name in actor}, key=lambda name: int(name.rpartition(".")[2]))
+
+    def policy(obs: NDArray[np.float32]) -> NDArray[np.int64]:
+        hidden = torch.from_numpy(obs)
+        for layer in layers[:-1]:
+            hidden = torch.tanh(hidden @ actor[f"{layer}.weight"].T + actor[f"{layer}.bias"])
+        return (hidden @ actor[f"{layers[-1]}.weight"].T + actor[f"{layers[-1]}.bias"]).argmax(-1).numpy()  # type: ignore[no-any-return]
+
+    return judged(policy, 100_000 * (1 + seed))
 
 
 SOLVERS: Final = {"lit_ppo": solve_lit_ppo, "CleanRL-style": solve_cleanrl_style, "SB3 (rl-zoo3)": solve_sb3}
@@ -193,31 +257,11 @@ def run(who: str, seed: int, num_threads: int) -> dict[str, float]:
         process_s = perf_counter() - start
         result: dict[str, float] = json.loads(output.strip().splitlines()[-1])
         if who == "lit_ppo":
-            # played by `test` in a process of its own, and once more by us for what `test` does not print
-            tested = output_of("-m", "lit_ppo", "test", "--ckpt_path", "best")
-            mean = float(re.search(r"mean return\s+([\d.]+)", tested)[1])  # type: ignore[index]
-            at_top = json.loads(output_of("-m", "benchmarks.solving", "--count", str(seed)).strip().splitlines()[-1])
-            return {**result, "solved": mean >= _THRESHOLD, "at_top": at_top, "process_s": process_s}
-        return {**result, "process_s": process_s - result["checking_s"]}
+            judgement = output_of("-m", "benchmarks.solving", "--judge", str(seed))
+            return {**result, **json.loads(judgement.strip().splitlines()[-1]), "process_s": process_s}
+        return {**result, "process_s": process_s - result["judging_s"]}
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def count_at_top(seed: int) -> int:
-    """How many of 100 fresh greedy episodes of `checkpoints/best.ckpt` reach 500."""
-    import torch
-
-    weights = torch.load("checkpoints/best.ckpt", weights_only=True)["state_dict"]
-    actor = {name: value for name, value in weights.items() if name.startswith("actor.")}
-    layers = sorted({name.rpartition(".")[0] for name in actor}, key=lambda name: int(name.rpartition(".")[2]))
-
-    def policy(obs: NDArray[np.float32]) -> NDArray[np.int64]:
-        hidden = torch.from_numpy(obs)
-        for layer in layers[:-1]:
-            hidden = torch.tanh(hidden @ actor[f"{layer}.weight"].T + actor[f"{layer}.bias"])
-        return (hidden @ actor[f"{layers[-1]}.weight"].T + actor[f"{layers[-1]}.bias"]).argmax(-1).numpy()  # type: ignore[no-any-return]
-
-    return int((greedy_returns(policy, 10_000 + 1_000 * seed + 900) >= 500).sum())
 
 
 def main() -> None:
@@ -225,10 +269,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--solve", nargs=2, metavar=("WHO", "SEED"))
-    parser.add_argument("--count", type=int, metavar="SEED")
+    parser.add_argument("--judge", type=int, metavar="SEED")
     options = parser.parse_args()
-    if options.count is not None:
-        print(count_at_top(options.count))
+    if options.judge is not None:
+        print(json.dumps(judge_lit_ppo(options.judge)))
         return
     if options.solve:
         warnings.filterwarnings("ignore")
@@ -259,30 +303,24 @@ def _rows(runs: dict[str, list[dict[str, float]]], notes: dict[str, str], num_se
 
     rows = []
     for who, found in runs.items():
-        ours, note = who == "lit_ppo", notes.get(who, "")
+        ours = who == "lit_ppo"
 
-        def row(
-            key: str, unit: str, against: str | None = None, target: str | None = None, *, who: str = who, remark: str = note
-        ) -> None:
-            rows.append(Row(_CASE, who, unit, [float(run[key]) for run in runs[who]], against, target, remark))
+        def row(key: str, unit: str, against: str | None = None, target: str | None = None, *, who: str = who) -> None:
+            values = [float(run[key]) for run in runs[who]]
+            by_seed = "by seed: " + " ".join(f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values)
+            rows.append(Row(_CASE, who, unit, values, against, target if who == "lit_ppo" else None, by_seed, is_paired=False))
 
-        row("env_steps", "env steps", None, "<= 6000" if ours else None)
-        if ours:
-            row("env_steps_first", "env steps, peers' rule", remark="first mean >= 475 of 100 episodes, without our margin")
-        if ours and found:
-            rows.append(Row(_CASE, who, "env steps, worst", [max(run["env_steps"] for run in found)], None, "<= 11000"))
-        row("training_s", "s of training", best("training_s") if ours else None, "<= 0.2" if ours else None)
-        if ours:
-            row("with_checking_s", "s of training and checking")
-        row(
-            "process_s",
-            "s of process",
-            best("process_s") if ours else None,
-            "<= 0.85" if ours else None,
-            remark="its checking included" if ours else "checking taken off",
+        row("env_steps", "env steps", None, "<= 6000")
+        worst = [max(run["env_steps"] for run in found)] if found else []
+        rows.append(Row(_CASE, who, "env steps, worst", worst, None, "<= 11000" if ours else None))
+        row("training_s", "s of training", best("training_s") if ours else None, "<= 0.2")
+        row("with_checking_s", "s of training and checking", best("with_checking_s") if ours else None)
+        row("process_s", "s of process", best("process_s") if ours else None, "<= 0.85")
+        row("at_top", "of 100 at 500", None, ">= 95")
+        solved = [sum(run["solved"] for run in found)]
+        rows.append(
+            Row(_CASE, who, f"solved of {num_seeds}", solved, None, f">= {num_seeds}" if ours else None, notes.get(who, ""))
         )
-        row("at_top", "of 100 at 500", None, ">= 95" if ours else None)
-        rows.append(Row(_CASE, who, f"solved of {num_seeds}", [sum(run["solved"] for run in found)], note=note))
     return rows
 
 

@@ -90,7 +90,7 @@ def run_cleanrl_style(num_envs: int, minibatch_size: int, updates_per_turn: int)
         clips_value_loss=False,
     )
     updates, turns = train(settings), Turns()
-    for _ in range(updates_per_turn):
+    for _ in range(1 + updates_per_turn):  # the first is no update
         next(updates)
     turns.ready()
     while turns.next():
