@@ -53,7 +53,7 @@ class Row:
 
 
 def ratio(row: Row, rows: Sequence[Row]) -> float | None:
-    """Median over the rounds of row / against, whose turns were next to each other so that drift cancels; or median / median."""
+    """Median over the rounds of row / against, whose turns were side by side, so that drift cancels; or median / median."""
     for other in rows:
         if (other.case, other.who, other.unit) == (row.case, row.against, row.unit) and other.values and row.values:
             if row.is_paired and len(other.values) == len(row.values):
