@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 
 from benchmarks.report import Row, show
 from lit_ppo.bridge.client import BridgeSettings, EnvBridge
-from lit_ppo.errors import ConfigError
 
 Actions = NDArray[np.int64]
 _ACTION_ROWS: Final = 1024
-_STEPS_BETWEEN_MARKS: Final = 128  # a rollout's horizon: native environments are saved there
+_STEPS_BETWEEN_MARKS: Final = 128
 _MOST_PROCESSES: Final = 64
 
 
@@ -35,13 +34,13 @@ class Competitor:
     name: str
     step: Callable[[Actions], object]
     close: Callable[[], None]
-    mark: Callable[[], None] | None = None
+    mark: Callable[[], None] = lambda: None
 
     def turn(self, actions: Actions, seconds: float) -> float:
         """Vector steps per second, over at least `seconds`."""
         num_steps, start = 0, perf_counter()
         while (elapsed := perf_counter() - start) < seconds or num_steps == 0:
-            if self.mark is not None and num_steps % _STEPS_BETWEEN_MARKS == 0:
+            if num_steps % _STEPS_BETWEEN_MARKS == 0:
                 self.mark()
             for row in itertools.islice(actions, 16):
                 self.step(row)
@@ -57,7 +56,8 @@ def bridge(env_id: str, num_envs: int, vectorization: Any, num_workers: int) -> 
     except BaseException:
         env.close()
         raise
-    return Competitor(f"bridge {vectorization}, {num_workers} worker{'s' * (num_workers > 1)}", env.step, env.close, env.mark)
+    name = f"bridge {vectorization}, {num_workers} worker{'s' * (num_workers > 1)}"
+    return Competitor(name, env.step, env.close, getattr(env, "mark", lambda: None))
 
 
 def in_process_native(env_id: str, num_envs: int) -> Competitor:
@@ -107,8 +107,8 @@ def _maker(env_id: str) -> Callable[[], gymnasium.Env[Any, Any]]:
     return partial(gymnasium.make, env_id, disable_env_checker=True)
 
 
-def competitors(env_id: str, num_envs: int, native: bool) -> tuple[list[Competitor], list[tuple[str, str]]]:
-    """Those that can be made here, and why others cannot."""
+def competitors(env_id: str, num_envs: int, native: bool, peers: bool) -> tuple[list[Competitor], list[tuple[str, str]]]:
+    """Those that can be made here, and why others cannot; without `peers`, the bridge and Gymnasium alone."""
     makers: dict[str, Callable[[], Competitor]] = {}
     workers = (1, 2) if num_envs > 1 else (1,)
     if native:
@@ -119,12 +119,14 @@ def competitors(env_id: str, num_envs: int, native: bool) -> tuple[list[Competit
         makers["SyncVectorEnv"] = lambda: in_process_sync(env_id, num_envs)
         for n in workers:
             makers[f"bridge sync, {n}"] = partial(bridge, env_id, num_envs, "sync", n)
+    if peers and num_envs <= 256:
         makers["SB3 DummyVecEnv"] = lambda: sb3_dummy(env_id, num_envs)
         for n in workers:
             makers[f"EnvPool, {n}"] = partial(envpool_pool, env_id, num_envs, n)
     if num_envs <= _MOST_PROCESSES:
         makers["AsyncVectorEnv"] = lambda: gymnasium_async(env_id, num_envs)
-        makers["SB3 SubprocVecEnv"] = lambda: sb3_subproc(env_id, num_envs)
+        if peers:
+            makers["SB3 SubprocVecEnv"] = lambda: sb3_subproc(env_id, num_envs)
     # those that fork go first: a fork of a process with threads may hang
     forking = ("AsyncVectorEnv", "SB3 SubprocVecEnv")
     made, failed = [], []
@@ -154,10 +156,12 @@ _TARGETS: Final = {
 }
 
 
-def measure(env_id: str, num_envs: int, num_actions: int, native: bool, rounds: int, seconds: float) -> list[Row]:
+def measure(
+    env_id: str, num_envs: int, num_actions: int, native: bool, rounds: int, seconds: float, peers: bool = True
+) -> list[Row]:
     """One case: `rounds` turns of every competitor, after one that does not count."""
     actions = np.random.default_rng(0).integers(num_actions, size=(_ACTION_ROWS, num_envs))
-    made, failed = competitors(env_id, num_envs, native)
+    made, failed = competitors(env_id, num_envs, native, peers)
     case = f"stepping {env_id.rpartition(':')[2]} N={num_envs}"
     rows = {
         who.name: Row(case, who.name, "env steps/s", against=reference(who.name), target=_TARGETS.get((num_envs, who.name)))
@@ -184,17 +188,6 @@ def against_process_per_env(rows: list[Row]) -> list[Row]:
                 Row(row.case, row.who, row.unit, row.values, peer, ">= 10") for peer in ("AsyncVectorEnv", "SB3 SubprocVecEnv")
             ]
     return found
-
-
-def image_env(rounds: int, seconds: float) -> list[Row]:
-    """Image observations: the bridge steps them or says why not."""
-    env_id = "benchmarks.image_env:BlankScreen-v0"
-    try:
-        bridge(env_id, 1, "sync", 1).close()
-    except ConfigError as error:
-        note = str(error).partition("\n")[0][:140]
-        return [Row("stepping BlankScreen-v0 84x84 N=8", "bridge sync, 1 worker", "env steps/s", note=f"refused: {note}")]
-    return measure(env_id, 8, 2, False, rounds, seconds)
 
 
 def _busy(num_envs: int, vectorization: str, stop: Any, ready: Any) -> None:
@@ -233,8 +226,10 @@ def side_by_side(rounds: int, seconds: float) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
-    rounds, seconds = (4, 0.1) if quick else (21, 0.25)
+    parser.add_argument("--rounds", type=int, help="turns of each competitor")
+    options = parser.parse_args()
+    quick = options.quick
+    rounds, seconds = options.rounds or (4 if quick else 21), 0.1 if quick else 0.25
     rows: list[Row] = []
     for num_envs in (1, 8, 64, 256) if quick else (1, 8, 64, 256, 1024):
         print(f"stepping: CartPole-v1 N={num_envs}", file=sys.stderr)
@@ -242,8 +237,9 @@ def main() -> None:
     rows += measure("Acrobot-v1", 8 if quick else 64, 3, False, rounds, seconds)
     rows += against_process_per_env(rows)
     if not quick:
-        rows += side_by_side(5, 4 * seconds)
-    rows += image_env(rounds, seconds)
+        rows += side_by_side(min(5, rounds), 4 * seconds)
+    # image observations: 84 x 84 bytes a step and environment
+    rows += measure("benchmarks.image_env:BlankScreen-v0", 8, 2, False, rounds, seconds, peers=False)
     show(rows)
 
 
