@@ -70,19 +70,20 @@ def normalize(advantages: Tensor) -> Tensor:
     return centered / (centered.square().sum() / (centered.numel() - 1)).sqrt().add(1e-8)
 
 
-def clipped_surrogate_loss(log_ratio: Tensor, advantages: Tensor, clip_epsilon: float) -> Tensor:
+def clipped_surrogate_loss(log_ratio: Tensor, advantages: Tensor, clip_epsilon: float | Tensor) -> Tensor:
     """PPO's policy loss: -mean(min(r * A, clip(r, 1 - epsilon, 1 + epsilon) * A)), where r = exp(log_ratio).
 
     Args:
         log_ratio: log pi_new(a|s) - log pi_old(a|s), shape (B,), nats.
         advantages: Shape (B,).
-        clip_epsilon: How far the ratio may leave 1 before it stops to pay.
+        clip_epsilon: How far the ratio may leave 1 before it stops to pay; a scalar tensor will do.
 
     Source: Schulman et al. 2017, https://arxiv.org/abs/1707.06347, equation 7.
     """
     _require_same_vectors(log_ratio, advantages)
     ratio = log_ratio.exp()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon) * advantages).mean()
+    clipped = ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon)  # type: ignore[arg-type]  # both are numbers, or both tensors
+    return -torch.minimum(ratio * advantages, clipped * advantages).mean()
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, value_clip: float | None) -> Tensor:
@@ -121,7 +122,7 @@ def ppo_loss(
     old_values: Tensor,
     returns: Tensor,
     *,
-    clip_epsilon: float,
+    clip_epsilon: float | Tensor,
     value_clip: float | None,
     value_coefficient: float,
     entropy_coefficient: float,

@@ -4,13 +4,19 @@ One Lightning epoch is one rollout is one batch is one update: `training_step` m
 minibatches, with manual optimisation. So every moment at which Lightning can write a checkpoint is an update boundary.
 """
 
+import functools
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torchmetrics.functional import explained_variance
 
@@ -19,6 +25,8 @@ from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.networks import Activation, Actor, Critic
 from lit_ppo.rollout import Batch, Rollout, make_batch
+
+log = logging.getLogger(__name__)
 
 # A Trainer flag that manual optimisation cannot honour, its harmless value, and the setting that does the job.
 _FLAGS_NOT_HONOURED = {
@@ -29,6 +37,45 @@ _FLAGS_NOT_HONOURED = {
     "check_val_every_n_epoch": (1, "use --evaluation.every_n_updates"),
     "val_check_interval": (1.0, "use --evaluation.every_n_updates"),
 }
+
+
+MinibatchLoss = tuple[functional.PPOLoss, Tensor]
+
+
+def minibatch_loss(
+    actor: Actor,
+    critic: Critic,
+    obs: Tensor,
+    actions: Tensor,
+    old_log_probs: Tensor,
+    old_values: Tensor,
+    advantages: Tensor,
+    returns: Tensor,
+    clip_epsilon: float | Tensor,
+    *,
+    normalize_advantages: Literal["minibatch", "rollout", "off"],
+    value_clip: float | None,
+    value_coefficient: float,
+    entropy_coefficient: float,
+) -> MinibatchLoss:
+    """The loss of one minibatch and its log-ratios; arguments as in `Batch` and `PPOModule`."""
+    if normalize_advantages == "minibatch":
+        advantages = functional.normalize(advantages)
+    log_probs, entropies = distributions.log_probs_and_entropies(actor(obs), actions)
+    log_ratio = log_probs - old_log_probs
+    loss = functional.ppo_loss(
+        log_ratio,
+        advantages,
+        entropies,
+        critic(obs),
+        old_values,
+        returns,
+        clip_epsilon=clip_epsilon,
+        value_clip=value_clip,
+        value_coefficient=value_coefficient,
+        entropy_coefficient=entropy_coefficient,
+    )
+    return loss, log_ratio
 
 
 class PPOModule(LightningModule):
@@ -55,6 +102,8 @@ class PPOModule(LightningModule):
         normalize_advantages: Over each minibatch, over the whole rollout, or not at all.
         max_grad_norm: Largest norm of all gradients together; None for no limit.
         target_kl: Ends an update after the pass in which the policy has moved this far (nats); None for never.
+        compile: Whether to compile loss and gradients with torch.compile: pays for itself in long runs only, and needs a C++
+            compiler; without one the run goes on as if this were not set.
         seed: Seed of the weights and the minibatches.
 
     Raises:
@@ -83,6 +132,7 @@ class PPOModule(LightningModule):
         normalize_advantages: Literal["minibatch", "rollout", "off"] = "minibatch",
         max_grad_norm: float | None = 0.5,
         target_kl: float | None = None,
+        compile: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -94,6 +144,8 @@ class PPOModule(LightningModule):
         self.critic = Critic(obs_size, critic_hidden_sizes, activation, weights)
         self.metrics: dict[str, float] = {}  # of the newest update
         self._updated_at: float | None = None
+        self._minibatch_loss: Callable[..., MinibatchLoss] = self._make_loss()
+        self._is_observed = True  # steps of the optimizer go through Lightning's hooks
         self.is_updating = False  # the parameters are half way; stays true when an update fails
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -135,6 +187,10 @@ class PPOModule(LightningModule):
                 f"model.minibatch_size={self.hparams['minibatch_size']}: expected at most "
                 f"data.horizon * data.num_envs = {data.horizon} * {data.num_envs} = {transitions}"
             )
+        self._is_observed = _is_observed(self.trainer, self)
+        if self.hparams["compile"]:
+            num_minibatches = math.ceil(transitions / self.hparams["minibatch_size"])
+            self._minibatch_loss = self._compiled_loss(transitions // num_minibatches)
 
     def make_batch(self, rollout: Rollout, update: int, env_steps: int) -> Batch:
         """What an update learns from a rollout of this policy."""
@@ -152,7 +208,7 @@ class PPOModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One PPO update."""
         start, self.is_updating = perf_counter(), True
-        settings = self.hparams
+        settings = dict(self.hparams)
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         learning_rate = functional.linear_decay(
@@ -168,6 +224,9 @@ class PPOModule(LightningModule):
         num_transitions = len(batch.actions)
         num_minibatches = math.ceil(num_transitions / settings["minibatch_size"])
         permutations = seeding.generator(settings["seed"], "minibatches", batch.update)
+        parameters = list(self.parameters())
+        # compiled code would be made for one number
+        clip_epsilon_now = torch.tensor(clip_epsilon, device=self.device) if settings["compile"] else clip_epsilon
         losses: list[Tensor] = []
         log_ratios: list[Tensor] = []
         # K passes over one rollout; older data would be off-policy
@@ -176,14 +235,15 @@ class PPOModule(LightningModule):
             shuffled = [column[order].tensor_split(num_minibatches) for column in columns]
             log_ratios = []
             for minibatch in zip(*shuffled, strict=True):
-                loss, log_ratio = self._loss(*minibatch, clip_epsilon=clip_epsilon)
-                gradient_norm = self._step(optimizer, loss.total)
-                losses += [*(part.detach() for part in loss), gradient_norm]
-                log_ratios.append(log_ratio.detach())
+                loss, log_ratio = self._minibatch_loss(*minibatch, clip_epsilon_now)
+                gradient_norm = self._step(optimizer, parameters, loss.total)
+                losses += [*loss, gradient_norm]
+                log_ratios.append(log_ratio)
             target_kl = settings["target_kl"]
-            if target_kl is not None and float(functional.approximate_kl(torch.cat(log_ratios))) > target_kl:
+            if target_kl is not None and float(functional.approximate_kl(torch.cat(log_ratios).detach())) > target_kl:
                 break
-        self._measure(batch, losses, torch.cat(log_ratios), learning_rate, clip_epsilon)
+        with torch.no_grad():
+            self._measure(batch, losses, torch.cat(log_ratios), learning_rate, clip_epsilon)
         now = perf_counter()
         self.metrics["time/update_steps_per_s"] = num_transitions / (now - start)
         if self._updated_at is not None:  # evaluation, checkpoints and callbacks included
@@ -200,52 +260,52 @@ class PPOModule(LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics({**data.metrics, **self.metrics}, step=data.env_steps)
 
-    def _loss(
-        self,
-        obs: Tensor,
-        actions: Tensor,
-        old_log_probs: Tensor,
-        old_values: Tensor,
-        advantages: Tensor,
-        returns: Tensor,
-        *,
-        clip_epsilon: float,
-    ) -> tuple[functional.PPOLoss, Tensor]:
-        """The loss of one minibatch, and its log-ratios."""
-        if self.hparams["normalize_advantages"] == "minibatch":
-            advantages = functional.normalize(advantages)
-        log_probs, entropies = distributions.log_probs_and_entropies(self.actor(obs), actions)
-        log_ratio = log_probs - old_log_probs
-        loss = functional.ppo_loss(
-            log_ratio,
-            advantages,
-            entropies,
-            self.critic(obs),
-            old_values,
-            returns,
-            clip_epsilon=clip_epsilon,
-            value_clip=self.hparams["value_clip"],
-            value_coefficient=self.hparams["value_coefficient"],
-            entropy_coefficient=self.hparams["entropy_coefficient"],
-        )
-        return loss, log_ratio
+    def _make_loss(self) -> Callable[..., MinibatchLoss]:
+        """`minibatch_loss` of this module's networks with its settings."""
+        names = ("normalize_advantages", "value_clip", "value_coefficient", "entropy_coefficient")
+        return functools.partial(minibatch_loss, self.actor, self.critic, **{name: self.hparams[name] for name in names})
 
-    def _step(self, optimizer: Any, loss: Tensor) -> Tensor:
+    def _compiled_loss(self, minibatch_size: int) -> Callable[..., MinibatchLoss]:
+        """The same, compiled; as it was, with a warning, where that cannot be done."""
+        eager = self._make_loss()
+        compiled: Callable[..., MinibatchLoss] = torch.compile(eager)
+        numbers = torch.zeros(minibatch_size, device=self.device)
+        obs, actions = numbers.new_zeros(minibatch_size, self.hparams["obs_size"]), numbers.long()
+        try:  # now, rather than in the middle of the first update
+            with self.trainer.precision_plugin.train_step_context():
+                loss, _ = compiled(obs, actions, numbers, numbers, numbers, numbers, numbers.new_tensor(0.2))
+            torch.autograd.grad(loss.total, list(self.parameters()))
+        except Exception as error:  # of whatever stage of the compiler
+            log.warning("model.compile: nothing is compiled: %s", str(error).strip().partition("\n")[0][:200])
+            return eager
+        return compiled
+
+    def _step(self, optimizer: Any, parameters: list[torch.nn.Parameter], loss: Tensor) -> Tensor:
         """One optimizer step; the norm of the gradients before clipping.
 
         Raises:
             NonFiniteUpdate: Loss or gradients are NaN or infinite; nothing was stepped.
         """
-        optimizer.zero_grad(set_to_none=True)
-        self.manual_backward(loss)
+        for parameter in parameters:
+            parameter.grad = None
+        if self._is_observed:
+            self.manual_backward(loss)
+        else:
+            torch.autograd.backward(loss)
         limit = self.hparams["max_grad_norm"]
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), math.inf if limit is None else limit)
-        if not math.isfinite(float(loss.detach() + norm)):
+        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+        if not math.isfinite((loss.detach() + norm).item()):
             raise NonFiniteUpdate(
-                f"update {self.current_epoch}: the loss is {float(loss.detach())} and the norm of its gradients {float(norm)}; "
+                f"update {self.current_epoch}: the loss is {loss.item()} and the norm of its gradients {norm.item()}; "
                 "the parameters are those of the last good step. Try a smaller model.learning_rate or scale the rewards"
             )
-        optimizer.step()
+        if self._is_observed:
+            optimizer.step()
+        else:  # what is left of Lightning's step: the count
+            progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+            progress.increment_ready()
+            optimizer.optimizer.step()
+            progress.increment_completed()
         return norm
 
     def _measure(
@@ -290,6 +350,18 @@ class PPOModule(LightningModule):
             "length_mean": sum(results.lengths) / len(results.lengths),
         }
         self.log_dict({f"{stage}/{name}": float(value) for name, value in values.items()}, batch_size=1)
+
+
+def _is_observed(trainer: Trainer, module: PPOModule) -> bool:
+    """Whether anybody would notice if optimizer steps did not go through Lightning's hooks, which cost a tenth of an update."""
+    hooks = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
+    return (
+        any(is_overridden(hook, callback, Callback) for hook in hooks for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        or any(is_overridden(hook, module, LightningModule) for hook in (*hooks, "backward"))
+        or type(trainer.strategy) is not SingleDeviceStrategy
+        or type(trainer.precision_plugin) is not Precision
+        or type(trainer.profiler) is not PassThroughProfiler  # type: ignore[attr-defined]
+    )
 
 
 def _require_ranges(settings: dict[str, Any]) -> None:

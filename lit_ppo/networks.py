@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ class MLP(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs, shape (B, num_outputs), of inputs of shape (B, num_inputs)."""
-        *hidden, last = self.layers
+        *hidden, last = cast(list[nn.Linear], self.layers)
         for layer in hidden:
             inputs = self._activate(F.linear(inputs, layer.weight, layer.bias))
         return F.linear(inputs, last.weight, last.bias)

@@ -2,12 +2,14 @@
 
 import math
 import random
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from lit_ppo import functional
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
@@ -255,6 +257,63 @@ def test_non_finite_gradient_of_a_finite_loss_is_refused_too() -> None:
     with pytest.raises(NonFiniteUpdate, match=r"update 0: the loss is -?[0-9.]+ and the norm of its gradients nan"):
         fit(1, module=module)
     assert same(parameters(module), before)
+
+
+# -- what Lightning sees of an update
+
+
+class Listener(Callback):
+    """Counts the hooks of optimizer steps."""
+
+    def __init__(self) -> None:
+        self.heard: Counter[str] = Counter()
+
+    def on_before_backward(self, *args: Any) -> None:
+        self.heard["before backward"] += 1
+
+    def on_after_backward(self, *args: Any) -> None:
+        self.heard["after backward"] += 1
+
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        self.heard["before step"] += 1
+
+
+def test_hooks_of_optimizer_steps_are_called_for_those_who_listen_and_change_nothing() -> None:
+    unheard, listener = small_module(), Listener()
+    alone, beside = bare_trainer(2), bare_trainer(2, listener)
+    alone.fit(unheard, datamodule=small_data())
+    heard = small_module()
+    beside.fit(heard, datamodule=small_data())
+    num_steps = 2 * 2 * unheard.hparams["update_epochs"]
+    assert set(listener.heard.values()) == {num_steps} and len(listener.heard) == 3
+    assert alone.global_step == beside.global_step == num_steps
+    assert same(parameters(unheard), parameters(heard))
+
+
+def test_run_goes_on_with_a_warning_where_nothing_can_be_compiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            raise RuntimeError("no working C++ compiler\nand a page about it")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    module, _ = fit(2, module=small_module(compile=True))
+    warned = [record.getMessage() for record in caplog.records if record.name == "lit_ppo.module"]
+    assert warned == ["model.compile: nothing is compiled: no working C++ compiler"]
+    assert same(parameters(module), parameters(fit(2, module=small_module())[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, in torch's compiler
+def test_compiled_update_does_what_the_eager_one_does() -> None:
+    settings = {"clip_decay_steps": 1000, "minibatch_size": 8}  # a clip range that changes, and parts of two sizes
+    compiled, _ = fit(3, module=small_module(compile=True, **settings))
+    assert compiled._minibatch_loss is not small_module()._minibatch_loss and "partial" not in repr(compiled._minibatch_loss)
+    for one, other in zip(compiled.parameters(), fit(3, module=small_module(**settings))[0].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
 # -- settings
