@@ -145,11 +145,13 @@ def _paired(seconds: Sequence[float], num_updates: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
+    parser.add_argument("--rounds", type=int, help="updates of each size")
+    options = parser.parse_args()
     warnings.filterwarnings("ignore")
     quiet_lightning()
     torch.set_num_threads(1)
-    show([*measure(128, 20 if quick else 200), *measure(2048, 10 if quick else 60)])
+    quick, rounds = options.quick, options.rounds
+    show([*measure(128, rounds or (20 if quick else 200)), *measure(2048, rounds or (10 if quick else 60))])
 
 
 if __name__ == "__main__":

@@ -51,6 +51,27 @@ def run_sb3(num_envs: int, minibatch_size: int, updates_per_turn: int) -> None:
         pass
 
 
+def rl_zoo3_ppo(seed: int) -> Any:
+    """SB3's PPO with the hyper-parameters of rl-zoo3 for CartPole-v1."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    return PPO(
+        "MlpPolicy",
+        make_vec_env("CartPole-v1", 8, seed=seed),
+        n_steps=32,
+        batch_size=256,
+        gae_lambda=0.8,
+        gamma=0.98,
+        n_epochs=20,
+        ent_coef=0.0,
+        learning_rate=lambda remaining: 0.001 * remaining,
+        clip_range=lambda remaining: 0.2 * remaining,
+        device="cpu",
+        seed=seed,
+    )
+
+
 def run_torchrl(num_envs: int, minibatch_size: int, updates_per_turn: int) -> None:
     """After `sota-implementations/ppo`, but with advantages once for each rollout, as everybody else here has them."""
     import gymnasium

@@ -123,10 +123,9 @@ def solve_cleanrl_style(seed: int) -> dict[str, Any]:
 
 
 def solve_sb3(seed: int) -> dict[str, Any]:
-    """With the hyper-parameters of rl-zoo3 for CartPole-v1."""
-    from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.env_util import make_vec_env
+
+    from benchmarks.peers import rl_zoo3_ppo
 
     class Stop(Exception):
         pass
@@ -147,22 +146,8 @@ def solve_sb3(seed: int) -> dict[str, Any]:
             return self.model.predict(obs, deterministic=True)[0]
 
     checks = Checks(seed)
-    model = PPO(
-        "MlpPolicy",
-        make_vec_env("CartPole-v1", 8, seed=seed),
-        n_steps=32,
-        batch_size=256,
-        gae_lambda=0.8,
-        gamma=0.98,
-        n_epochs=20,
-        ent_coef=0.0,
-        learning_rate=lambda remaining: 0.001 * remaining,
-        clip_range=lambda remaining: 0.2 * remaining,
-        device="cpu",
-        seed=seed,
-    )
     try:
-        model.learn(_MOST_ENV_STEPS, callback=Check())
+        rl_zoo3_ppo(seed).learn(_MOST_ENV_STEPS, callback=Check())
     except Stop:
         return checks.result
     raise RuntimeError("SB3 ended before its last check")
