@@ -16,8 +16,7 @@ from lit_ppo.bridge.client import BridgeSettings, EnvBridge, Vectorization
 from lit_ppo.bridge.journal import Journal
 
 CASES: tuple[tuple[Vectorization, int], ...] = (("sync", 8), ("sync", 64), ("native", 64))
-STEPS_OF_A_BLOCK = 1024
-STEPS_OF_A_ROLLOUT = 64  # native environments are saved at each
+STEPS_OF_A_BLOCK = 4224  # native environments are saved once in each
 
 
 def count_only(self: Journal, *args: Any) -> None:
@@ -29,9 +28,7 @@ def count_only(self: Journal, *args: Any) -> None:
 def block(bridge: EnvBridge, actions: np.ndarray) -> float:
     """Steps of all environments per second."""
     begin = perf_counter()
-    for number, row in enumerate(actions):
-        if number % STEPS_OF_A_ROLLOUT == 0:
-            bridge.mark()
+    for row in actions:
         bridge.step(row)
     return len(actions) * bridge.num_envs / (perf_counter() - begin)
 
@@ -44,7 +41,7 @@ def measure(vectorization: Vectorization, num_envs: int, pairs: int) -> tuple[fl
         mock.patch.object(Journal, "append", count_only),
         mock.patch.object(Journal, "begin", nothing),
         mock.patch.object(Journal, "begin_all", nothing),
-        mock.patch.object(EnvBridge, "mark", nothing),
+        mock.patch.object(EnvBridge, "_take_snapshots", nothing),
     ]
     rates: dict[bool, list[float]] = {True: [], False: []}
     settings = BridgeSettings(vectorization=vectorization)

@@ -149,6 +149,7 @@ class FaultyEnv(gymnasium.Env[np.ndarray, int]):
         at_step: In which step of an episode (0 is the first); None for every one.
         at_reset: After how many earlier resets of this instance; None whenever.
         row: In which environment of the worker; None for all.
+        of_seeds: In which call it goes wrong in the episode of which seed (as text), in place of `call`; others go well.
         once: The fault happens only while this file does not exist; it is made first.
         drift: Observations differ from process to process.
         start: Number of action 0.
@@ -168,6 +169,7 @@ class FaultyEnv(gymnasium.Env[np.ndarray, int]):
         at_step: int | None = 3,
         at_reset: int | None = None,
         row: int | None = None,
+        of_seeds: dict[str, str] | None = None,
         once: str | None = None,
         drift: bool = False,
         start: int = 0,
@@ -184,14 +186,16 @@ class FaultyEnv(gymnasium.Env[np.ndarray, int]):
         self.action_space = gymnasium.spaces.Discrete(2, start=start)
         self.fault, self.call, self.at_step, self.at_reset, self.once = fault, call, at_step, at_reset, once
         self.drift, self.start, self.length, self.grandchildren = drift, start, length, grandchildren
-        self.shorter = shorter
+        self.shorter, self.of_seeds = shorter, of_seeds
+        self.seed: int | None = None
         self.is_affected = row is None or row == FaultyEnv.made
         FaultyEnv.made += 1
         self.resets = self.steps = 0
         self._act("make")
 
     def _is_due(self, call: str) -> bool:
-        if self.fault is None or call != self.call or not self.is_affected:
+        due = self.call if self.of_seeds is None else self.of_seeds.get(str(self.seed))
+        if self.fault is None or call != due or not self.is_affected:
             return False
         if call == "step" and self.at_step not in (None, self.steps):
             return False
@@ -209,6 +213,7 @@ class FaultyEnv(gymnasium.Env[np.ndarray, int]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Returned:
         super().reset(seed=seed)
+        self.seed = seed
         if self.grandchildren and not self.resets:
             sleeper = subprocess.Popen(["sleep", "1000"])
             daemon = subprocess.Popen(["sh", "-c", "sleep 1000 & echo $!"], stdout=subprocess.PIPE, start_new_session=True)

@@ -35,6 +35,8 @@ Vectorization = Literal["sync", "native"]
 _HISTORY_BYTES: Final = 64 << 20
 _MOST_HISTORY_STEPS: Final = 256
 _PROBE_STEPS: Final = 3
+# Native environments are saved this often: what a failed worker has to be stepped again is bounded, and so is the journal.
+_STEPS_OF_A_SNAPSHOT: Final = 4096
 _BACK_OFF_S: Final = 0.02
 _MOST_BACK_OFF_S: Final = 2.0
 
@@ -143,7 +145,8 @@ class EnvBridge:
         self._closed = False
         self._workers = [self._spawn(index) for index in range(self.settings.num_workers)]
         self._episodes = [0] * num_envs
-        self._snapshots: list[dict[str, Any]] = []
+        self._snapshots: list[dict[str, Any]] = [{} for _ in self._workers]
+        self._saved_at = 0  # step of the journal
         self._incidents: list[int] = []
         self._last_crash: tuple[int, int] | None = None
         self._steps_before = 0  # steps before the last reset, for what counts over all of them
@@ -249,7 +252,7 @@ class EnvBridge:
         contract = self.contract
         self._refuse_if_closed("reset")
         self._steps_before += self._journal.steps
-        self._journal = Journal(self.num_envs)
+        self._journal, self._saved_at = Journal(self.num_envs), 0
         self._episodes = [0] * self.num_envs
         self._ended_before = self._none_invalid
         obs = np.empty((self.num_envs, *contract.spec.obs_shape), contract.spec.obs_dtype)
@@ -262,9 +265,6 @@ class EnvBridge:
             obs[self._rows(index)] = self._workers[index].replied["both_obs"][0]
         for env in range(self.num_envs):
             self._journal.begin(env, int(self._journal.seeds[env]), obs[env])
-        if self._is_native:
-            self._snapshots = [self._prove_snapshot(index) for index in range(len(self._workers))]
-            self._journal.begin_all()
         self._last_obs = obs
         return obs
 
@@ -277,8 +277,14 @@ class EnvBridge:
         try:
             worker.ask("reset", self.settings.step_timeout_s, seeds=seeds)
             self._check_first_obs(worker.replied["both_obs"][0].copy(), rows)
+            if self._is_native:
+                self._snapshots[index] = self._prove_snapshot(index)
         except EnvironmentFault as fault:
-            raise self._located(fault, index) from None
+            located = self._located(fault, index)
+            env = located.where["env"]
+            self._journal.seeds[env] = self._next_seeds[env]
+            self._pass_over(env)
+            raise located from None
 
     def _check_first_obs(self, obs: NDArray[Any], rows: slice) -> None:
         try:
@@ -307,7 +313,10 @@ class EnvBridge:
             raise ValueError(f"actions: expected shape ({self.num_envs},), got {actions.shape}")
         if active is not None:
             self._check_active(active)
-        journal, deadline = self._journal, monotonic() + self.settings.step_timeout_s
+        journal = self._journal
+        if self._is_native and journal.steps - self._saved_at >= _STEPS_OF_A_SNAPSHOT:
+            self._take_snapshots()
+        deadline = monotonic() + self.settings.step_timeout_s
         asked = []
         for index, worker in enumerate(self._workers):
             asked.append(self._ask_step(index, worker, actions, active, deadline))
@@ -360,8 +369,17 @@ class EnvBridge:
     def _begin_episode(self, env: int, first_obs: NDArray[Any]) -> None:
         """The next episode of `env` has begun, from the seed that was laid ready for it."""
         self._journal.begin(env, int(self._next_seeds[env]), first_obs)
+        self._count_episode(env)
+
+    def _count_episode(self, env: int) -> None:
+        """The next episode of `env` is the one under way now; the seed of the one after it is laid ready."""
         self._episodes[env] += 1
         self._next_seeds[env] = self._episode_seed(env, self._episodes[env] + 1)
+
+    def _pass_over(self, env: int) -> None:
+        """Give up the episode that `env` was to begin: its seed would bring the fault again; the next attempt takes another."""
+        self._count_episode(env)
+        self.abandoned_episodes += 1
 
     def _digest(self) -> None:
         """Give the journal the digests it lacks, while the observations are still in the history."""
@@ -426,25 +444,31 @@ class EnvBridge:
             except (BridgeError, ProtocolError) as error:
                 failure = error
 
-    def _located(self, fault: EnvironmentFault, index: int, actions: NDArray[np.int64] | None = None) -> EnvironmentFault:
-        """The fault with what is known of where it happened, and a report from which it can be replayed."""
+    def _located(
+        self, fault: EnvironmentFault, index: int, actions: NDArray[np.int64] | None = None, *, begins: bool = False
+    ) -> EnvironmentFault:
+        """The fault with what is known of where it happened, and a report from which it can be replayed.
+
+        Args:
+            fault: What the environment did.
+            index: Of the worker.
+            actions: Those of the step in which it did that; None in a reset.
+            begins: That reset was to begin the next episode; otherwise, the one that the journal has.
+        """
         if fault.where or not isinstance(fault, ContractViolation | EnvironmentRaised):
             return fault
         env = self._rows(index).start if fault.env is None else fault.env
         self._digest()
         past = [] if self._is_native or actions is None else self._journal.episode(env)[0].tolist()
-        seed, step = int(self._journal.seeds[env]), len(past)
-        fault.where = {"env": env, "episode": self._episodes[env], "step": step, "seed": seed}
+        seed, step = int((self._next_seeds if begins else self._journal.seeds)[env]), len(past)
+        fault.where = {"env": env, "episode": self._episodes[env] + begins, "step": step, "seed": seed}
         fault.report = {
             "env_id": self.env_id,
             "env_kwargs": self.env_kwargs,
             "vectorization": self.settings.vectorization,
             "contract": dataclasses.asdict(self._contract_settings),
-            "seed": seed,
             "actions": past if actions is None else [*past, int(actions[env])],
-            "env": env,
-            "episode": self._episodes[env],
-            "step": step,
+            **fault.where,
             "field": fault.field if isinstance(fault, ContractViolation) else fault.during,
             "rule": fault.rule if isinstance(fault, ContractViolation) else "returns without raising",
             "value": fault.value if isinstance(fault, ContractViolation) else fault.exception,
@@ -466,7 +490,7 @@ class EnvBridge:
                 attempt()
                 self._last_crash = None  # a crash in what comes next is another one, even before the next step
                 return
-            except (BridgeError, ProtocolError) as error:
+            except (BridgeError, ProtocolError, EnvironmentFault) as error:
                 failure = error
             self._judge(index, failure)
 
@@ -526,9 +550,9 @@ class EnvBridge:
             index: Which worker.
             abandon: Rows whose episode is not to be continued.
         """
-        self._digest()
         if self._is_native:
             return self._rebuild_native(index)
+        self._digest()
         rows, worker, journal = self._rows(index), self._workers[index], self._journal
         for env in range(rows.start, rows.stop):
             if journal.lost[env]:
@@ -577,10 +601,10 @@ class EnvBridge:
             obs = worker.replied["both_obs"][0].copy()
             self._check_first_obs(obs, rows)
         except EnvironmentFault as fault:
-            for env in abandon & {getattr(fault, "env", None)}:  # this seed is of no use; the next attempt takes another
-                self._episodes[env] += 1
-                self._next_seeds[env] = self._episode_seed(env, self._episodes[env] + 1)
-            raise
+            located = self._located(fault, index, begins=True)
+            if located.where["env"] in abandon:
+                self._pass_over(located.where["env"])
+            raise located from None
         for env in sorted(abandon):
             self._begin_episode(env, obs[env - rows.start])
         self.abandoned_episodes += len(abandon)
@@ -588,6 +612,7 @@ class EnvBridge:
     # -- native vector environments: a snapshot, and the steps since
 
     def _rebuild_native(self, index: int) -> set[int]:
+        self._digest()
         rows, worker, journal = self._rows(index), self._workers[index], self._journal
         worker.ask("restore", self.settings.step_timeout_s, state=self._snapshots[index])
         actions, digests = zip(*(journal.episode(env) for env in range(rows.start, rows.stop)), strict=True)
@@ -622,22 +647,20 @@ class EnvBridge:
         state: dict[str, Any] = protocol.take(self._workers[index].ask("save", self.settings.step_timeout_s), "state", dict)
         return state
 
-    def mark(self) -> None:
-        """Say that a rollout begins: native environments are saved here, so that their journal stays short."""
-        if self._is_native and self._journal.steps:
-            self._digest()
-            self._snapshots = [self._take_snapshot(index) for index in range(len(self._workers))]
-            self._journal.begin_all()
+    def _take_snapshots(self) -> None:
+        """Save native environments; their journal begins anew."""
+        snapshots: list[dict[str, Any]] = []
+        for index, worker in enumerate(self._workers):
 
-    def _take_snapshot(self, index: int) -> dict[str, Any]:
-        try:
-            return self._snapshot(index)
-        except (BridgeError, ProtocolError) as error:
-            self._judge(index, error)
-            self._recover(index, error, None)
-            snapshot = self._snapshot(index)
-            self._last_crash = None  # as in `_surviving`
-            return snapshot
+            def save(index: int = index, worker: WorkerProcess = worker) -> None:
+                if self._workers[index] is not worker:  # it failed, and its successor is fresh
+                    self._rebuild_native(index)
+                snapshots.append(self._snapshot(index))
+
+            self._surviving(index, "save", save)
+        self._snapshots = snapshots
+        self._journal.begin_all()
+        self._saved_at = self._journal.steps
 
     # -- checkpoints
 
@@ -645,8 +668,8 @@ class EnvBridge:
         """Where all episodes are, as plain data; after `reset`, between steps."""
         if not self._was_reset:
             raise ValueError("state_dict: expected reset before this")
-        self._digest()
-        self.mark()
+        if self._is_native:
+            self._take_snapshots()
         state: dict[str, Any] = {
             "env_id": self.env_id,
             "num_envs": self.num_envs,
@@ -660,6 +683,7 @@ class EnvBridge:
         if self._is_native:
             state["snapshots"], state["ended"] = self._snapshots, to_text(self._ended_before)
         else:
+            self._digest()
             state["journal"] = self._journal.state_dict()
         return state
 
@@ -685,7 +709,7 @@ class EnvBridge:
         self._next_seeds[:] = [self._episode_seed(env, episode + 1) for env, episode in enumerate(self._episodes)]
         seen = np.frombuffer(obs_bytes, spec.obs_dtype).reshape(self.num_envs, *spec.obs_shape)
         self._steps_before += self._journal.steps
-        self._journal = Journal(self.num_envs)
+        self._journal, self._saved_at = Journal(self.num_envs), 0
         self._was_reset = True
         if self._is_native:
             self._snapshots, self._ended_before = state["snapshots"], from_text(state["ended"])
@@ -702,7 +726,7 @@ class EnvBridge:
         """Replay one worker's episodes; the last observation must be the one that was saved, bit for bit."""
         rows = self._rows(index)
         begun = self._rebuild(index, set())
-        replayed = self._workers[index].replied["both_obs"][0]
+        replayed = self._workers[index].replied["both_obs"][0].copy()
         for env in range(rows.start, rows.stop):
             if env not in begun and replayed[env - rows.start].tobytes() != seen[env].tobytes():
                 raise ContractViolation(f"obs[{env}]", "the observation of the checkpoint, bit for bit", "another", env)

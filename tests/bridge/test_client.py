@@ -31,6 +31,7 @@ from lit_ppo.errors import (
     WorkerExited,
     WorkerTimeout,
 )
+from tests.faults.harness import wait_for
 
 FAULTY = "tests.fault_envs:Faulty-v0"
 FIELDS = ("obs", "next_obs", "rewards", "terminated", "truncated")
@@ -91,6 +92,7 @@ def bridge_of(
     *,
     contract: ContractSettings | None = None,
     on_event: Callable[[str], None] = lambda text: None,
+    on_fault: Callable[[EnvironmentFault], None] = lambda fault: None,
     env_kwargs: dict[str, Any] | None = None,
     **settings: Any,
 ) -> EnvBridge:
@@ -103,6 +105,7 @@ def bridge_of(
         settings=BridgeSettings(**settings),
         contract=contract,
         on_event=on_event,
+        on_fault=on_fault,
     )
 
 
@@ -115,11 +118,13 @@ def played(bridge: EnvBridge, actions: np.ndarray) -> Steps:
     return [tuple(getattr(step, name).copy() for name in (*FIELDS, "valid")) for step in steps]
 
 
-def in_process(env_id: str, actions: np.ndarray, first_action: int = 0, **kwargs: Any) -> tuple[np.ndarray, Steps]:
+def in_process(
+    env_id: str, actions: np.ndarray, first_action: int = 0, first_episodes: list[int] | None = None, **kwargs: Any
+) -> tuple[np.ndarray, Steps]:
     """The oracle: Gymnasium itself, one environment after the other; first observations and all steps."""
     envs = [gymnasium.make(env_id, **kwargs).unwrapped if env_id == FAULTY else gymnasium.make(env_id) for _ in actions[0]]
-    episodes = [0] * len(envs)
-    first = np.array([env.reset(seed=episode_seed(i, 0))[0] for i, env in enumerate(envs)])
+    episodes = list(first_episodes or [0] * len(envs))
+    first = np.array([env.reset(seed=episode_seed(i, episodes[i]))[0] for i, env in enumerate(envs)])
     steps: Steps = []
     for row in actions:
         results = [env.step(int(action) + first_action) for env, action in zip(envs, row, strict=True)]
@@ -224,7 +229,7 @@ def test_a_row_that_is_not_active_stays_where_it_is_and_is_not_valid() -> None:
         begun = [0, 0, 0]
         for k, (row, active) in enumerate(zip(actions, mask, strict=True)):
             if k == 6:
-                os.kill(worker_pid(bridge), signal.SIGKILL)  # the rebuilt rows, too, have stepped only where they were active
+                strike_worker(bridge)  # the rebuilt rows, too, have stepped only where they were active
             step = bridge.step(row, active)
             assert step.valid.tolist() == [bool(a) for a in active] and step.all_valid == active.all()
             for i, env in enumerate(reference):
@@ -245,20 +250,32 @@ def test_a_row_that_is_not_active_stays_where_it_is_and_is_not_valid() -> None:
 
 
 def strike_guard(bridge: EnvBridge) -> None:
-    os.kill(bridge._workers[0]._process.pid, signal.SIGKILL)
+    """Kill the guard; the worker has ended with it."""
+    worker = bridge._workers[0]
+    pidfds = [os.pidfd_open(worker._process.pid), os.pidfd_open(worker.worker_pid or 0)]
+    os.kill(worker._process.pid, signal.SIGKILL)
+    assert all_ended(pidfds)
 
 
-def strike_worker(number: int) -> Callable[[EnvBridge], None]:
-    return lambda bridge: os.kill(worker_pid(bridge), number)
+def strike_worker(bridge: EnvBridge, number: int = signal.SIGKILL, index: int = 0) -> None:
+    """Send a signal; it has had its effect."""
+    pid = bridge._workers[index].worker_pid or 0
+    pidfd = os.pidfd_open(pid)
+    os.kill(pid, number)
+    if number == signal.SIGSTOP:
+        os.close(pidfd)
+        wait_for(lambda: Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()[0] == b"T", "the stop")
+    else:
+        assert all_ended([pidfd])
 
 
 STRIKES = {
     "kill -9 of the guard": strike_guard,
-    "kill -9 of the worker": strike_worker(signal.SIGKILL),
-    "a segmentation fault of the worker": strike_worker(signal.SIGSEGV),
-    "a real-time signal": strike_worker(signal.SIGRTMIN + 3),
-    "SIGTERM": strike_worker(signal.SIGTERM),
-    "SIGSTOP, found by the deadline": strike_worker(signal.SIGSTOP),
+    "kill -9 of the worker": lambda bridge: strike_worker(bridge, signal.SIGKILL),
+    "a segmentation fault of the worker": lambda bridge: strike_worker(bridge, signal.SIGSEGV),
+    "a real-time signal": lambda bridge: strike_worker(bridge, signal.SIGRTMIN + 3),
+    "SIGTERM": lambda bridge: strike_worker(bridge, signal.SIGTERM),
+    "SIGSTOP, found by the deadline": lambda bridge: strike_worker(bridge, signal.SIGSTOP),
 }
 
 
@@ -319,7 +336,7 @@ def test_a_crash_in_reset_that_happens_once_is_survived(tmp_path: Path) -> None:
     first, expected = in_process(FAULTY, actions_of(3, 2))
     with bridge_of(num_envs=2, env_kwargs=kwargs) as bridge:
         assert bridge.reset().tobytes() == first.tobytes()
-        os.kill(worker_pid(bridge), signal.SIGKILL)  # another fault before the first step is no proof of a deterministic one
+        strike_worker(bridge)  # another fault before the first step is no proof of a deterministic one
         assert_same(played(bridge, actions_of(3, 2)), expected)
         assert bridge.restarts == 2
 
@@ -331,7 +348,7 @@ def test_crashes_at_the_same_step_of_two_runs_are_not_taken_for_one_that_repeats
         for _ in range(2):
             bridge.reset()
             before = played(bridge, actions[:2])
-            os.kill(worker_pid(bridge), signal.SIGKILL)
+            strike_worker(bridge)
             assert_same(before + played(bridge, actions[2:]), expected)
         assert bridge.restarts == 2
 
@@ -372,7 +389,7 @@ def test_max_restarts_bounds_what_a_run_survives(fault: str) -> None:
         def play() -> None:
             for _ in range(40):
                 if struck:
-                    os.kill(worker_pid(bridge), signal.SIGKILL)
+                    strike_worker(bridge)
                 bridge.step(np.zeros(1, np.int64))
 
         with pytest.raises(errors[fault], match=r"3 faults within 10000 steps are more than data\.max_restarts=2"):
@@ -384,7 +401,7 @@ def test_faults_outside_the_restart_window_do_not_count() -> None:
     with bridge_of(num_envs=1, max_restarts=1, restart_window=4) as bridge:
         for _ in range(2):  # the window goes on across resets
             bridge.reset()
-            os.kill(worker_pid(bridge), signal.SIGKILL)
+            strike_worker(bridge)
             played(bridge, np.zeros((4, 1), np.int64))
         assert bridge.restarts == 2
 
@@ -411,10 +428,9 @@ def test_a_forged_line_of_a_dead_worker_does_not_hide_its_death() -> None:
             bridge._workers[0]._unread += b'{"seq":1}\n'
             if struck_before:
                 strike_guard(bridge)
-                assert all_ended(pidfds)
             with pytest.raises(WorkerExited, match="was killed by SIGKILL while answering step"):
                 bridge.step(np.zeros(1, np.int64))
-        assert struck_before or all_ended(pidfds, 0.0)
+        assert all_ended(pidfds, 0.0)
 
 
 def test_noise_and_forged_replies_on_stdout_and_stderr_change_nothing() -> None:
@@ -430,7 +446,7 @@ def test_noise_ends_up_in_the_message_without_its_control_characters(tmp_path: P
     with bridge_of(num_envs=1, max_restarts=0, env_kwargs={"fault": "noise", "at_step": None}) as bridge:
         bridge.reset()
         played(bridge, np.zeros((2, 1), np.int64))
-        os.kill(worker_pid(bridge), signal.SIGKILL)
+        strike_worker(bridge)
         with pytest.raises(WorkerExited) as raised:
             played(bridge, np.zeros((2, 1), np.int64))
     assert "the end of its standard error:" in str(raised.value)
@@ -516,6 +532,58 @@ def test_a_first_observation_is_checked_like_any_other() -> None:
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("fault", ["obs nan", "obs short", "raise"])
+def test_a_fault_in_the_very_first_reset_takes_the_next_seed_if_so_set(fault: str, num_workers: int) -> None:
+    """The fault is of the seed: the first one of row 1 never works."""
+    events: list[str] = []
+    faults: list[EnvironmentFault] = []
+    kwargs = {"fault": fault, "of_seeds": {episode_seed(1, 0): "reset"}}
+    settings: dict[str, Any] = {"num_workers": num_workers, "on_violation": "restart"}
+    actions = actions_of(30, 4)
+    with bridge_of(env_kwargs=kwargs, on_event=events.append, on_fault=faults.append, **settings) as bridge:
+        first = bridge.reset().copy()
+        assert bridge.restarts == bridge.abandoned_episodes == len(events) == len(faults) == 1
+        arrived = played(bridge, actions[:2])
+        strike_worker(bridge)  # the journal, too, has the seed that was taken
+        arrived += played(bridge, actions[2:])
+        assert bridge.restarts == 2 and bridge.abandoned_episodes == 1
+    assert "is replaced: reset: " in events[0] and events[0].endswith("(env 1, episode 0, step 0, seed 1000)")
+    assert (faults[0].report["seed"], faults[0].report["episode"], faults[0].report["actions"]) == (1000, 0, [])
+    # row 1 is one episode ahead of what it would be, the others are not touched
+    expected_first, expected = in_process(FAULTY, actions, first_episodes=[0, 1, 0, 0])
+    assert first.tobytes() == expected_first.tobytes()
+    assert_same(arrived, expected)
+
+
+def test_first_resets_that_all_fail_end_the_run() -> None:
+    kwargs = {"fault": "obs nan", "call": "reset", "row": 1}
+    settings: dict[str, Any] = {"on_violation": "restart", "max_restarts": 3}
+    with bridge_of(num_envs=2, env_kwargs=kwargs, **settings) as bridge:
+        with pytest.raises(
+            ContractViolation, match=r"4 faults within 10000 steps are more than data\.max_restarts=3"
+        ) as raised:
+            bridge.reset()
+        assert raised.value.where == {"env": 1, "episode": 3, "step": 0, "seed": 1003}
+        assert bridge.restarts == 3
+
+
+def test_an_episode_that_takes_the_place_of_an_abandoned_one_may_fail_to_begin_as_well(tmp_path: Path) -> None:
+    """Of row 1, episode 2 raises in a step, and the episodes 3 and 4 cannot begin."""
+    faults: list[EnvironmentFault] = []
+    kwargs = {
+        "fault": "raise",
+        "of_seeds": {episode_seed(1, k): call for k, call in {2: "step", 3: "reset", 4: "reset"}.items()},
+    }
+    with bridge_of(num_envs=2, on_violation="restart", env_kwargs=kwargs, on_fault=faults.append) as bridge:
+        bridge.reset()
+        played(bridge, actions_of(60, 2))
+        assert bridge.abandoned_episodes == 3
+    places = [(fault.where["episode"], fault.where["step"], fault.where["seed"]) for fault in faults]
+    assert places == [(2, 3, 1002), (3, 0, 1003), (4, 0, 1004)]
+    assert [len(fault.report["actions"]) for fault in faults] == [4, 0, 0]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("fault", ["obs nan", "raise"])
 def test_on_violation_restart_abandons_just_that_episode(fault: str, num_workers: int, tmp_path: Path) -> None:
     actions = actions_of(40, 4)
@@ -551,7 +619,7 @@ def test_an_environment_that_is_not_deterministic_begins_a_new_episode_after_a_c
     with bridge_of(num_workers=2, env_kwargs=kwargs, on_event=events.append) as bridge:
         bridge.reset()
         played(bridge, actions_of(2, 4))
-        os.kill(worker_pid(bridge, 1), signal.SIGKILL)
+        strike_worker(bridge, index=1)
         step = bridge.step(np.zeros(4, np.int64))
         assert step.valid.tolist() == [True, True, False, False] and not step.all_valid
         assert bridge.abandoned_episodes == 2
@@ -568,7 +636,7 @@ def test_an_episode_that_ends_in_the_replay_is_no_longer_the_one_under_way(tmp_p
         bridge.reset()
         assert not any(step[4][0] for step in played(bridge, np.zeros((4, 1), np.int64)))
         shorter.touch()  # observations and rewards come back as they were, but the last of these steps ends the episode
-        os.kill(worker_pid(bridge), signal.SIGKILL)
+        strike_worker(bridge)
         assert not bridge.step(np.zeros(1, np.int64)).all_valid
         assert bridge.abandoned_episodes == 1
 
@@ -579,7 +647,7 @@ def test_a_replay_that_differs_stops_the_run_if_so_set(on_violation: str) -> Non
     with bridge_of(env_kwargs={"drift": True}, **settings) as bridge:
         bridge.reset()
         played(bridge, actions_of(2, 4))
-        os.kill(worker_pid(bridge, 1), signal.SIGKILL)
+        strike_worker(bridge, index=1)
         with pytest.raises(ContractViolation) as raised:
             bridge.step(np.zeros(4, np.int64))
     assert str(raised.value) == (
@@ -657,7 +725,7 @@ def test_spaces_that_change_with_the_process_stop_the_run(tmp_path: Path) -> Non
         with bridge_of(num_envs=2, on_violation=on_violation, env_kwargs={"other_space": str(other)}) as bridge:
             bridge.reset()
             other.touch()
-            os.kill(worker_pid(bridge), signal.SIGKILL)
+            strike_worker(bridge)
             with pytest.raises(ContractViolation, match=r"^spaces: expected those of the first handshake: .*obs_high=2\.0"):
                 bridge.step(np.zeros(2, np.int64))
         other.unlink()
@@ -701,7 +769,7 @@ def test_native_environments_equal_gymnasiums_own_with_autoreset_rows_marked_inv
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_native_environments_survive_kill_bit_for_bit_with_and_without_marks(num_workers: int) -> None:
+def test_native_environments_survive_kill_bit_for_bit_in_steps_and_snapshots(num_workers: int) -> None:
     actions = actions_of(100, 4)
     settings: dict[str, Any] = {"vectorization": "native", "num_workers": num_workers}
     with bridge_of("CartPole-v1", **settings) as undisturbed:
@@ -710,14 +778,89 @@ def test_native_environments_survive_kill_bit_for_bit_with_and_without_marks(num
     with bridge_of("CartPole-v1", **settings) as bridge:
         bridge.reset()
         arrived = played(bridge, actions[:30])
-        os.kill(worker_pid(bridge), signal.SIGKILL)
+        strike_worker(bridge)
         arrived += played(bridge, actions[30:60])
-        bridge.mark()
+        bridge.state_dict()
         arrived += played(bridge, actions[60:70])
-        os.kill(worker_pid(bridge), signal.SIGKILL)
-        bridge.mark()  # the death is found here, not in a step
+        strike_worker(bridge)
+        bridge.state_dict()  # the death is found here, not in a step
         assert_same(arrived + played(bridge, actions[70:]), expected)
         assert bridge.restarts == 2
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_native_environments_are_saved_in_time_and_come_back_from_long_after(
+    num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """9000 steps without a checkpoint: the journal stays short, and a replay of thousands of steps ends where they did."""
+    actions = actions_of(9000, 4)
+    settings: dict[str, Any] = {"vectorization": "native", "num_workers": num_workers}
+    with bridge_of("CartPole-v1", **settings) as undisturbed:
+        undisturbed.reset()
+        expected = played(undisturbed, actions)
+    saved: list[int] = []
+    snapshot = EnvBridge._snapshot
+    with bridge_of("CartPole-v1", **settings) as bridge:
+        bridge.reset()
+        monkeypatch.setattr(
+            EnvBridge, "_snapshot", lambda self, index: (saved.append(self._journal.steps), snapshot(self, index))[1]
+        )
+        arrived = played(bridge, actions[:8191])
+        strike_worker(bridge)  # 4095 steps after the only snapshot so far
+        arrived += played(bridge, actions[8191:])
+        assert_same(arrived, expected)
+        assert bridge.restarts == 1
+        assert saved == [4096] * num_workers + [8192] * num_workers
+        assert len(bridge._journal._actions) <= 8192  # twice what lies between two snapshots: room to move
+        assert not bridge._journal.lost.any()
+
+
+def test_native_environments_that_are_killed_while_they_are_saved_go_on_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice in a row, in the second of two workers: the first has its new snapshot by then, the old one is still in force."""
+    actions = actions_of(60, 4)
+    settings: dict[str, Any] = {"vectorization": "native", "num_workers": 2}
+    with bridge_of("CartPole-v1", **settings) as undisturbed:
+        undisturbed.reset()
+        expected = played(undisturbed, actions)
+    snapshot, struck = EnvBridge._snapshot, []
+
+    def struck_snapshot(self: EnvBridge, index: int) -> dict[str, Any]:
+        if index == 1 and len(struck) < 2:
+            struck.append(self._workers[index].worker_pid or 0)
+            os.kill(struck[-1], signal.SIGKILL)
+        return snapshot(self, index)
+
+    with bridge_of("CartPole-v1", **settings) as bridge:
+        bridge.reset()
+        before = played(bridge, actions[:30])
+        monkeypatch.setattr(EnvBridge, "_snapshot", struck_snapshot)
+        with pytest.raises(WorkerExited, match="a deterministic crash"):
+            bridge.state_dict()  # the same moment kills it twice
+        assert bridge.restarts == 1
+        state = bridge.state_dict()
+        assert state["restarts"] == bridge.restarts == 2
+        assert_same(before + played(bridge, actions[30:]), expected)
+    with bridge_of("CartPole-v1", **settings) as resumed:
+        resumed.load_state_dict(state)
+        assert_same(played(resumed, actions[30:]), expected[30:])
+
+
+def test_native_environments_that_are_killed_while_they_are_proved_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, expected = native_in_process(actions_of(20, 2))
+    snapshot, struck = EnvBridge._snapshot, []
+
+    def struck_snapshot(self: EnvBridge, index: int) -> dict[str, Any]:
+        taken = snapshot(self, index)
+        if not struck:
+            struck.append(self._workers[index].worker_pid or 0)
+            os.kill(struck[-1], signal.SIGKILL)
+        return taken
+
+    monkeypatch.setattr(EnvBridge, "_snapshot", struck_snapshot)
+    with bridge_of("CartPole-v1", 2, vectorization="native") as bridge:
+        assert bridge.reset().tobytes() == first.tobytes()
+        assert_same(played(bridge, actions_of(20, 2)), expected)
+        assert bridge.restarts == 1
 
 
 def test_native_environments_need_a_native_version_and_all_their_rows() -> None:
@@ -746,7 +889,7 @@ def test_a_checkpoint_continues_in_fresh_workers_as_if_nothing_had_happened(vect
         obs = resumed.load_state_dict(state)
         assert obs.tobytes() == before[-1][0].tobytes()
         arrived = played(resumed, actions[37:50])
-        os.kill(worker_pid(resumed), signal.SIGKILL)  # what was loaded serves for a rebuild, too
+        strike_worker(resumed)  # what was loaded serves for a rebuild, too
         assert_same(arrived + played(resumed, actions[50:]), expected)
 
 
@@ -951,7 +1094,7 @@ def test_grandchildren_and_daemons_end_with_the_worker(how: str, tmp_path: Path)
         bridge.reset()
         pidfds = [os.pidfd_open(int(pid)) for pid in pids.read_text().split()]
         if how == "kill":
-            os.kill(worker_pid(bridge), signal.SIGKILL)
+            strike_worker(bridge)
             bridge.step(np.zeros(1, np.int64))
             assert all_ended(pidfds, 0.0)
             pidfds = [os.pidfd_open(int(pid)) for pid in pids.read_text().split()]
