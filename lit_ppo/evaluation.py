@@ -95,6 +95,8 @@ class GreedyPlayer:
         """
         self._seeds = seeds
         n, num_episodes = self.num_envs, len(seeds)
+        num_used = min(n, num_episodes)  # rows that play at all; the others are not worth the policy's time
+        actions = np.zeros(n, np.int64)
         obs: NDArray[Any] = self._bridge.reset()
         playing = np.arange(n)  # the number of the episode that each row plays
         active = (playing < num_episodes).astype(np.uint8)
@@ -102,7 +104,8 @@ class GreedyPlayer:
         row_totals, row_lengths = np.zeros(n), np.zeros(n, np.int64)
         finished = np.zeros(num_episodes, np.bool_)
         while active.any():
-            actions = distributions.mode(policy(torch.from_numpy(obs.astype(np.float32)).to(device))).cpu().numpy()
+            seen = torch.from_numpy(obs[:num_used].astype(np.float32))
+            actions[:num_used] = distributions.mode(policy(seen.to(device))).cpu().numpy()
             step = self._bridge.step(actions, None if active.all() else active)
             row_totals += step.rewards
             row_lengths += step.valid

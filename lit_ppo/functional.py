@@ -64,10 +64,8 @@ def normalize(advantages: Tensor) -> Tensor:
     Args:
         advantages: Shape (B,).
     """
-    centered = advantages - advantages.mean()
-    if centered.numel() == 1:
-        return centered
-    return centered / (centered.square().sum() / (centered.numel() - 1)).sqrt().add(1e-8)
+    std, mean = torch.std_mean(advantages, correction=min(1, advantages.numel() - 1))
+    return (advantages - mean) / (std + 1e-8)
 
 
 def clipped_surrogate_loss(log_ratio: Tensor, advantages: Tensor, clip_epsilon: float | Tensor) -> Tensor:
@@ -143,7 +141,10 @@ def ppo_loss(
     policy = clipped_surrogate_loss(log_ratio, advantages, clip_epsilon)
     value = value_loss(values, old_values, returns, value_clip)
     entropy = entropies.mean()
-    return PPOLoss(policy + value_coefficient * value - entropy_coefficient * entropy, policy, value, entropy)
+    total = policy + value_coefficient * value
+    if entropy_coefficient:  # a bonus of 0 would still cost its way back
+        total = total - entropy_coefficient * entropy
+    return PPOLoss(total, policy, value, entropy)
 
 
 def approximate_kl(log_ratio: Tensor) -> Tensor:

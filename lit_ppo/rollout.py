@@ -92,8 +92,9 @@ def collect_rollout(rollout: Rollout, bridge: EnvBridge, obs: NDArray[Any], poli
     stored_valid, stored_actions = rollout.valid.numpy(), rollout.actions.numpy()
     rollout.final_obs = []
     stored_obs[0] = obs
-    for t, noise_now in enumerate(noise):
-        logits = policy(rollout.obs[t].to(device))
+    # rows made once: indexing a tensor costs as much as adding two
+    for t, (obs_now, noise_now) in enumerate(zip(rollout.obs[:-1].unbind(), noise.unbind(), strict=True)):
+        logits = policy(obs_now.to(device))
         actions = distributions.sample(logits, noise_now).cpu().numpy()
         step = bridge.step(actions)
         stored_actions[t], stored_rewards[t], stored_valid[t] = actions, step.rewards, step.valid
