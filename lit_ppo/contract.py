@@ -19,6 +19,7 @@ A check returns the value it has checked, so unchecked data cannot be used by ac
 pass; only when that pass fails are the rules gone through one by one to name the offender.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -167,6 +168,32 @@ def admit_flag(name: str, value: object) -> bool:
     raise ContractViolation(name, "true or false", f"{type(value).__name__} {shown(value)}")
 
 
+def _float_bound(bound: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The bound in the observations' own dtype where that loses nothing: comparing like with like needs no casts."""
+    with np.errstate(over="ignore"):  # float16 has no FLOAT32_MAX; the comparison sees that
+        cast = bound.astype(dtype)
+    return cast if (cast == bound).all() else bound
+
+
+def _integer_bounds(
+    low: NDArray[np.float64], high: NDArray[np.float64], dtype: np.dtype[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The least and the greatest integer of `dtype` within [low, high]; where there is none, a least above the greatest.
+
+    In float64 neither all bounds nor all values of 64-bit integers would be exact.
+    """
+    limits = np.iinfo(dtype)
+    end = float(limits.max) + 1.0  # a power of two, which every float can hold; of int64, the first number beyond it
+    low, high = np.ceil(low), np.floor(high)
+    least, greatest = np.full(low.shape, limits.max, dtype), np.full(low.shape, limits.min, dtype)
+    is_possible = (low < end) & (high >= limits.min)
+    least[is_possible] = np.maximum(low[is_possible], limits.min).astype(dtype)
+    greatest[is_possible & (high >= end)] = limits.max
+    is_inside = is_possible & (high < end)
+    greatest[is_inside] = high[is_inside].astype(dtype)
+    return least, greatest
+
+
 class Contract:
     """The rules for the values of N environments, made ready once and applied at every step.
 
@@ -205,20 +232,18 @@ class Contract:
             low, high = np.full_like(low, -np.inf), np.full_like(high, np.inf)
         # one comparison per side covers everything: NaN compares false, +-inf lies outside +-FLOAT32_MAX
         # (not clip: a range that misses the space altogether must leave nothing, not the range's own end)
-        self._obs_low = self._bounds(np.maximum(low, lowest).reshape(spec.obs_shape))
-        self._obs_high = self._bounds(np.minimum(high, highest).reshape(spec.obs_shape))
+        low, high = np.maximum(low, lowest).reshape(spec.obs_shape), np.minimum(high, highest).reshape(spec.obs_shape)
+        dtype = np.dtype(spec.obs_dtype)
+        if dtype.kind == "f":
+            self._obs_low, self._obs_high = _float_bound(low, dtype), _float_bound(high, dtype)
+            self._obs_is_free = False
+        else:
+            self._obs_low, self._obs_high = _integer_bounds(low, high, dtype)
+            limits = np.iinfo(dtype)  # if all that the dtype can hold is allowed, there is nothing to compare
+            self._obs_is_free = bool((self._obs_low == limits.min).all() and (self._obs_high == limits.max).all())
         self._scratch, self._ones = np.empty((2, 0), np.bool_), b""
         least, most = settings.reward_range or (-FLOAT32_MAX, FLOAT32_MAX)
         self._reward_low, self._reward_high = max(least, -FLOAT32_MAX), min(most, FLOAT32_MAX)
-
-    def _bounds(self, bounds: NDArray[np.float64]) -> NDArray[Any]:
-        """Bounds in the observations' own dtype where that loses nothing: comparing like with like needs no casts."""
-        dtype = np.dtype(self.spec.obs_dtype)
-        if dtype.kind != "f":
-            return bounds
-        with np.errstate(over="ignore"):  # float16 has no FLOAT32_MAX; the comparison below sees that
-            cast = bounds.astype(dtype)
-        return cast if (cast == bounds).all() else bounds
 
     def check_actions(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Actions of shape (N,), each in 0..num_actions-1.
@@ -236,7 +261,7 @@ class Contract:
 
     def check_observations(self, obs: NDArray[Any]) -> NDArray[Any]:
         """First observations of episodes, shape (N, *obs_shape)."""
-        if not ((obs >= self._obs_low) & (obs <= self._obs_high)).all():
+        if not self._obs_is_free and not ((obs >= self._obs_low) & (obs <= self._obs_high)).all():
             self._refuse_observations("obs", obs)
         return obs
 
@@ -249,13 +274,7 @@ class Contract:
             flags: `terminated`, `truncated`, `reset` and `invalid`, one byte each for each environment: 4 * N bytes.
             expected_invalid: What the N bytes of `invalid` must be: the rows that were not stepped at all.
         """
-        if self._scratch.shape[1:] != both_obs.shape:
-            self._scratch = np.empty((2, *both_obs.shape), np.bool_)
-        inside, below = self._scratch
-        np.greater_equal(both_obs, self._obs_low, out=inside)
-        np.less_equal(both_obs, self._obs_high, out=below)
-        np.logical_and(inside, below, out=inside)
-        if b"\x00" in inside.tobytes():  # a fifth of the price of `all`
+        if not self._obs_is_free and not self._are_inside(both_obs):
             self._refuse_observations("next_obs", both_obs[1])
             self._refuse_observations("obs", both_obs[0])
         # NaN is the largest of all numbers to `maximum`, and compares false
@@ -265,6 +284,15 @@ class Contract:
             self._refuse_rewards(rewards)
         if not self._flags_hold(flags, expected_invalid):
             self._refuse_flags(np.frombuffer(flags, np.uint8).reshape(4, -1), expected_invalid)
+
+    def _are_inside(self, both_obs: NDArray[Any]) -> bool:
+        if self._scratch.shape[1:] != both_obs.shape:
+            self._scratch = np.empty((2, *both_obs.shape), np.bool_)
+        inside, below = self._scratch
+        np.greater_equal(both_obs, self._obs_low, out=inside)
+        np.less_equal(both_obs, self._obs_high, out=below)
+        np.logical_and(inside, below, out=inside)
+        return b"\x00" not in inside.tobytes()  # a fifth of the price of `all`
 
     def _flags_hold(self, flags: bytes, expected_invalid: bytes) -> bool:
         """Whether the flags keep all their rules; as long integers, a byte for each environment, for speed."""
@@ -309,21 +337,18 @@ class Contract:
     def _refuse_observations(self, field: str, obs: NDArray[Any]) -> None:
         """Raise for the first bad component of `obs`, if there is one."""
         with np.errstate(invalid="ignore"):  # a signalling NaN
-            wide = obs.astype(np.float64)
-        bad = ~((wide >= self._obs_low) & (wide <= self._obs_high))
+            bad = ~((obs >= self._obs_low) & (obs <= self._obs_high))
         if not bad.any():
             return
         index = tuple(int(i) for i in np.argwhere(bad)[0])
-        env, component, value = index[0], index[1:], float(wide[index])
-        if not np.isfinite(value):
+        env, component, value = index[0], index[1:], obs[index].item()
+        low, high = float(self._space_low[component]), float(self._space_high[component])
+        if not math.isfinite(value):
             rule = "a finite value"
         elif abs(value) > FLOAT32_MAX:
             rule = "a value that float32 can hold"
-        elif self.settings.check_membership and not self._space_low[component] <= value <= self._space_high[component]:
-            rule = (
-                f"a value in [{self._space_low[component]}, {self._space_high[component]}] "
-                "(the declared observation space; contract.check_membership=false accepts it)"
-            )
+        elif self.settings.check_membership and not low <= value <= high:
+            rule = f"a value in [{low}, {high}] (the declared observation space; contract.check_membership=false accepts it)"
         else:
             rule = f"a value in {list(self.settings.observation_range or ())} (contract.observation_range)"
         indices = ", ".join(str(i) for i in index)

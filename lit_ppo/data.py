@@ -141,6 +141,11 @@ class RolloutDataModule(LightningDataModule):
             spec = bridge.spec
         except ConfigError as error:  # the bridge does not know that it is configured under `data`
             raise ConfigError(str(error) if str(error).startswith("data.") else f"data.{error}") from error
+        if len(spec.obs_shape) != 1:  # the bridge steps any shape; it is the networks that take vectors
+            raise ConfigError(
+                f"data.env_id={spec.env_id}: observations of shape {spec.obs_shape} are not supported; "
+                "lit_ppo trains on Box observations of rank 1"
+            )
         if self.bridge_settings.sandbox == "strict" and self.reward_threshold is None:
             layers = ", ".join(f"{layer} {outcome}" for layer, outcome in sorted(bridge.sandbox_layers.items()))
             log.warning("sandbox of the environment processes: %s", layers)

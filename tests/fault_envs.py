@@ -242,6 +242,28 @@ class FaultyEnv(gymnasium.Env[np.ndarray, int]):
         self._act("close")
 
 
+class ImageEnv(gymnasium.Env[np.ndarray, int]):
+    """A screen whose every pixel follows from seed and actions, and says something else in each step.
+
+    Args:
+        high: The greatest value of a pixel, by the space; by what is seen, 255.
+    """
+
+    def __init__(self, high: int = 255) -> None:
+        self.observation_space = gymnasium.spaces.Box(0, high, (84, 84, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.screen, self.steps = self.np_random.integers(0, 256, (84, 84, 3), np.uint8), 0
+        return self.screen, {}
+
+    def step(self, action: int) -> Returned:
+        self.screen = self.screen * np.uint8(5) + np.uint8(action + 1)  # modulo 256
+        self.steps += 1
+        return self.screen, float(self.screen[0, 0, 0]), bool(self.screen[1, 2, 0] < 16), self.steps >= 12, {}
+
+
 class SpaceEnv(gymnasium.Env[Any, Any]):
     """An environment with spaces of one's choice; it can only be described."""
 
@@ -259,4 +281,5 @@ class SpaceEnv(gymnasium.Env[Any, Any]):
 gymnasium.register("Faulty-v0", entry_point=FaultyEnv)
 gymnasium.register("Noisy-v0", entry_point=FaultyEnv, kwargs={"fault": "noise", "at_step": None})
 gymnasium.register("NaN-v0", entry_point=FaultyEnv, kwargs={"fault": "obs nan", "at_step": 0})
+gymnasium.register("Image-v0", entry_point=ImageEnv)
 gymnasium.register("Spaces-v0", entry_point=SpaceEnv)

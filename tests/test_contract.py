@@ -281,6 +281,39 @@ def test_float16_observations_are_checked_without_a_word() -> None:
     assert message == "obs[0, 1]: expected a finite value, got inf"
 
 
+def test_whole_numbers_are_compared_exactly() -> None:
+    """2^53 + 1 is no float64; of int64, the greatest is none either."""
+    contract = Contract(spec_of(dtype="int64", low=-math.inf, high=2.0**53))
+    contract.check_observations(np.array([[2**53, -(2**63)]]))
+    assert refusal(contract.check_observations, np.array([[0, 2**53 + 1]])).endswith(f"got {2**53 + 1}")
+    Contract(spec_of(dtype="int64", low=-(2.0**63), high=2.0**63)).check_observations(np.array([[2**63 - 1, -(2**63)]]))
+    above = Contract(spec_of(dtype="int64", low=2.0**63, high=math.inf))
+    assert "expected a value in" in refusal(above.check_observations, np.array([[2**63 - 1, 0]]))
+
+
+def test_whole_numbers_between_two_whole_numbers_are_none() -> None:
+    contract = Contract(spec_of(dtype="uint8", low=0.0, high=255.0), ContractSettings(observation_range=(0.25, 0.75)))
+    for value in (0, 1, 255):
+        assert "(contract.observation_range)" in refusal(contract.check_observations, np.full((1, 2), value, np.uint8))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int64"])
+def test_what_a_dtype_cannot_go_beyond_is_not_compared(dtype: str) -> None:
+    limits = np.iinfo(dtype)
+    spec = spec_of((84, 84, 3), dtype, float(limits.min), float(limits.max))
+    contract, extremes = Contract(spec), np.full((2, 3, 84, 84, 3), limits.max, dtype)
+    extremes[:, 0] = limits.min
+    contract.check_values(extremes, np.zeros(3), bytes(12), bytes(3))
+    contract.check_observations(extremes[0])
+    assert contract._scratch.size == 0  # a pass over all pixels would have needed it
+    narrow = Contract(spec, ContractSettings(observation_range=(-1000.0, 100.5)))
+    both = np.clip(extremes, 0, 100).astype(dtype)
+    narrow.check_values(both, np.zeros(3), bytes(12), bytes(3))
+    both[1, 2, 83, 0, 2] = 101
+    message = refusal(narrow.check_values, both, np.zeros(3), bytes(12), bytes(3))
+    assert message == "next_obs[2, 83, 0, 2]: expected a value in [-1000.0, 100.5] (contract.observation_range), got 101"
+
+
 # -- rewards
 
 
@@ -404,13 +437,16 @@ def flags_are_bad(rules: ContractSettings, within_step: bool, row: list[int], is
 
 
 ANY = st.sampled_from([math.nan, math.inf, -math.inf, 1e300, -1e300, FLOAT32_MAX, -FLOAT32_MAX, FLOAT32_MAX * (1 + 2**-24)])
-LIMITS = st.sampled_from([-math.inf, -100.0, -1.0, 0.0, 0.5, 1.0, 100.0, math.inf])
+LIMITS = st.sampled_from(
+    [-math.inf, -(2.0**63), -100.0, -1.0, -0.5, 0.0, 0.5, 1.0, 100.0, 127.0, 255.0, 255.5, 2.0**53, 2.0**63, math.inf]
+)
+EXTREME_INTEGERS = [sign * (2**power + offset) for sign in (1, -1) for power in (7, 8, 31, 53, 54, 62) for offset in (-1, 0, 1)]
 RANGES = st.none() | st.tuples(LIMITS, LIMITS).filter(lambda pair: pair[0] < pair[1])
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Contract, np.ndarray, np.ndarray, bytes, bytes, bool]:
-    dtype = draw(st.sampled_from(["float32", "float64", "int64", "uint8"]))
+    dtype = draw(st.sampled_from(["float32", "float64", "int64", "int8", "uint8"]))
     shape = draw(st.sampled_from([(1,), (2,), (3,), (2, 2), ()]))
     size, num_envs = math.prod(shape), draw(st.integers(1, 3))
 
@@ -426,14 +462,13 @@ def cases(draw: st.DrawFn) -> tuple[Contract, np.ndarray, np.ndarray, bytes, byt
         exclusive_flags=draw(st.booleans()),
     )
     # mostly harmless values, so that both verdicts are common
-    harmless: Any = {
-        "uint8": st.integers(0, 1),
-        "int64": st.integers(0, 1),
-    }.get(dtype, st.sampled_from([0.5, 1.0, 0.75]))
-    wild: Any = {
-        "uint8": st.integers(0, 255),
-        "int64": st.integers(-(2**40), 2**40),
-    }.get(dtype, ANY | st.floats(width=32))
+    whole = np.dtype(dtype).kind in "iu"
+    harmless: Any = st.integers(0, 1) if whole else st.sampled_from([0.5, 1.0, 0.75])
+    wild: Any = ANY | st.floats(width=32)
+    if whole:
+        least, greatest = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+        extremes = [least, greatest, *(value for value in EXTREME_INTEGERS if least <= value <= greatest)]
+        wild = st.integers(least, greatest) | st.sampled_from(extremes)
     count = 2 * num_envs * size
     values = draw(st.lists(harmless, min_size=count, max_size=count))
     for index, value in draw(st.lists(st.tuples(st.integers(0, max(count - 1, 0)), wild), max_size=2)):
@@ -468,7 +503,7 @@ def test_the_vectorised_pass_agrees_with_plain_loops(
     for field, values in (("obs", both[0]), ("next_obs", both[1])):
         for env in range(num_envs):
             for flat_index, index in enumerate(np.ndindex(spec.obs_shape)):
-                if observation_is_bad(spec, rules, flat_index, float(values[(env, *index)])):
+                if observation_is_bad(spec, rules, flat_index, values[(env, *index)].item()):  # integers compare exactly
                     bad.add((field, env, index))
     for env in range(num_envs):
         if reward_is_bad(rules, float(rewards[env])):

@@ -152,6 +152,20 @@ def test_workers_must_share_the_environments_evenly() -> None:
     assert str(refused.value) == "data.num_envs=8: expected a multiple of data.num_workers=3"
 
 
+def test_observations_that_the_networks_cannot_take_are_refused_before_anything_is_trained() -> None:
+    before, data = children(), RolloutDataModule("tests.fault_envs:Image-v0", num_envs=2, evaluation_envs=1)
+    refused = (
+        "data.env_id=tests.fault_envs:Image-v0: observations of shape (84, 84, 3) are not supported; "
+        "lit_ppo trains on Box observations of rank 1"
+    )
+    for use in (lambda: data.obs_size, lambda: data.num_actions, lambda: data.setup("fit")):
+        with pytest.raises(ConfigError) as raised:
+            use()
+        assert str(raised.value) == refused
+    data.close()
+    assert children() == before
+
+
 # -- processes
 
 

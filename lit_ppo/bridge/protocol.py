@@ -34,6 +34,7 @@ MAX_LINE_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 16
 MAX_DIGITS: Final = 400
 DOORBELL: Final = b"\n"
+_MOST_COMPONENTS: Final = 1 << 24  # of one observation
 _CHECKSUM_BYTES: Final = len(" 1a2b3c4d")
 
 MAGIC: Final = 0x6C69745F70706F31  # "lit_ppo1"
@@ -180,23 +181,23 @@ def spec_from_json(message: dict[str, Any]) -> EnvSpec:
 
     Raises:
         ProtocolError: A field is missing or malformed.
-        ValueError: A space that this version cannot train on; the message says which.
+        ValueError: A space that this version cannot step; the message says which.
     """
     env_id = take(message, "env_id", str)
     observation, action = take(message, "observation_space", dict), take(message, "action_space", dict)
     if take(observation, "type", str) != "Box":
         raise ValueError(
             f"env_id={env_id}: observation space {shown(observation.get('repr'))} is not supported; "
-            "lit_ppo trains on Box observations of rank 1"
+            "lit_ppo trains on Box observations"
         )
     if take(action, "type", str) != "Discrete":
         raise ValueError(
             f"env_id={env_id}: action space {shown(action.get('repr'))} is not supported; lit_ppo trains on Discrete actions"
         )
     shape = tuple(take({"shape": size}, "shape", int) for size in take(observation, "shape", list))
-    if len(shape) != 1 or not 1 <= shape[0] <= 1 << 24:
+    if not shape or min(shape) < 1 or math.prod(shape) > _MOST_COMPONENTS:
         raise ValueError(
-            f"env_id={env_id}: observations of shape {shape} are not supported; lit_ppo trains on Box observations of rank 1"
+            f"env_id={env_id}: observations of shape {shape} are not supported; expected 1 to {_MOST_COMPONENTS} components"
         )
     dtype = take(observation, "dtype", str)
     if dtype not in ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"):

@@ -37,6 +37,17 @@ def test_any_flipped_bit_changes_the_digest_of_its_row_and_of_no_other(data: st.
     assert np.flatnonzero(differs).tolist() == [bit // 8 // bytes_per_row]
 
 
+def test_any_flipped_bit_of_an_image_changes_its_digest() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 84, 84, 3), np.uint8)
+    before, flat = digest_rows(images, np.zeros(2)), images.reshape(2, -1)
+    for at in [0, 1, 2, 3, 84 * 84 * 3 - 1, *rng.integers(0, 84 * 84 * 3, 60).tolist()]:
+        for bit in range(8):
+            flat[1, at] ^= 1 << bit
+            assert (digest_rows(images, np.zeros(2)) != before).tolist() == [False, True]
+            flat[1, at] ^= 1 << bit
+
+
 def test_a_digest_tells_the_order_and_the_sign_of_zero() -> None:
     rows = np.array([[1, 2, 0.0], [2, 1, 0.0], [1, 2, -0.0]], np.float32)
     assert len(set(digest_rows(rows).tolist())) == 3

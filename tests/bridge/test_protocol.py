@@ -300,11 +300,14 @@ def announced(**changes: Any) -> dict[str, Any]:
 def test_an_announcement_becomes_a_spec() -> None:
     wanted = EnvSpec("Test-v0", (2,), "float32", -1.0, (1.0, math.inf), 3, -1, 475.0, 500)
     assert spec_from_json(announced()) == wanted
+    image = {"shape": [84, 84, 3], "dtype": "uint8", "low": 0, "high": 255}
+    spec = spec_from_json(announced(**{f"observation__{key}": value for key, value in image.items()}))
+    assert (spec.obs_shape, spec.obs_dtype, spec.obs_low, spec.obs_high) == ((84, 84, 3), "uint8", 0.0, 255.0)
     bare = spec_from_json(announced(reward_threshold=None, max_episode_steps=None))
     assert bare.reward_threshold is None and bare.max_episode_steps is None
 
 
-RANK_1 = "are not supported; lit_ppo trains on Box observations of rank 1"
+SIZES = f"are not supported; expected 1 to {2**24} components"
 
 
 @pytest.mark.parametrize(
@@ -312,16 +315,16 @@ RANK_1 = "are not supported; lit_ppo trains on Box observations of rank 1"
     [
         (
             {"observation__type": "Tuple", "observation__repr": "Tuple(...)"},
-            "env_id=Test-v0: observation space 'Tuple(...)' is not supported; lit_ppo trains on Box observations of rank 1",
+            "env_id=Test-v0: observation space 'Tuple(...)' is not supported; lit_ppo trains on Box observations",
         ),
         (
             {"action__type": "Box", "action__repr": "Box(2,)"},
             "env_id=Test-v0: action space 'Box(2,)' is not supported; lit_ppo trains on Discrete actions",
         ),
-        ({"observation__shape": []}, f"env_id=Test-v0: observations of shape () {RANK_1}"),
-        ({"observation__shape": [3, 4]}, f"env_id=Test-v0: observations of shape (3, 4) {RANK_1}"),
-        ({"observation__shape": [0]}, f"env_id=Test-v0: observations of shape (0,) {RANK_1}"),
-        ({"observation__shape": [2**40]}, f"env_id=Test-v0: observations of shape ({2**40},) {RANK_1}"),
+        *(
+            ({"observation__shape": shape}, f"env_id=Test-v0: observations of shape {tuple(shape)} {SIZES}")
+            for shape in ([], [0], [3, 0], [-3], [-3, -4], [2**40], [2**13, 2**12])
+        ),
         ({"observation__dtype": "complex64"}, "env_id=Test-v0: observations of dtype 'complex64' are not supported"),
         ({"observation__dtype": "object"}, "env_id=Test-v0: observations of dtype 'object' are not supported"),
     ],
