@@ -82,7 +82,7 @@ class SyncHost:
         """Step the active environments; where an episode ends, begin the next one."""
         self.flags[...] = 0
         next_obs, rewards, start, shape, dtype = self.next_obs, self.rewards, self.action_start, self.shape, self.dtype
-        ended = []
+        envs, ended = self.envs, []
         rows: Iterable[int] = range(self.num_envs)
         if not all(active):  # rows that stay where they are
             self.invalid[...] = [not is_active for is_active in active]
@@ -91,13 +91,16 @@ class SyncHost:
             rows = [env for env in rows if active[env]]
         for env in rows:
             try:
-                returned = self.envs[env].step(actions[env] + start)
+                returned = envs[env].step(actions[env] + start)
             except Exception as error:
                 raise _raised(env, "step", error) from None
             try:
                 obs, reward, terminated, truncated, _ = admit_step(returned)
-                next_obs[env] = admit_observation(obs, shape, dtype)
-                rewards[env] = admit_reward(reward)
+                # what needs no second look is not given one: a call for each value would be a tenth of the whole step
+                if type(obs) is not np.ndarray or obs.dtype is not dtype or obs.shape != shape:
+                    obs = admit_observation(obs, shape, dtype)
+                next_obs[env] = obs
+                rewards[env] = reward if type(reward) is float else admit_reward(reward)
                 if terminated is not False and admit_flag("terminated", terminated):
                     self.terminated[env] = 1
                     ended.append(env)
@@ -135,6 +138,13 @@ class NativeHost:
         self.observation_space, self.action_space = self.vector.single_observation_space, self.vector.single_action_space
         self.spec = self.vector.spec
         self.action_start = _first_action(self.action_space)
+        self._accept_checked_actions(self.vector.unwrapped.action_space)
+
+    def _accept_checked_actions(self, space: gymnasium.Space[Any]) -> None:
+        """Spare the environment its own look at actions that the contract has looked at: a sixth of CartPole's step."""
+        self.asked: NDArray[np.int64] | None = None
+        contains = space.contains
+        space.contains = lambda actions: actions is self.asked or contains(actions)  # type: ignore[method-assign, assignment]
 
     def allocate(self, both_obs: NDArray[Any], rewards: NDArray[np.float64], flags: NDArray[np.uint8]) -> None:
         """Use these arrays, which the trainer can see, for all results from now on."""
@@ -152,7 +162,8 @@ class NativeHost:
     def step(self, actions: NDArray[np.int64], next_seeds: object, active: object) -> None:
         """Step all rows; those whose episode ended in the step before begin the next one instead."""
         try:
-            returned = self.vector.step(actions + self.action_start if self.action_start else actions)
+            self.asked = actions + self.action_start if self.action_start else actions
+            returned = self.vector.step(self.asked)
         except Exception as error:
             raise _raised(0, "step", error) from None
         obs, rewards, terminated, truncated, _ = admit_step(returned)
