@@ -7,11 +7,15 @@ the parent stays as guard and sleeps until
 - the worker goes away.
 
 Then it kills the worker's group and every descendant that was left behind (it is their subreaper, so even a daemon comes back
-to it), and ends the way the worker ended. If the guard itself is killed, the kernel kills the worker (PR_SET_PDEATHSIG).
+to it), and ends the way the worker ended. If the guard itself is killed, the kernel kills the worker (PR_SET_PDEATHSIG); the
+worker's private directory is then removed by the trainer or, if that was killed too, by the next guard that starts: guard and
+worker hold a lock on it, which the kernel releases when both are gone.
 """
 
 import ctypes
+import fcntl
 import os
+import re
 import resource
 import select
 import signal
@@ -22,6 +26,7 @@ from lit_ppo.bridge import sandbox
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_PRIVATE_NAME: Final = re.compile(r"lit_ppo-(\d+)-\d+")  # the guard's process number, and when it started
 
 
 def split(confinement: dict[str, Any]) -> dict[str, str]:
@@ -39,8 +44,11 @@ def split(confinement: dict[str, Any]) -> dict[str, str]:
     report, private = {}, None
     try:
         if confinement["cwd"] is None:
-            private = f"{os.environ.get('TMPDIR', '/tmp')}/lit_ppo-{os.getpid()}-{time.monotonic_ns()}"
+            temporary = os.environ.get("TMPDIR", "/tmp")
+            remove_orphans(temporary)
+            private = f"{temporary}/lit_ppo-{os.getpid()}-{time.monotonic_ns()}"
             os.mkdir(private, 0o700)
+            _lock(private)  # never closed: guard and worker hold it for life
         os.chdir(private or confinement["cwd"])
     except OSError as error:
         report["error"] = f"worker_cwd={confinement['cwd']}: {error}"
@@ -60,6 +68,38 @@ def split(confinement: dict[str, Any]) -> dict[str, str]:
         return report
     _guard(worker, private)
     raise AssertionError("the guard does not return")
+
+
+def remove_orphans(temporary: str) -> None:
+    """Remove private directories whose guard and worker were both killed; one that may be in use stays.
+
+    Args:
+        temporary: Where such directories are.
+    """
+    for entry in os.scandir(temporary):
+        name = _PRIVATE_NAME.fullmatch(entry.name)
+        if name is None or os.path.exists(f"/proc/{name[1]}"):
+            continue
+        try:
+            # without a process of that number it may still be in use, in another process namespace: then it is locked
+            if entry.stat(follow_symlinks=False).st_uid == os.getuid() and (lock := _lock(entry.path)) is not None:
+                import shutil  # here, so that starting does not pay for it
+
+                shutil.rmtree(entry.path, ignore_errors=True)
+                os.close(lock)
+        except OSError:
+            continue  # no directory, or another guard was faster
+
+
+def _lock(directory: str) -> int | None:
+    """A descriptor that holds the lock on a directory; None if somebody else holds it, or the file system has no locks."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _guard(worker: int, private: str | None) -> None:

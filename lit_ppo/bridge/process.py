@@ -1,7 +1,8 @@
 """One worker process: spawn it, talk to it with a deadline on every wait, end it.
 
 Rules. Every wait has one monotonic deadline for all of it. A worker that has missed a deadline, broken the protocol or died is
-of no further use: its owner kills it and may start another. `kill` and `close` never raise and never wait long.
+of no further use: its owner kills it and may start another. `kill` and `close` never raise and never wait long. A worker that
+its owner forgets is killed when the object is collected, or this process ends in its own time.
 """
 
 import fcntl
@@ -12,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from mmap import mmap
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -111,7 +113,10 @@ class WorkerProcess:
         assert self._process.stdin is not None and self._process.stdout is not None and self._process.stderr is not None
         self._requests, self._replies = self._process.stdin.fileno(), self._process.stdout.fileno()
         self._stderr = self._process.stderr.fileno()
+        descriptors = [self._frame_fd]
+        self._end = weakref.finalize(self, _end, self._process, descriptors)  # before anything else can fail
         self._pidfd = os.pidfd_open(self._process.pid)
+        descriptors.append(self._pidfd)
         for descriptor in (self._requests, self._replies, self._stderr):
             os.set_blocking(descriptor, False)
         self._poll = select.poll()
@@ -299,32 +304,43 @@ class WorkerProcess:
         if not self._open:
             return
         self._open = False
-        assert self._process.stdin is not None and self._process.stdout is not None and self._process.stderr is not None
-        self._process.stdin.close()  # the guard sees this, kills everything and ends
-        try:
-            self.exit_status = self._process.wait(_KILL_WAIT_S)
-        except subprocess.TimeoutExpired:  # the guard itself hangs or is stopped; the kernel then kills the worker
-            self._process.kill()
-            self.exit_status = self._process.wait()
+        self.exit_status = _end_process(self._process)
         if self.exit_status == -signal.SIGKILL and self.worker_pid is not None:
             try:  # if it was the guard that was killed, what the worker had started is still there
                 os.killpg(self.worker_pid, signal.SIGKILL)
             except (ProcessLookupError, PermissionError):
                 pass
-        if self.exit_status == -signal.SIGKILL:  # a guard that was killed could not remove the worker's directory
-            for directory in Path(os.environ.get("TMPDIR", "/tmp")).glob(f"lit_ppo-{self._process.pid}-*"):
-                shutil.rmtree(directory, ignore_errors=True)
         self._drain_stderr()
-        self._process.stdout.close()
-        self._process.stderr.close()
-        os.close(self._pidfd)
-        os.close(self._frame_fd)
+        self._end()
         # let go of the frame: an mmap keeps a descriptor of its own for as long as anything refers to it
         self.requested.clear()
         self.replied.clear()
         self._frame = None
         self._words = memoryview(bytearray(protocol.HEADER_BYTES)).cast("Q")
         self._doorbell = Doorbell(self._words, protocol.REPLY_WORD)
+
+
+def _end_process(process: "subprocess.Popen[bytes]") -> int:
+    """End a guard, and by it its worker; how the worker ended, as `Popen.returncode`."""
+    assert process.stdin is not None
+    process.stdin.close()  # the guard sees this, kills everything and ends
+    try:
+        return process.wait(_KILL_WAIT_S)
+    except subprocess.TimeoutExpired:  # the guard itself hangs or is stopped; the kernel then kills the worker
+        process.kill()
+        return process.wait()
+
+
+def _end(process: "subprocess.Popen[bytes]", descriptors: list[int]) -> None:
+    """End a guard and its worker, and let go of all that this process has of them."""
+    if _end_process(process) == -signal.SIGKILL:  # a guard that was killed could not remove the worker's directory
+        for directory in Path(os.environ.get("TMPDIR", "/tmp")).glob(f"lit_ppo-{process.pid}-*"):
+            shutil.rmtree(directory, ignore_errors=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    process.stderr.close()
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def worker_environment() -> dict[str, str]:

@@ -1,11 +1,15 @@
 """One worker process: whatever bytes it sends, an answer, an error of ours, in time; and how it is confined."""
 
+import fcntl
+import gc
 import json
 import os
 import random
 import resource
 import select
 import signal
+import subprocess
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -399,6 +403,98 @@ def test_private_directory_is_empty_and_goes_with_the_worker(end: str, probe: An
         assert ends.poll(1000 * DEADLINE_S)
         worker.kill()
     assert not cwd.exists()
+
+
+def test_directory_that_nobody_could_remove_goes_with_the_next_start(
+    probe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guard, worker and trainer killed at once, as far as the directory is concerned: this trainer does not look."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    orphan, seen, _ = probe()
+    left = Path(seen["cwd"])
+    pids = [orphan._process.pid, orphan.ask("describe", DEADLINE_S)["pid"]]
+    ends = [os.pidfd_open(pid) for pid in pids]
+    os.kill(pids[0], signal.SIGKILL)
+    for end in ends:
+        assert select.select([end], [], [], DEADLINE_S)[0]
+        os.close(end)
+    assert orphan._process.wait() == -signal.SIGKILL  # else it is a zombie, and its number still taken
+    assert (left / "left by the environment").exists()
+    _, alive, _ = probe()
+    assert not left.exists()
+    probe()
+    assert Path(alive["cwd"]).is_dir()
+
+
+def number_of_no_process() -> int:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    return ended.pid
+
+
+def test_nothing_that_may_be_in_use_or_is_not_ours_is_removed(
+    probe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    nobody = number_of_no_process()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").touch()
+    directories = ["lit_ppo", f"lit_ppo-{nobody}", f"lit_ppo-{nobody}-x", f"my-lit_ppo-{nobody}-1", f"lit_ppo-{os.getpid()}-1"]
+    for name in directories:
+        (tmp_path / name).mkdir()
+    (tmp_path / f"lit_ppo-{nobody}-2").touch()
+    (tmp_path / f"lit_ppo-{nobody}-3").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / f"lit_ppo-{nobody}-4").mkdir()
+    (tmp_path / f"lit_ppo-{nobody}-5").mkdir()
+    locked = os.open(tmp_path / f"lit_ppo-{nobody}-4", os.O_RDONLY)  # by a guard whose number means nothing here
+    fcntl.flock(locked, fcntl.LOCK_EX)
+    before = set(os.listdir(tmp_path))
+    _, seen, _ = probe()
+    os.close(locked)
+    assert set(os.listdir(tmp_path)) - {Path(seen["cwd"]).name, "seen.json"} == before - {f"lit_ppo-{nobody}-5"}
+    assert (tmp_path / "elsewhere" / "file").exists()
+
+
+def test_worker_that_is_forgotten_is_killed_with_all_that_it_held(probe: Any) -> None:
+    gc.collect()
+    before = sorted(os.listdir("/proc/self/fd"))
+    worker = WorkerProcess()
+    worker.ask("make", 60.0, env_id="CartPole-v1", num_envs=2)
+    worker.attach(protocol.FrameLayout(2, (4,), "float32"), DEADLINE_S)
+    pid = worker.ask("describe", DEADLINE_S)["pid"]
+    cwd = Path(f"/proc/{pid}/cwd").readlink()
+    ends = [os.pidfd_open(number) for number in (pid, worker._process.pid)]
+    del worker
+    gc.collect()
+    for end in ends:
+        assert select.select([end], [], [], 0.0)[0]
+        os.close(end)
+    assert not cwd.exists()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+FORGETFUL = """
+import os, sys
+from lit_ppo.bridge.client import EnvBridge
+bridge = EnvBridge("CartPole-v1", 2, lambda env, episode: env)
+bridge.reset()
+print(bridge._workers[0]._process.pid, bridge._workers[0].worker_pid)
+"""
+
+
+def test_process_that_ends_without_closing_its_bridge_leaves_nothing_and_no_word(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", FORGETFUL],
+        capture_output=True,
+        timeout=60,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        check=True,
+    )
+    assert done.stderr == ""
+    assert not any(Path(f"/proc/{pid}").exists() for pid in done.stdout.split())
+    assert os.listdir(tmp_path) == []
 
 
 def test_directory_of_ones_own_stays(tmp_path: Path, probe: Any) -> None:
