@@ -241,7 +241,7 @@ class Contract:
             self._obs_low, self._obs_high = _integer_bounds(low, high, dtype)
             limits = np.iinfo(dtype)  # if all that the dtype can hold is allowed, there is nothing to compare
             self._obs_is_free = bool((self._obs_low == limits.min).all() and (self._obs_high == limits.max).all())
-        self._scratch, self._ones = np.empty((2, 0), np.bool_), b""
+        self._scratch, self._ones, self._quiet = np.empty((2, 0), np.bool_), b"", b""
         least, most = settings.reward_range or (-FLOAT32_MAX, FLOAT32_MAX)
         self._reward_low, self._reward_high = max(least, -FLOAT32_MAX), min(most, FLOAT32_MAX)
 
@@ -265,18 +265,20 @@ class Contract:
             self._refuse_observations("obs", obs)
         return obs
 
-    def check_values(self, both_obs: NDArray[Any], rewards: NDArray[np.float64], flags: bytes, expected_invalid: bytes) -> None:
+    def check_values(
+        self, observations: NDArray[Any], rewards: NDArray[np.float64], flags: bytes, expected_invalid: bytes
+    ) -> None:
         """The values of one step of N environments, in one pass.
 
         Args:
-            both_obs: `obs` and `next_obs`, shape (2, N, *obs_shape).
+            observations: `obs` and `next_obs`, or only one of them where they are the same: shape (K, N, *obs_shape).
             rewards: Shape (N,).
             flags: `terminated`, `truncated`, `reset` and `invalid`, one byte each for each environment: 4 * N bytes.
             expected_invalid: What the N bytes of `invalid` must be: the rows that were not stepped at all.
         """
-        if not self._obs_is_free and not self._are_inside(both_obs):
-            self._refuse_observations("next_obs", both_obs[1])
-            self._refuse_observations("obs", both_obs[0])
+        if not self._obs_is_free and not self._are_inside(observations):
+            self._refuse_observations("next_obs", observations[-1])
+            self._refuse_observations("obs", observations[0])
         # NaN is the largest of all numbers to `maximum`, and compares false
         if (self.settings.reward_range is not None or not np.maximum.reduce(np.absolute(rewards)) <= FLOAT32_MAX) and not (
             (rewards >= self._reward_low) & (rewards <= self._reward_high)
@@ -285,12 +287,12 @@ class Contract:
         if not self._flags_hold(flags, expected_invalid):
             self._refuse_flags(np.frombuffer(flags, np.uint8).reshape(4, -1), expected_invalid)
 
-    def _are_inside(self, both_obs: NDArray[Any]) -> bool:
-        if self._scratch.shape[1:] != both_obs.shape:
-            self._scratch = np.empty((2, *both_obs.shape), np.bool_)
+    def _are_inside(self, observations: NDArray[Any]) -> bool:
+        if self._scratch.shape[1:] != observations.shape:
+            self._scratch = np.empty((2, *observations.shape), np.bool_)
         inside, below = self._scratch
-        np.greater_equal(both_obs, self._obs_low, out=inside)
-        np.less_equal(both_obs, self._obs_high, out=below)
+        np.greater_equal(observations, self._obs_low, out=inside)
+        np.less_equal(observations, self._obs_high, out=below)
         np.logical_and(inside, below, out=inside)
         return b"\x00" not in inside.tobytes()  # a fifth of the price of `all`
 
@@ -298,7 +300,9 @@ class Contract:
         """Whether the flags keep all their rules; as long integers, a byte for each environment, for speed."""
         n = len(expected_invalid)
         if len(self._ones) != n:
-            self._ones = b"\x01" * n
+            self._ones, self._quiet = b"\x01" * n, bytes(3 * n)
+        if flags.startswith(self._quiet) and flags.endswith(expected_invalid):
+            return True  # no flag is set but those that have to be
         terminated = int.from_bytes(flags[:n], "little")
         truncated = int.from_bytes(flags[n : 2 * n], "little")
         reset = int.from_bytes(flags[2 * n : 3 * n], "little")

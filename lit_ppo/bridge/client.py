@@ -11,7 +11,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic, sleep
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,19 @@ class BridgeSettings:
             raise ConfigError("data.on_violation=restart: native environments cannot give up one episode; use sync")
         if self.max_restarts < 0:
             raise ConfigError(f"data.max_restarts={self.max_restarts}: expected at least 0")
+
+
+class _Slot(NamedTuple):
+    """Where one step is kept, as the caller and the journal see it; and the part of it that each worker fills."""
+
+    observations: NDArray[Any]  # (K, N, *obs_shape), as in `protocol.FrameLayout`
+    rewards: NDArray[np.float64]
+    flags: NDArray[np.uint8]  # (4, N)
+    obs: NDArray[Any]  # (N, *obs_shape), to act on next
+    next_obs: NDArray[Any]  # (N, *obs_shape), what the step led to
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    parts: list[tuple[NDArray[Any], NDArray[np.float64], NDArray[np.uint8]]]  # observations, rewards and flags
 
 
 class EnvBridge:
@@ -218,7 +231,7 @@ class EnvBridge:
         worker.worker_pid = protocol.take(announced, "pid", int)
         self.versions = protocol.take(announced, "versions", dict)
         self.sandbox_layers = protocol.take(announced, "sandbox", dict)
-        layout = protocol.FrameLayout(self._rows_per_worker, spec.obs_shape, spec.obs_dtype)
+        layout = protocol.FrameLayout(self._rows_per_worker, spec.obs_shape, spec.obs_dtype, not self._is_native)
         worker.attach(layout, self.settings.start_timeout_s)
         return spec
 
@@ -226,7 +239,7 @@ class EnvBridge:
         n, dtype = self.num_envs, np.dtype(spec.obs_dtype)
         step_bytes = n * (2 * int(np.prod(spec.obs_shape)) * dtype.itemsize + 8 + 4)
         self.history_steps = max(4, min(_MOST_HISTORY_STEPS, _HISTORY_BYTES // step_bytes))
-        self._both_obs = np.zeros((self.history_steps, 2, n, *spec.obs_shape), dtype)
+        self._observations = np.zeros((self.history_steps, 1 if self._is_native else 2, n, *spec.obs_shape), dtype)
         self._rewards = np.zeros((self.history_steps, n))
         self._flags = np.zeros((self.history_steps, 4, n), np.uint8)
         self._all_active, self._all_valid = np.ones(n, np.uint8), np.ones(n, np.bool_)
@@ -234,16 +247,14 @@ class EnvBridge:
         self._ended_before = self._none_invalid
         self._next_seeds = np.zeros(n, np.int64)
         # views made once: making them costs as much as the copies that go through them
-        self._slots = [
-            (
-                self._both_obs[slot],
-                self._rewards[slot],
-                self._flags[slot],
-                *self._both_obs[slot],
-                *self._flags[slot, :2].view(np.bool_),
-            )
-            for slot in range(self.history_steps)
-        ]
+        self._slots = [self._slot(k) for k in range(self.history_steps)]
+
+    def _slot(self, k: int) -> "_Slot":
+        observations, rewards, flags = self._observations[k], self._rewards[k], self._flags[k]
+        terminated, truncated = flags[:2].view(np.bool_)
+        rows = [self._rows(index) for index in range(len(self._workers))]
+        parts = [(observations[:, part], rewards[part], flags[:, part]) for part in rows]
+        return _Slot(observations, rewards, flags, observations[0], observations[-1], terminated, truncated, parts)
 
     # -- the caller's side
 
@@ -262,7 +273,7 @@ class EnvBridge:
         self._was_reset = True
         for index in range(len(self._workers)):
             self._surviving(index, "reset", lambda index=index: self._reset_worker(index))  # type: ignore[misc]
-            obs[self._rows(index)] = self._workers[index].replied["both_obs"][0]
+            obs[self._rows(index)] = self._workers[index].replied["observations"][0]
         for env in range(self.num_envs):
             self._journal.begin(env, int(self._journal.seeds[env]), obs[env])
         self._last_obs = obs
@@ -276,7 +287,7 @@ class EnvBridge:
             seeds[1:] = [None] * (len(seeds) - 1)
         try:
             worker.ask("reset", self.settings.step_timeout_s, seeds=seeds)
-            self._check_first_obs(worker.replied["both_obs"][0].copy(), rows)
+            self._check_first_obs(worker.replied["observations"][0].copy(), rows)
             if self._is_native:
                 self._snapshots[index] = self._prove_snapshot(index)
         except EnvironmentFault as fault:
@@ -326,14 +337,14 @@ class EnvBridge:
         for index, failure in enumerate(asked):
             active = self._await_step(index, slot, actions, active, failure, deadline)
         while True:
-            both_obs, rewards, flags, obs, next_obs, terminated, truncated = slot
+            observations, rewards, flags, obs, next_obs, terminated, truncated, _ = slot
             flag_bytes = flags.tobytes()
             if self._is_native:
                 expected_invalid = self._ended_before
             else:
                 expected_invalid = self._none_invalid if active is None else (1 - active).tobytes()
             try:
-                self.contract.check_values(both_obs, rewards, flag_bytes, expected_invalid)
+                self.contract.check_values(observations, rewards, flag_bytes, expected_invalid)
                 break
             except ContractViolation as violation:
                 index = (violation.env or 0) // self._rows_per_worker
@@ -386,7 +397,7 @@ class EnvBridge:
         while missing := self._journal.undigested:
             first = (self._journal.steps - missing) % self.history_steps
             block = slice(first, min(first + missing, self.history_steps))
-            self._journal.add_digests(self._both_obs[block, 1], self._rewards[block])
+            self._journal.add_digests(self._observations[block, -1], self._rewards[block])
 
     # -- one worker's part of a step
 
@@ -416,14 +427,13 @@ class EnvBridge:
     def _await_step(
         self,
         index: int,
-        slot: tuple[NDArray[Any], ...],
+        slot: _Slot,
         actions: NDArray[np.int64],
         active: NDArray[np.uint8] | None,
         failure: Exception | None,
         deadline: float,
     ) -> NDArray[np.uint8] | None:
         """Wait for one worker's answer and copy it into `slot`, recovering as often as allowed; the rows really stepped."""
-        rows = self._rows(index)
         while True:
             worker = self._workers[index]
             if failure is not None:
@@ -437,7 +447,8 @@ class EnvBridge:
                     continue
                 worker.await_step(deadline)
                 replied = worker.replied
-                slot[0][:, rows], slot[1][rows], slot[2][:, rows] = replied["both_obs"], replied["rewards"], replied["flags"]
+                observations, rewards, flags = slot.parts[index]
+                observations[...], rewards[...], flags[...] = replied["observations"], replied["rewards"], replied["flags"]
                 return active
             except EnvironmentFault as fault:
                 failure = self._located(fault, index, actions)
@@ -559,7 +570,7 @@ class EnvBridge:
                 abandon = abandon | {env}
         kept = [env for env in range(rows.start, rows.stop) if env not in abandon]
         worker.ask("reset", self.settings.step_timeout_s, seeds=journal.seeds[rows].tolist())
-        first = digest_rows(worker.replied["both_obs"][0])
+        first = digest_rows(worker.replied["observations"][0])
         diverged = {env for env in kept if first[env - rows.start] != journal.first_digests[env]}
         episodes = {env: journal.episode(env) for env in kept}
         longest = max((len(actions) for actions, _ in episodes.values()), default=0)
@@ -572,7 +583,7 @@ class EnvBridge:
             deadline = monotonic() + self.settings.step_timeout_s
             worker.ring(deadline)
             worker.await_step(deadline)
-            digests = digest_rows(worker.replied["both_obs"][1], worker.replied["rewards"])
+            digests = digest_rows(worker.replied["observations"][-1], worker.replied["rewards"])
             ended: NDArray[np.bool_] = np.logical_or.reduce(worker.replied["flags"][:3])
             diverged |= {env for env in replayed if digests[env - rows.start] != episodes[env][1][k] or ended[env - rows.start]}
         if diverged:
@@ -598,7 +609,7 @@ class EnvBridge:
         seeds = [int(self._next_seeds[env]) if env in abandon else None for env in range(rows.start, rows.stop)]
         try:
             worker.ask("reset", self.settings.step_timeout_s, seeds=seeds)
-            obs = worker.replied["both_obs"][0].copy()
+            obs = worker.replied["observations"][0].copy()
             self._check_first_obs(obs, rows)
         except EnvironmentFault as fault:
             located = self._located(fault, index, begins=True)
@@ -628,7 +639,7 @@ class EnvBridge:
         deadline = monotonic() + self.settings.step_timeout_s
         worker.ring(deadline)
         worker.await_step(deadline)
-        return digest_rows(worker.replied["both_obs"][1], worker.replied["rewards"])
+        return digest_rows(worker.replied["observations"][-1], worker.replied["rewards"])
 
     def _prove_snapshot(self, index: int) -> dict[str, Any]:
         """A snapshot that is known to work: the environment was put back to it, and went the same way again."""
@@ -718,7 +729,7 @@ class EnvBridge:
         obs = np.empty_like(seen)
         for index in range(len(self._workers)):
             self._surviving(index, "resume", lambda index=index: self._resume(index, seen))  # type: ignore[misc]
-            obs[self._rows(index)] = self._workers[index].replied["both_obs"][0]
+            obs[self._rows(index)] = self._workers[index].replied["observations"][0]
         self._last_obs = self.contract.check_observations(obs)
         return obs
 
@@ -726,7 +737,7 @@ class EnvBridge:
         """Replay one worker's episodes; the last observation must be the one that was saved, bit for bit."""
         rows = self._rows(index)
         begun = self._rebuild(index, set())
-        replayed = self._workers[index].replied["both_obs"][0].copy()
+        replayed = self._workers[index].replied["observations"][0].copy()
         for env in range(rows.start, rows.stop):
             if env not in begun and replayed[env - rows.start].tobytes() != seen[env].tobytes():
                 raise ContractViolation(f"obs[{env}]", "the observation of the checkpoint, bit for bit", "another", env)

@@ -10,7 +10,10 @@ Frame. One anonymous mapping, laid out from the handshake (`FrameLayout`); every
 
     header    magic, request number, reply number, status        8 bytes each, a cache line apart
     request   actions (N,) i64, next_seeds (N,) i64, active (N,) u8
-    reply     obs and next_obs (2, N, *obs_shape), rewards (N,) f64, terminated, truncated, reset, invalid (4, N) u8
+    reply     observations (K, N, *obs_shape), rewards (N,) f64, terminated, truncated, reset, invalid (4, N) u8
+
+`observations` are those to act on next and those that the step led to; native environments reset in a step of their own, so
+that these are always the same, and K is 1 instead of 2.
 
 The trainer writes the request, then its number; the worker answers, then writes the same number as the reply's. Nothing that
 is read here is ever unpickled or evaluated.
@@ -238,11 +241,13 @@ class FrameLayout:
         num_envs: N, the number of environments that the worker hosts.
         obs_shape: Shape of one observation.
         obs_dtype: Name of the observations' numpy dtype.
+        resets_within_step: As in `Contract`; if not, what a step led to is always what to act on next, and K is 1, else 2.
     """
 
     num_envs: int
     obs_shape: tuple[int, ...]
     obs_dtype: str
+    resets_within_step: bool = True
     request: dict[str, tuple[int, tuple[int, ...], str]] = field(init=False)
     reply: dict[str, tuple[int, tuple[int, ...], str]] = field(init=False)
     reply_start: int = field(init=False)
@@ -257,7 +262,7 @@ class FrameLayout:
         reply, end = _place(
             0,
             {
-                "both_obs": ((2, n, *self.obs_shape), self.obs_dtype),
+                "observations": ((2 if self.resets_within_step else 1, n, *self.obs_shape), self.obs_dtype),
                 "rewards": ((n,), "float64"),
                 "flags": ((4, n), "uint8"),
             },

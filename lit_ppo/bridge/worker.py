@@ -58,9 +58,9 @@ class SyncHost:
                 raise ContractViolation("spaces", "the same spaces as env 0", shown(other), env)
         self.action_start = _first_action(self.action_space)
 
-    def allocate(self, both_obs: NDArray[Any], rewards: NDArray[np.float64], flags: NDArray[np.uint8]) -> None:
+    def allocate(self, observations: NDArray[Any], rewards: NDArray[np.float64], flags: NDArray[np.uint8]) -> None:
         """Use these arrays, which the trainer can see, for all results from now on."""
-        self.obs, self.next_obs = both_obs
+        self.obs, self.next_obs = observations
         self.rewards, self.flags = rewards, flags
         self.terminated, self.truncated, self.reset_flags, self.invalid = flags
         self.shape, self.dtype = self.obs.shape[1:], self.obs.dtype
@@ -146,9 +146,9 @@ class NativeHost:
         contains = space.contains
         space.contains = lambda actions: actions is self.asked or contains(actions)  # type: ignore[method-assign, assignment]
 
-    def allocate(self, both_obs: NDArray[Any], rewards: NDArray[np.float64], flags: NDArray[np.uint8]) -> None:
+    def allocate(self, observations: NDArray[Any], rewards: NDArray[np.float64], flags: NDArray[np.uint8]) -> None:
         """Use these arrays, which the trainer can see, for all results from now on."""
-        self.both_obs, self.rewards, self.flags = both_obs, rewards, flags
+        self.observations, self.rewards, self.flags = observations, rewards, flags
         self.ended = np.zeros(self.num_envs, np.bool_)
 
     def reset(self, seeds: list[int | None]) -> None:
@@ -177,7 +177,7 @@ class NativeHost:
         np.logical_or(terminated, truncated, out=self.ended)
 
     def _admit_obs(self, obs: object) -> None:
-        self.both_obs[...] = admit_observation(obs, self.both_obs.shape[1:], self.both_obs.dtype)
+        self.observations[...] = admit_observation(obs, self.observations.shape[1:], self.observations.dtype)
 
     def save(self) -> dict[str, Any]:
         """The whole state as plain data: arrays, numbers, and the random stream's own state."""
@@ -191,7 +191,7 @@ class NativeHost:
             "fields": fields,
             "random": environment.np_random.bit_generator.state,
             "ended": _array_to_json(self.ended),
-            "obs": _array_to_json(self.both_obs[0]),
+            "obs": _array_to_json(self.observations[0]),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -206,7 +206,7 @@ class NativeHost:
         except (ValueError, TypeError, KeyError) as error:
             raise ProtocolError(f"random: expected a bit generator's state: {error}") from error
         self.ended[...] = _array_from_json(protocol.take(state, "ended", dict))
-        self.both_obs[...] = _array_from_json(protocol.take(state, "obs", dict))
+        self.observations[...] = _array_from_json(protocol.take(state, "obs", dict))
 
     def close(self) -> None:
         _call(0, "close", self.vector.close)
@@ -391,9 +391,10 @@ class Worker:
             raise ValueError(f"vectorization=native: {env_id} has no native vector environment; use vectorization=sync")
         host = HOSTS[vectorization](name, num_envs, kwargs)
         if isinstance(host.observation_space, gymnasium.spaces.Box):
-            self.layout = protocol.FrameLayout(num_envs, host.observation_space.shape, str(host.observation_space.dtype))
+            space = host.observation_space
+            self.layout = protocol.FrameLayout(num_envs, space.shape, str(space.dtype), host.resets_within_step)
             self.own = self.layout.reply_views(bytearray(self.layout.reply_bytes), 0)
-            host.allocate(self.own["both_obs"], self.own["rewards"], self.own["flags"])
+            host.allocate(self.own["observations"], self.own["rewards"], self.own["flags"])
         self.host = host
         return self.describe({})
 
@@ -443,7 +444,7 @@ class Worker:
             raise ProtocolError("attach: the frame does not begin with the magic number")
         self.requested = self.layout.request_views(frame)
         self.own = self.layout.reply_views(frame, self.layout.reply_start)
-        self.made().allocate(self.own["both_obs"], self.own["rewards"], self.own["flags"])
+        self.made().allocate(self.own["observations"], self.own["rewards"], self.own["flags"])
         self.doorbell = Doorbell(self.words, protocol.REQUEST_WORD)
         gc.collect()
         gc.freeze()  # what start-up made stays for good; the collector need not look at it again
@@ -465,7 +466,7 @@ class Worker:
         self.was_reset = True
         if self.doorbell is not None:
             return {"reset": True}
-        return {"obs": self.own["both_obs"][0].tolist()}
+        return {"obs": self.own["observations"][0].tolist()}
 
     def step(self, request: dict[str, Any]) -> dict[str, Any]:
         """Step by message, for a person; a new episode begins by itself where one ended, from the seed `next_seed`."""
@@ -486,8 +487,8 @@ class Worker:
         host.step(chosen, [next_seed + env for env in range(host.num_envs)], [1] * host.num_envs)
         terminated, truncated, _, invalid = self.own["flags"].astype(bool).tolist()
         return {
-            "obs": self.own["both_obs"][0].tolist(),
-            "next_obs": self.own["both_obs"][1].tolist(),
+            "obs": self.own["observations"][0].tolist(),
+            "next_obs": self.own["observations"][-1].tolist(),
             "reward": self.own["rewards"].tolist(),
             "terminated": terminated,
             "truncated": truncated,

@@ -395,7 +395,7 @@ def test_fields_of_the_frame_are_aligned_and_never_overlap(num_envs: int, obs_sh
         "actions": ((num_envs,), "int64"),
         "next_seeds": ((num_envs,), "int64"),
         "active": ((num_envs,), "uint8"),
-        "both_obs": ((2, num_envs, *obs_shape), dtype),
+        "observations": ((2, num_envs, *obs_shape), dtype),
         "rewards": ((num_envs,), "float64"),
         "flags": ((4, num_envs), "uint8"),
     }

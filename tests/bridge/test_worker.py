@@ -247,7 +247,7 @@ def hosted(monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> tuple[SyncHost, di
     host = SyncHost("Faulty-v0", 3, kwargs)
     layout = FrameLayout(3, (3,), "float32")
     views = layout.reply_views(bytearray(layout.reply_bytes), 0)
-    host.allocate(views["both_obs"], views["rewards"], views["flags"])
+    host.allocate(views["observations"], views["rewards"], views["flags"])
     return host, views
 
 
@@ -263,7 +263,7 @@ def test_every_wrong_value_of_a_step_is_refused(fault: str, monkeypatch: pytest.
         violation = None
         try:
             host.step([0, 1, 0], [7, 8, 9], [1, 1, 1])
-            contract.check_values(views["both_obs"], views["rewards"], views["flags"].tobytes(), bytes(3))
+            contract.check_values(views["observations"], views["rewards"], views["flags"].tobytes(), bytes(3))
         except ContractViolation as error:
             violation = error
         assert (violation is not None) == (step == 2)
