@@ -186,7 +186,7 @@ def main() -> None:
     for vectorization in ("native", "sync"):
         print(f"scaling: cost of a step, {vectorization}", file=sys.stderr)
         rows += cost_of_a_step(
-            vectorization, (8, 64, 256) if quick else (8, 64, 256, 1024), options.rounds or (3 if quick else 11)
+            vectorization, (8, 64, 256) if quick else (8, 64, 256, 1024), options.rounds or (2 if quick else 11)
         )
     show(rows)
 

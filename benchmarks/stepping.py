@@ -23,7 +23,6 @@ from lit_ppo.bridge.client import BridgeSettings, EnvBridge
 
 Actions = NDArray[np.int64]
 _ACTION_ROWS: Final = 1024
-_STEPS_BETWEEN_MARKS: Final = 128
 _MOST_PROCESSES: Final = 64
 
 
@@ -34,14 +33,11 @@ class Competitor:
     name: str
     step: Callable[[Actions], object]
     close: Callable[[], None]
-    mark: Callable[[], None] = lambda: None
 
     def turn(self, actions: Actions, seconds: float) -> float:
         """Vector steps per second, over at least `seconds`."""
         num_steps, start = 0, perf_counter()
         while (elapsed := perf_counter() - start) < seconds or num_steps == 0:
-            if num_steps % _STEPS_BETWEEN_MARKS == 0:
-                self.mark()
             for row in itertools.islice(actions, 16):
                 self.step(row)
             num_steps += 16
@@ -56,8 +52,7 @@ def bridge(env_id: str, num_envs: int, vectorization: Any, num_workers: int) -> 
     except BaseException:
         env.close()
         raise
-    name = f"bridge {vectorization}, {num_workers} worker{'s' * (num_workers > 1)}"
-    return Competitor(name, env.step, env.close, getattr(env, "mark", lambda: None))
+    return Competitor(f"bridge {vectorization}, {num_workers} worker{'s' * (num_workers > 1)}", env.step, env.close)
 
 
 def in_process_native(env_id: str, num_envs: int) -> Competitor:
@@ -229,7 +224,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="turns of each competitor")
     options = parser.parse_args()
     quick = options.quick
-    rounds, seconds = options.rounds or (4 if quick else 21), 0.1 if quick else 0.25
+    rounds, seconds = options.rounds or (3 if quick else 21), 0.1 if quick else 0.25
     rows: list[Row] = []
     for num_envs in (1, 8, 64, 256) if quick else (1, 8, 64, 256, 1024):
         print(f"stepping: CartPole-v1 N={num_envs}", file=sys.stderr)
