@@ -124,6 +124,8 @@ ACTS: dict[str, Any] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "real-time signal": lambda: os.kill(os.getpid(), signal.SIGRTMIN + 3),
     "segv": lambda: ctypes.string_at(0),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "dawdle": lambda: signal.sigtimedwait([], 3.0),
     "hang": _hang,
     "hang blocked": lambda: _hang(blocked=True),
     "noise": _noise,

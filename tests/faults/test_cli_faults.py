@@ -12,6 +12,8 @@ import pytest
 from lit_ppo import exit_codes
 from lit_ppo.checkpoint_io import read_checkpoint
 from lit_ppo.replay import main as replay
+from tests.bridge.test_client import ANNOUNCED, liar
+from tests.bridge.test_worker import VERDICTS
 from tests.faults.harness import LAST, CommandLine, fit_of, outcome, wait_for
 from tests.test_resume import differences
 
@@ -114,26 +116,28 @@ def test_run_goes_on_after_a_violation_if_so_set(start: Start, tmp_path: Path) -
     assert report_in(tmp_path / "run").is_file()
 
 
-VALUES = {
-    "obs inf": "obs[1, 1]: expected a finite value, got inf",
-    "obs outside": "obs[1, 1]: expected ",
-    "obs short": "obs: expected shape (3,), got ",
-    "obs int": "obs: expected dtype float32",
-    "reward none": "reward: expected ",
-    "reward nan": "reward",
-    "terminated int": "terminated: expected ",
-    "truncated text": "truncated: expected ",
-    "tuple of 4": "expected ",
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", VALUES)
+@pytest.mark.parametrize("fault", VERDICTS)
 def test_value_that_breaks_the_contract_ends_the_run_before_it_is_used(fault: str, start: Start, tmp_path: Path) -> None:
     ended = start("run", *fit_of({"fault": fault, **LATE})).ended()
     assert ended.code == exit_codes.ENVIRONMENT
-    assert VALUES[fault] in ended.err and "(env 1, episode " in ended.err and ", step 20, seed " in ended.err
-    assert ended.err.count("Traceback") == 0
+    message = ended.err.splitlines()[-1].removeprefix("lit_ppo: error: ")
+    assert message.startswith(VERDICTS[fault])  # field, expected, got
+    report = report_in(tmp_path / "run")
+    told = json.loads(report.read_text())
+    assert message.endswith(
+        f" (env 1, episode {told['episode']}, step 20, seed {told['seed']}, report data/reports/{report.name})"
+    )
+    assert (told["env"], told["step"], len(told["actions"])) == (1, 20, 21)
+    assert "Traceback" not in ended.err
+    assert update_of(tmp_path / "run") >= 1
+
+
+@pytest.mark.slow
+def test_first_observation_that_breaks_the_contract_ends_the_run(start: Start, tmp_path: Path) -> None:
+    ended = start("run", *fit_of({"fault": "obs nan", **MIDWAY, "call": "reset"})).ended()
+    assert ended.code == exit_codes.ENVIRONMENT
+    assert "obs[1, 1]: expected a finite value, got nan (env 1, episode 3, step " in ended.err
     assert update_of(tmp_path / "run") >= 1 and report_in(tmp_path / "run").is_file()
 
 
@@ -167,7 +171,7 @@ def test_killed_worker_changes_nothing(start: Start, tmp_path: Path, undisturbed
 
 @pytest.mark.slow
 @pytest.mark.parametrize("call", ["step", "reset", "make"])
-@pytest.mark.parametrize("fault", ["segv", "exit 7", "sys.exit", "real-time signal", "hang", "hang blocked"])
+@pytest.mark.parametrize("fault", ["segv", "exit 7", "sys.exit", "real-time signal", "hang", "hang blocked", "stop"])
 def test_worker_that_fails_once_changes_nothing(
     fault: str, call: str, start: Start, tmp_path: Path, undisturbed: tuple[bytes, dict[str, Any]]
 ) -> None:
@@ -189,6 +193,52 @@ def test_environment_that_always_hangs_ends_the_run(fault: str, start: Start, tm
     assert "did not answer step in time" in ended.err and "a deterministic crash" in ended.err
     assert monotonic() - begin < 50
     assert update_of(tmp_path / "run") >= 1
+
+
+@pytest.mark.slow
+def test_start_that_takes_long_changes_nothing_and_one_that_takes_too_long_ends_the_run(
+    start: Start, tmp_path: Path, undisturbed: tuple[bytes, dict[str, Any]]
+) -> None:
+    dawdling = {"fault": "dawdle", "call": "make", "row": 0}
+    ended = start("patient", *fit_of(dawdling)).ended()
+    assert (ended.code, ended.err) == (exit_codes.DONE, "")
+    assert_same_as(undisturbed, tmp_path / "patient")
+    ended = start("impatient", *fit_of(dawdling, "--data.start_timeout_s=1.5")).ended()
+    assert ended.code == exit_codes.WORKER
+    assert "did not answer make in time" in ended.err and "a deterministic crash" in ended.err
+
+
+@pytest.mark.slow
+def test_spaces_that_change_when_a_worker_is_replaced_end_the_run(start: Start, tmp_path: Path) -> None:
+    marker = str(tmp_path / "marker")  # the process that is killed makes it, the one in its place finds it
+    ended = start("run", *fit_of({"fault": "kill", "once": marker, "other_space": marker, **MIDWAY})).ended()
+    assert ended.code == exit_codes.ENVIRONMENT
+    assert "spaces: expected those of the first handshake: " in ended.err and "obs_high=3.0" in ended.err
+    assert "Traceback" not in ended.err
+    assert update_of(tmp_path / "run") >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lie", "code", "message"),
+    [
+        ({"protocol": 1}, exit_codes.WORKER, "expected protocol 2, got 1"),
+        ({"num_envs": 3}, exit_codes.WORKER, "expected num_envs 1, got 3"),
+        (
+            {"action_space": {"type": "Discrete", "n": -2, "start": 0, "repr": ""}},
+            exit_codes.WORKER,
+            "expected 1 to 2^20 actions",
+        ),
+        ({"observation_space": {"type": "Dict", "repr": "\x1b[2J"}}, exit_codes.USAGE, "observation space '\\x1b[2J' is not"),
+    ],
+)
+def test_handshake_that_cannot_be_true_ends_the_run(
+    lie: dict[str, Any], code: int, message: str, start: Start, tmp_path: Path
+) -> None:
+    python = liar(tmp_path, {**ANNOUNCED, "num_envs": 1, **lie})
+    ended = start("run", *fit_of({}, f"--data.python={python}", "--data.max_restarts=2")).ended()
+    assert ended.code == code
+    assert message in ended.err and "Traceback" not in ended.err and "\x1b" not in ended.err
 
 
 @pytest.mark.slow
@@ -234,6 +284,25 @@ def test_sigterm_in_a_hung_environment_saves_the_boundary_from_which_the_run_goe
     assert 1 <= update_of(tmp_path / "run") < 6
     resumed = start("run", "fit", "--ckpt_path=last").ended()
     assert (resumed.code, resumed.err) == (exit_codes.DONE, "")
+    assert_same_as(undisturbed, tmp_path / "run")
+
+
+def test_sigterm_in_a_first_reset_that_hangs_ends_the_run_which_can_be_started_again(
+    start: Start, tmp_path: Path, undisturbed: tuple[bytes, dict[str, Any]]
+) -> None:
+    marker = tmp_path / "marker"
+    env_kwargs = {"fault": "hang", "call": "reset", "at_reset": 0, "row": 1, "once": str(marker)}
+    fit = fit_of(env_kwargs, "--interrupt.grace_s=0.5", "--data.step_timeout_s=1000")
+    run = start("run", *fit)
+    wait_for(marker.exists, "the hang")
+    begin = monotonic()
+    run.process.send_signal(signal.SIGTERM)
+    ended = run.ended()
+    assert ended.code == exit_codes.SIGTERM and monotonic() - begin < 20
+    assert "lit_ppo: error: broken off after SIGTERM: an environment did not answer" in ended.err
+    assert "Traceback" not in ended.err
+    assert not (tmp_path / "run" / LAST).exists()  # no update was made
+    assert start("run", *fit).ended().code == exit_codes.DONE
     assert_same_as(undisturbed, tmp_path / "run")
 
 
@@ -284,7 +353,7 @@ def test_second_run_in_the_same_directory_is_refused_and_the_first_one_is_not_di
     env_kwargs = {"fault": "hang", "once": str(marker), **MIDWAY}
     first = start("run", *fit_of(env_kwargs, "--data.step_timeout_s=20"))
     wait_for(marker.exists, "the hang")
-    refused = start("run", *fit_of({})).ended()
+    refused = start("run", *fit_of({})).ended(is_tidy=False)  # the first one's temporary files are in the same place
     assert refused.code == exit_codes.USAGE
     assert "checkpoint.dirpath=" in refused.err and f"the run of process {first.process.pid} writes there" in refused.err
     assert first.ended().code == exit_codes.DONE

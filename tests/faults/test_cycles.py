@@ -108,11 +108,13 @@ def test_twenty_cycles_leave_nothing(is_struck: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_thousand_cycles_leave_nothing() -> None:
     cycles(1000, is_struck=False)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_hundred_cycles_with_a_killed_worker_leave_nothing() -> None:
     cycles(200, is_struck=True)
 
