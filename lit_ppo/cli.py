@@ -33,6 +33,7 @@ from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.module import PPOModule
 
+_COMMANDS: Final = ("fit", "validate", "test")  # of Lightning; `plot` and `replay` have their own
 _CALLBACKS: Final = {
     "interrupt": GracefulExit,
     "evaluation": GreedyEvaluation,
@@ -97,6 +98,7 @@ class LitPPOCLI(LightningCLI):
     """LightningCLI with this project's classes, defaults, links and rules for checkpoints."""
 
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
+        self._arguments = args
         super().__init__(
             PPOModule,
             RolloutDataModule,
@@ -110,14 +112,13 @@ class LitPPOCLI(LightningCLI):
             auto_configure_optimizers=False,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """`predict` has no meaning here."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """`predict` has no meaning here; and if one is asked for, the options of the others need not be worked out."""
+        asked = list(sys.argv[1:] if self._arguments is None else self._arguments)[:1]
         return {
             # the results are printed as a table of our own; checkpoints are never unpickled
-            command: skipped | {"verbose", "weights_only"}
-            for command, skipped in LightningCLI.subcommands().items()
-            if command != "predict"
+            command: LightningCLI.subcommands()[command] | {"verbose", "weights_only"}
+            for command in (asked if set(asked) & set(_COMMANDS) else _COMMANDS)
         }
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -138,10 +139,6 @@ class LitPPOCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("data.obs_size", "model.obs_size", apply_on="instantiate")
         parser.link_arguments("data.num_actions", "model.num_actions", apply_on="instantiate")
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        super().parse_arguments(parser, args)
-        self._arguments = args
 
     def _parse_ckpt_path(self) -> None:
         """Let the settings of a checkpoint stand in for what was not typed, and refuse what cannot be changed."""
@@ -334,6 +331,12 @@ def main(arguments: list[str] | None = None) -> None:
     """The entry point."""
     if arguments is not None:
         sys.argv[1:] = arguments
+    for command in sys.argv[1:2]:
+        known = [*_COMMANDS, "plot", "replay"]
+        if command not in known and not command.startswith("-"):
+            similar = difflib.get_close_matches(command, known, n=1)
+            hint = f" (did you mean {similar[0]}?)" if similar else ""
+            fail(f"{command}: expected one of {', '.join(known)}{hint}", exit_codes.USAGE)
     if sys.argv[1:2] == ["plot"]:
         from lit_ppo.plot import main as plot
 

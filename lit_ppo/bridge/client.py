@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lit_ppo import __version__
 from lit_ppo.bridge import protocol
 from lit_ppo.bridge.journal import Journal, digest_rows, from_text, to_text
-from lit_ppo.bridge.process import WorkerProcess
+from lit_ppo.bridge.process import WorkerProcess, started_worker
 from lit_ppo.contract import Contract, ContractSettings, EnvSpec, VectorStep, shown
 from lit_ppo.errors import (
     BridgeError,
@@ -170,7 +170,7 @@ class EnvBridge:
 
     def _spawn(self, index: int) -> WorkerProcess:
         rows = self._rows(index)
-        return WorkerProcess(
+        return started_worker(
             self.settings.python,
             name=f"env worker {index} of {self.settings.num_workers} ({self.env_id})",
             rows=range(rows.start, rows.stop),

@@ -78,7 +78,6 @@ class WorkerProcess:
         rows: range = range(1),
         confinement: dict[str, Any] | None = None,
     ) -> None:
-        confinement = {"cwd": None, "rlimits": {}, "strict": False} | (confinement or {})
         self.name, self.rows = name, rows
         self._sequence = 0
         self._unread = b""
@@ -92,24 +91,21 @@ class WorkerProcess:
         if not hasattr(os, "pidfd_open") or not hasattr(os, "memfd_create"):
             raise ConfigError("lit_ppo's bridge needs Linux (memfd_create, pidfd_open)")
         self._frame_fd = os.memfd_create("lit_ppo-frame", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        interpreter = python or sys.executable
-        path = [entry or os.getcwd() for entry in sys.path] if python is None else [os.getcwd()]
-        command = [interpreter, "-c", _BOOT, str(_PACKAGE), json.dumps(path), json.dumps(confinement)]
-        command += ["--frame-fd", str(self._frame_fd)]
+        command, environment = self._kind = _kind(python, confinement or {})
         try:
             self._process = subprocess.Popen(
-                command,
+                [*command, "--frame-fd", str(self._frame_fd)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                env=worker_environment(),
+                env=environment,
                 pass_fds=(self._frame_fd,),
                 start_new_session=True,
             )
         except OSError as error:
             os.close(self._frame_fd)
-            raise ConfigError(f"data.python={interpreter}: expected a Python interpreter: {error.strerror}") from error
+            raise ConfigError(f"data.python={command[0]}: expected a Python interpreter: {error.strerror}") from error
         assert self._process.stdin is not None and self._process.stdout is not None and self._process.stderr is not None
         self._requests, self._replies = self._process.stdin.fileno(), self._process.stdout.fileno()
         self._stderr = self._process.stderr.fileno()
@@ -123,6 +119,10 @@ class WorkerProcess:
         for descriptor in (self._replies, self._stderr, self._pidfd):
             self._poll.register(descriptor, select.POLLIN)
         self._open = True
+
+    def is_as(self, python: str | None, confinement: dict[str, Any]) -> bool:
+        """Whether a worker that is started now with these arguments would be the same."""
+        return self._kind == _kind(python, confinement)
 
     # -- control messages
 
@@ -341,6 +341,36 @@ def _end(process: "subprocess.Popen[bytes]", descriptors: list[int]) -> None:
     process.stderr.close()
     for descriptor in descriptors:
         os.close(descriptor)
+
+
+def _kind(python: str | None, confinement: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a worker: what it is, as long as nobody has asked it for anything."""
+    confinement = {"cwd": None, "rlimits": {}, "strict": False} | confinement
+    path = [entry or os.getcwd() for entry in sys.path] if python is None else [os.getcwd()]
+    command = [python or sys.executable, "-c", _BOOT, str(_PACKAGE), json.dumps(path), json.dumps(confinement)]
+    return command, worker_environment()
+
+
+_started_ahead: Final[list[WorkerProcess]] = []
+
+
+def start_ahead(count: int) -> None:
+    """Start workers as most runs want them: they boot while the caller imports and reads its settings."""
+    _started_ahead.extend(WorkerProcess() for _ in range(count))
+
+
+def started_worker(python: str | None, name: str, rows: range, confinement: dict[str, Any]) -> WorkerProcess:
+    """A worker, started now or ahead; arguments and errors as for `WorkerProcess`."""
+    if not _started_ahead:
+        return WorkerProcess(python, name, rows, confinement)
+    worker = _started_ahead.pop(0)
+    if worker.is_as(python, confinement):
+        worker.name, worker.rows = name, rows
+        return worker
+    for unwanted in (worker, *_started_ahead):
+        unwanted.kill()
+    _started_ahead.clear()
+    return WorkerProcess(python, name, rows, confinement)
 
 
 def worker_environment() -> dict[str, str]:

@@ -541,3 +541,38 @@ def test_random_bits_in_the_middle_of_a_run_of_messages_change_no_later_answer(s
         worker = start(ANSWER_AND_STAY, reply=bytes(damaged) + good)
         assert type(answer_of(worker)) is ProtocolError
         assert worker.ask("reset", DEADLINE_S)["pid"] == 78
+
+
+# -- workers that are started ahead
+
+
+@pytest.fixture
+def ahead() -> Iterator[list[WorkerProcess]]:
+    """Those that nobody has taken yet."""
+    yield process._started_ahead
+    while process._started_ahead:
+        process._started_ahead.pop().kill()
+
+
+def test_worker_started_ahead_is_taken_by_who_wants_such_a_one(ahead: list[WorkerProcess]) -> None:
+    process.start_ahead(2)
+    first, second = ahead
+    taken = process.started_worker(None, "env worker 1", range(2, 4), {"strict": False})
+    assert taken is first and (taken.name, taken.rows) == ("env worker 1", range(2, 4)) and ahead == [second]
+    assert taken.ask("make", DEADLINE_S, env_id="CartPole-v1")["env_id"] == "CartPole-v1"
+    other = process.started_worker(None, "another", range(1), {"rlimits": {"core": 0}})
+    assert other is not second and ahead == []
+    assert second.exit_status is not None  # nobody will want it any more
+    for worker in (taken, other):
+        worker.kill()
+
+
+def test_worker_started_ahead_in_another_environment_is_not_taken(
+    ahead: list[WorkerProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process.start_ahead(1)
+    [early] = ahead
+    monkeypatch.setenv("GYM_MOOD", "changed")
+    late = process.started_worker(None, "late", range(1), {})
+    assert late is not early and early.exit_status is not None
+    late.kill()
