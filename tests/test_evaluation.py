@@ -1,6 +1,7 @@
 """Greedy episodes: the same numbers however many are played at a time, and those of gymnasium in this process."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import gymnasium
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_ppo.bridge.client import BridgeSettings
-from lit_ppo.errors import ConfigError
+from lit_ppo.errors import ConfigError, EnvironmentFault, EnvironmentRaised
 from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
 
 SEEDS = [11, 5, 99, 2**31 - 1, 0]
@@ -52,6 +53,53 @@ def test_episodes_are_those_of_gymnasium_in_the_order_of_the_seeds(player: Greed
 def test_player_can_play_again_and_forgets_what_was_before(player: GreedyPlayer) -> None:
     player.play(push_where_it_leans, SEEDS, CPU)
     assert player.play(push_where_it_leans, SEEDS[1:3], CPU) == in_process(SEEDS[1:3])
+
+
+FAULTY = "tests.fault_envs:Faulty-v0"
+
+
+def larger_of_two(obs: Tensor) -> Tensor:
+    """Logits for `FAULTY`."""
+    return obs[:, :2]
+
+
+def played(seeds: list[int], num_envs: int, broken: dict[int, str], **settings: Any) -> tuple[EpisodeResults, list[str]]:
+    """Results and events of greedy episodes of which those of the seeds in `broken` raise."""
+    events: list[str] = []
+    player = GreedyPlayer(
+        FAULTY,
+        num_envs,
+        env_kwargs={"fault": "raise", "at_step": 2, "of_seeds": {str(seed): call for seed, call in broken.items()}},
+        settings=BridgeSettings(on_violation="restart", **settings),
+        on_event=events.append,
+    )
+    try:
+        return player.play(larger_of_two, seeds, CPU), events
+    finally:
+        player.close()
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 7])
+def test_episodes_that_were_given_up_are_left_out_and_the_others_are_what_they_were(num_envs: int) -> None:
+    whole, events = played(SEEDS, num_envs, {})
+    assert len(whole.returns) == len(SEEDS) and len(set(whole.returns)) == len(SEEDS) and events == []
+    for broken in ([11], [99], [0], [5, 99, 0]):
+        results, events = played(SEEDS, num_envs, dict.fromkeys(broken, "step"))
+        kept = [k for k, seed in enumerate(SEEDS) if seed not in broken]
+        assert results == EpisodeResults(tuple(whole.returns[k] for k in kept), tuple(whole.lengths[k] for k in kept))
+        assert len(events) == len(broken)
+        assert all("env worker 0 of 1" in event and "RuntimeError: the pole is on fire" in event for event in events)
+
+
+def test_evaluation_of_which_every_episode_was_given_up_is_none() -> None:
+    with pytest.raises(EnvironmentFault) as raised:
+        played(SEEDS[:2], 2, dict.fromkeys(SEEDS, "step"))
+    assert str(raised.value) == "2 greedy episodes were to be played, and every one had to be given up"
+
+
+def test_evaluation_that_gives_up_more_than_it_may_ends_with_the_fault_itself() -> None:
+    with pytest.raises(EnvironmentRaised, match=r"2 faults within 10000 steps are more than data\.max_restarts=1"):
+        played(SEEDS, 2, dict.fromkeys(SEEDS, "step"), max_restarts=1)
 
 
 def test_results_know_their_mean_and_spread() -> None:
