@@ -404,3 +404,11 @@ def test_checkpoints_hold_the_settings_of_their_run_as_plain_data(run: Run) -> N
     settings = torch.load("checkpoints/last.ckpt", weights_only=True)[cli.CONFIG_KEY]
     assert settings["model"]["gamma"] == 0.9 and settings["data"]["num_envs"] == 2
     json.dumps(settings)
+
+
+def test_word_that_is_no_command_is_refused_with_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["fti"])
+    assert ended.value.code == exit_codes.USAGE
+    expected = "lit_ppo: error: fti: expected one of fit, validate, test, plot, replay (did you mean fit?)\n"
+    assert capsys.readouterr().err == expected
