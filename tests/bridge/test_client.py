@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 import tests.fault_envs  # noqa: F401  registers the ids, for the runs in process
+from lit_ppo.bridge import client
 from lit_ppo.bridge.client import BridgeSettings, EnvBridge
-from lit_ppo.bridge.journal import to_text
+from lit_ppo.bridge.journal import MAX_EPISODE_STEPS, to_text
 from lit_ppo.bridge.protocol import PROTOCOL_VERSION, encode
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import (
@@ -698,6 +699,8 @@ for line in sys.stdin.buffer:
     text = json.dumps({{**json.loads({announced!r}), "seq": request["seq"]}}).encode()
     sys.stdout.buffer.write(text + b" %08x\\n" % zlib.crc32(text))
     sys.stdout.buffer.flush()
+    if request["cmd"] == "close":
+        break
 """
 ANNOUNCED: dict[str, Any] = {
     "protocol": PROTOCOL_VERSION,
@@ -823,8 +826,11 @@ def test_native_environments_survive_kill_bit_for_bit_in_steps_and_snapshots(num
 def test_native_environments_are_saved_in_time_and_come_back_from_long_after(
     num_workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """9000 steps without a checkpoint: the journal stays short, and a replay of thousands of steps ends where they did."""
-    actions = actions_of(9000, 4)
+    """Long without a checkpoint: the journal stays short, and a replay of all but a whole interval ends where the steps did."""
+    interval = 1200  # more than the rows that a journal begins with
+    assert client._STEPS_OF_A_SNAPSHOT < MAX_EPISODE_STEPS / 100
+    monkeypatch.setattr(client, "_STEPS_OF_A_SNAPSHOT", interval)
+    actions = actions_of(3 * interval + 100, 4)
     settings: dict[str, Any] = {"vectorization": "native", "num_workers": num_workers}
     with bridge_of("CartPole-v1", **settings) as undisturbed:
         undisturbed.reset()
@@ -836,13 +842,13 @@ def test_native_environments_are_saved_in_time_and_come_back_from_long_after(
         monkeypatch.setattr(
             EnvBridge, "_snapshot", lambda self, index: (saved.append(self._journal.steps), snapshot(self, index))[1]
         )
-        arrived = played(bridge, actions[:8191])
-        strike_worker(bridge)  # 4095 steps after the only snapshot so far
-        arrived += played(bridge, actions[8191:])
+        arrived = played(bridge, actions[: 2 * interval - 1])
+        strike_worker(bridge)
+        arrived += played(bridge, actions[2 * interval - 1 :])
         assert_same(arrived, expected)
         assert bridge.restarts == 1
-        assert saved == [4096] * num_workers + [8192] * num_workers
-        assert len(bridge._journal._actions) <= 8192  # twice what lies between two snapshots: room to move
+        assert saved == [step for step in (interval, 2 * interval, 3 * interval) for _ in range(num_workers)]
+        assert len(bridge._journal._actions) <= 4 * interval  # room to move
         assert not bridge._journal.lost.any()
 
 
