@@ -211,7 +211,7 @@ class WorkerProcess:
             start = perf_counter()
             while self._words[protocol.REPLY_WORD] != number:
                 self._block("step", deadline, for_message=False)
-            self._doorbell.waited(perf_counter() - start)
+            self._doorbell.slept(perf_counter() - start)
         if self._words[protocol.STATUS_WORD] != protocol.STATUS_DONE:
             self._read_reply(-number, "step", deadline)
             raise ProtocolError(f"{self.name}: expected an error after a failed step")

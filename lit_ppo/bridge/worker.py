@@ -320,20 +320,28 @@ class Worker:
                     since_drain += 1
                 since_drain = 0
             start = perf_counter()
-            received = os.read(self.requests_fd, _READ_BYTES)
-            if self.doorbell is not None:
-                self.doorbell.waited(perf_counter() - start)
+            while received := os.read(self.requests_fd, _READ_BYTES):
+                buffer += received
+                if self.doorbell is None or self.is_asked() or buffer.strip(b"\n"):
+                    break
+                buffer = b""  # doorbells of steps that were polled for
             if not received:
                 return
-            *lines, buffer = (buffer + received).split(b"\n")
+            if self.doorbell is not None and self.is_asked():
+                self.doorbell.slept(perf_counter() - start)
+            *lines, buffer = buffer.split(b"\n")
             if len(buffer) > protocol.MAX_LINE_BYTES:
                 self.reply({}, error_to_json(ProtocolError(f"message: expected at most {protocol.MAX_LINE_BYTES} bytes")))
                 return
             for line in lines:
-                if self.doorbell is not None and self.words[protocol.REQUEST_WORD] == self.answered + 1:
+                if self.is_asked():
                     self.step_frame()
                 if line.strip() and not self.answer(line):
                     return
+
+    def is_asked(self) -> bool:
+        """Whether a step stands in the shared frame that is not answered yet."""
+        return self.doorbell is not None and self.words[protocol.REQUEST_WORD] == self.answered + 1
 
     def answer(self, line: bytes) -> bool:
         """Answer one control message; false when it was the last."""
