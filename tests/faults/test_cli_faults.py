@@ -274,6 +274,7 @@ def test_sigterm_in_a_hung_environment_saves_the_boundary_from_which_the_run_goe
 ) -> None:
     marker = tmp_path / "marker"
     settings = ["--interrupt.grace_s=0.5", "--checkpoint.every_n_updates=100", "--data.step_timeout_s=1000"]
+    settings.append("--data.close_timeout_s=0.5")  # an environment that hangs cannot close either
     run = start("run", *fit_of({"fault": "hang", "once": str(marker), **MIDWAY}, *settings))
     wait_for(marker.exists, "the hang")
     begin = monotonic()
@@ -292,7 +293,7 @@ def test_sigterm_in_a_first_reset_that_hangs_ends_the_run_which_can_be_started_a
 ) -> None:
     marker = tmp_path / "marker"
     env_kwargs = {"fault": "hang", "call": "reset", "at_reset": 0, "row": 1, "once": str(marker)}
-    fit = fit_of(env_kwargs, "--interrupt.grace_s=0.5", "--data.step_timeout_s=1000")
+    fit = fit_of(env_kwargs, "--interrupt.grace_s=0.5", "--data.step_timeout_s=1000", "--data.close_timeout_s=0.5")
     run = start("run", *fit)
     wait_for(marker.exists, "the hang")
     begin = monotonic()
