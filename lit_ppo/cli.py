@@ -229,9 +229,14 @@ class LitPPOCLI(LightningCLI):
         try:
             self.trainer.fit(**kwargs)
         except RunInterrupted as interrupted:
-            fail(f"{interrupted}; continue with --ckpt_path last", 128 + (interrupt.received or 0))
+            fail(f"{interrupted}; {self._way_on()}", 128 + (interrupt.received or 0))
         if interrupt.received is not None:
-            fail(f"{signal.Signals(interrupt.received).name}: continue with --ckpt_path last", 128 + interrupt.received)
+            fail(f"{signal.Signals(interrupt.received).name}: {self._way_on()}", 128 + interrupt.received)
+
+    def _way_on(self) -> str:
+        """What somebody can do whose run was interrupted."""
+        last = Path(self._get(self.config, "checkpoint").dirpath) / "last.ckpt"
+        return "continue with --ckpt_path last" if last.is_file() else "nothing was saved yet; start again"
 
     def validate(self, **kwargs: Any) -> None:
         """Play greedy episodes and print what came of them."""

@@ -75,8 +75,13 @@ class GreedyPlayer:
         return self._bridge
 
     def _seed(self, env: int, episode: int) -> int:
-        number = env + episode * self.num_envs
-        return self._seeds[number] if number < len(self._seeds) else 0
+        if not self._seeds:
+            return 0
+        own = range(env % len(self._seeds), len(self._seeds), self.num_envs)
+        if episode < len(own):
+            return self._seeds[own[episode]]
+        # a row that has played all of its own begins the last of them again, or whichever can be begun, and stays there
+        return self._seeds[(own[-1] + episode - len(own)) % len(self._seeds)]
 
     @torch.inference_mode()
     def play(self, policy: Callable[[Tensor], Tensor], seeds: Sequence[int], device: torch.device) -> EpisodeResults:
@@ -98,7 +103,8 @@ class GreedyPlayer:
         num_used = min(n, num_episodes)  # rows that play at all; the others are not worth the policy's time
         actions = np.zeros(n, np.int64)
         obs: NDArray[Any] = self._bridge.reset()
-        playing = np.arange(n)  # the number of the episode that each row plays
+        # the number of the episode that each row plays: the bridge may have passed over some that could not begin
+        playing = np.arange(n) + n * np.array(self._bridge.episodes)
         active = (playing < num_episodes).astype(np.uint8)
         totals, lengths = np.zeros(num_episodes), np.zeros(num_episodes, np.int64)
         row_totals, row_lengths = np.zeros(n), np.zeros(n, np.int64)
@@ -118,7 +124,7 @@ class GreedyPlayer:
                     totals[playing[env]], lengths[playing[env]] = row_totals[env], row_lengths[env]
                     finished[playing[env]] = True
                 row_totals[env], row_lengths[env] = 0.0, 0
-                playing[env] += n
+                playing[env] = env + n * self._bridge.episodes[env]
                 active[env] = playing[env] < num_episodes
             obs = step.obs
         if num_episodes and not finished.any():

@@ -117,7 +117,7 @@ class PPOModule(LightningModule):
         actor_hidden_sizes: Sequence[int] = (64, 64),
         critic_hidden_sizes: Sequence[int] = (64, 64),
         activation: Activation = "tanh",
-        learning_rate: float = 1e-3,
+        learning_rate: float = 3e-3,
         learning_rate_decay_steps: int | None = 50_000,
         adam_epsilon: float = 1e-5,
         gamma: float = 0.99,

@@ -34,7 +34,7 @@ def replay(report: dict[str, Any]) -> EnvironmentFault | None:
     bridge = EnvBridge(
         report["env_id"],
         1,
-        lambda env, episode: int(report["seed"]) if episode == 0 else 0,
+        lambda env, episode: int(report["next_seed" if episode else "seed"]),
         env_kwargs=report["env_kwargs"],
         settings=BridgeSettings(max_restarts=0),
         contract=ContractSettings(**report["contract"]),

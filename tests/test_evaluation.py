@@ -91,6 +91,18 @@ def test_episodes_that_were_given_up_are_left_out_and_the_others_are_what_they_w
         assert all("env worker 0 of 1" in event and "RuntimeError: the pole is on fire" in event for event in events)
 
 
+@pytest.mark.parametrize("num_envs", [1, 2, 7])
+def test_episodes_that_could_not_even_begin_are_left_out_and_the_others_keep_their_seeds(num_envs: int) -> None:
+    whole, _ = played(SEEDS, num_envs, {})
+    for broken in ([SEEDS[0]], [SEEDS[-1]], [SEEDS[0], SEEDS[2]]):
+        results, events = played(SEEDS, num_envs, dict.fromkeys(broken, "reset"))
+        # the reset belongs to the step that ended the episode before: that one is lost too, if it is not the very first reset
+        lost = {k - offset for k, seed in enumerate(SEEDS) if seed in broken for offset in (0, num_envs)}
+        kept = [k for k in range(len(SEEDS)) if k not in lost]
+        assert results == EpisodeResults(tuple(whole.returns[k] for k in kept), tuple(whole.lengths[k] for k in kept))
+        assert len(events) >= len(broken)
+
+
 def test_evaluation_of_which_every_episode_was_given_up_is_none() -> None:
     with pytest.raises(EnvironmentFault) as raised:
         played(SEEDS[:2], 2, dict.fromkeys(SEEDS, "step"))

@@ -190,6 +190,11 @@ class EnvBridge:
         return self.contract.spec
 
     @property
+    def episodes(self) -> tuple[int, ...]:
+        """The number of the episode under way in each environment, from 0 at the reset; those that were given up count."""
+        return tuple(self._episodes)
+
+    @property
     def contract(self) -> Contract:
         """The rules that hold for every value; waits for the workers to be up."""
         if self._contract is None:
@@ -480,6 +485,7 @@ class EnvBridge:
             "contract": dataclasses.asdict(self._contract_settings),
             "actions": past if actions is None else [*past, int(actions[env])],
             **fault.where,
+            "next_seed": self._episode_seed(env, fault.where["episode"] + 1),  # the fault may be in the reset that follows
             "field": fault.field if isinstance(fault, ContractViolation) else fault.during,
             "rule": fault.rule if isinstance(fault, ContractViolation) else "returns without raising",
             "value": fault.value if isinstance(fault, ContractViolation) else fault.exception,

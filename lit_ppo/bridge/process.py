@@ -38,6 +38,7 @@ _STDERR_TAIL_BYTES: Final = 16_384
 _MOST_CHARACTERS: Final = 20_000  # of one text from the other process
 _STEPS_PER_DRAIN: Final = 2048
 _KILL_WAIT_S: Final = 2.0
+_LONGEST_SLEEP_S: Final = 0.5  # a signal that comes just before a sleep does not end it; its handler runs after the sleep
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
 # The package is loaded from its own directory, so that another interpreter need not have it installed and does not see the
 # trainer's site-packages; then the guard forks, before anything heavy is imported.
@@ -211,7 +212,7 @@ class WorkerProcess:
             start = perf_counter()
             while self._words[protocol.REPLY_WORD] != number:
                 self._block("step", deadline, for_message=False)
-            self._doorbell.slept(perf_counter() - start)
+            self._doorbell.waited(perf_counter() - start)
         if self._words[protocol.STATUS_WORD] != protocol.STATUS_DONE:
             self._read_reply(-number, "step", deadline)
             raise ProtocolError(f"{self.name}: expected an error after a failed step")
@@ -235,7 +236,7 @@ class WorkerProcess:
         if writing:
             self._poll.register(self._requests, select.POLLOUT)
         try:
-            ready = dict(self._poll.poll(remaining * 1000))
+            ready = dict(self._poll.poll(min(remaining, _LONGEST_SLEEP_S) * 1000))
         finally:
             if writing:
                 self._poll.unregister(self._requests)

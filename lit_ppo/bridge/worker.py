@@ -328,7 +328,7 @@ class Worker:
             if not received:
                 return
             if self.doorbell is not None and self.is_asked():
-                self.doorbell.slept(perf_counter() - start)
+                self.doorbell.waited(perf_counter() - start)
             *lines, buffer = buffer.split(b"\n")
             if len(buffer) > protocol.MAX_LINE_BYTES:
                 self.reply({}, error_to_json(ProtocolError(f"message: expected at most {protocol.MAX_LINE_BYTES} bytes")))
