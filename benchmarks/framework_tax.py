@@ -59,7 +59,8 @@ class BareLoop:
                     value_coefficient=s["value_coefficient"],
                     entropy_coefficient=s["entropy_coefficient"],
                 )
-                self.optimizer.zero_grad(set_to_none=True)
+                for parameter in self.parameters:
+                    parameter.grad = None
                 loss.total.backward()
                 torch.nn.utils.clip_grad_norm_(self.parameters, s["max_grad_norm"])
                 self.optimizer.step()

@@ -28,6 +28,28 @@ CASES: Final = {"4x128": (4, 128), "64x128": (64, 2048)}  # num_envs, minibatch_
 # -- a competitor's side
 
 
+class Stopwatch:
+    """Adds up the time that a method of one object takes."""
+
+    def __init__(self, owner: Any, method: str) -> None:
+        self.running = 0.0
+        called = getattr(owner, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = perf_counter()
+            try:
+                return called(*args, **kwargs)
+            finally:
+                self.running += perf_counter() - start
+
+        setattr(owner, method, timed)
+
+    def take(self) -> float:
+        """Seconds since the last call."""
+        taken, self.running = self.running, 0.0
+        return taken
+
+
 def run_lit_ppo(num_envs: int, minibatch_size: int, updates_per_turn: int, vectorization: Any, **model: Any) -> None:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import CSVLogger
@@ -46,8 +68,15 @@ def run_lit_ppo(num_envs: int, minibatch_size: int, updates_per_turn: int, vecto
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             self.updates += 1
             steps = num_envs * HORIZON
+            if self.updates == 1:
+                self.env = Stopwatch(trainer.datamodule._bridge, "step")
+                self.batch = Stopwatch(pl_module, "make_batch")
+            environments, batch = self.env.take(), self.batch.take()
             if self.updates > updates_per_turn:
-                self.turns.add("collection", steps / trainer.datamodule.metrics["time/collection_steps_per_s"])
+                collection = steps / trainer.datamodule.metrics["time/collection_steps_per_s"]
+                self.turns.add("environments", environments)
+                self.turns.add("inference", collection - environments)
+                self.turns.add("values and advantages", batch)
                 self.turns.add("update", steps / pl_module.metrics["time/update_steps_per_s"])
             if self.updates % updates_per_turn:
                 return
@@ -235,7 +264,7 @@ def measure(case: str, entrants: list[tuple[str, int]], rounds: int, updates_per
             rows.append(Row(f"{label}, share of time", f"{competitor.name}: {phase}", "of a turn", shares))
         if competitor.counted[0].phases:
             rest = [1 - sum(turn.phases.values()) / turn.seconds for turn in competitor.counted]
-            note = "values, advantages, Trainer, logger"
+            note = "Trainer, logger, statistics, journal of a checkpoint"
             rows.append(Row(f"{label}, share of time", f"{competitor.name}: rest", "of a turn", rest, note=note))
     sb3 = next((c.name for c in competitors if c.who == "SB3"), None)
     for competitor in competitors:

@@ -76,9 +76,11 @@ class Run:
         {"num_envs": 1, "horizon": 33},
         {"num_envs": 8, "horizon": 13},
         {"num_envs": 8, "horizon": 13, "num_workers": 2},
+        {"num_envs": 64, "horizon": 3},
         {"num_envs": 8, "horizon": 13, "vectorization": "native"},
+        {"num_envs": 64, "horizon": 3, "vectorization": "native"},
     ],
-    ids=["sync-1", "sync-8", "sync-8-in-2-workers", "native-8"],
+    ids=["sync-1", "sync-8", "sync-8-in-2-workers", "sync-64", "native-8", "native-64"],
 )
 def test_run_resumed_half_way_equals_the_run_in_one_go_bit_for_bit(data: dict[str, Any]) -> None:
     settings = {"target_kl": 0.01, "clip_decay_steps": 3000, "update_epochs": 3}
