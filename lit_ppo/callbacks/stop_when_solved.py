@@ -20,13 +20,13 @@ class StopWhenSolved(Callback):
     Args:
         threshold: Mean return that counts as solved; None for the environment's own.
         confirmation_episodes: Greedy episodes that must confirm it; 0 for no confirmation.
-        margin: By how many standard errors.
+        margin: By how many standard errors; with 2, one solved run in fifteen would miss the threshold in another 100 episodes.
 
     Raises:
         ConfigError: A setting is out of its range.
     """
 
-    def __init__(self, threshold: float | None = None, confirmation_episodes: int = 100, margin: float = 2.0) -> None:
+    def __init__(self, threshold: float | None = None, confirmation_episodes: int = 100, margin: float = 3.0) -> None:
         if confirmation_episodes < 0:
             raise ConfigError(f"solved.confirmation_episodes={confirmation_episodes}: expected at least 0")
         if margin < 0:
