@@ -254,7 +254,7 @@ class EnvBridge:
         # views made once: making them costs as much as the copies that go through them
         self._slots = [self._slot(k) for k in range(self.history_steps)]
 
-    def _slot(self, k: int) -> "_Slot":
+    def _slot(self, k: int) -> _Slot:
         observations, rewards, flags = self._observations[k], self._rewards[k], self._flags[k]
         terminated, truncated = flags[:2].view(np.bool_)
         rows = [self._rows(index) for index in range(len(self._workers))]

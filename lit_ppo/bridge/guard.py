@@ -76,7 +76,11 @@ def remove_orphans(temporary: str) -> None:
     Args:
         temporary: Where such directories are.
     """
-    for entry in os.scandir(temporary):
+    try:
+        entries = list(os.scandir(temporary))
+    except OSError:  # it may be written to, but not listed
+        return
+    for entry in entries:
         name = _PRIVATE_NAME.fullmatch(entry.name)
         if name is None or os.path.exists(f"/proc/{name[1]}"):
             continue

@@ -82,7 +82,7 @@ class SyncHost:
         """Step the active environments; where an episode ends, begin the next one."""
         self.flags[...] = 0
         next_obs, rewards, start, shape, dtype = self.next_obs, self.rewards, self.action_start, self.shape, self.dtype
-        envs, ended = self.envs, []
+        ended = []
         rows: Iterable[int] = range(self.num_envs)
         if not all(active):  # rows that stay where they are
             self.invalid[...] = [not is_active for is_active in active]
@@ -91,16 +91,13 @@ class SyncHost:
             rows = [env for env in rows if active[env]]
         for env in rows:
             try:
-                returned = envs[env].step(actions[env] + start)
+                returned = self.envs[env].step(actions[env] + start)
             except Exception as error:
                 raise _raised(env, "step", error) from None
             try:
                 obs, reward, terminated, truncated, _ = admit_step(returned)
-                # what needs no second look is not given one: a call for each value would be a tenth of the whole step
-                if type(obs) is not np.ndarray or obs.dtype is not dtype or obs.shape != shape:
-                    obs = admit_observation(obs, shape, dtype)
-                next_obs[env] = obs
-                rewards[env] = reward if type(reward) is float else admit_reward(reward)
+                next_obs[env] = admit_observation(obs, shape, dtype)
+                rewards[env] = admit_reward(reward)
                 if terminated is not False and admit_flag("terminated", terminated):
                     self.terminated[env] = 1
                     ended.append(env)

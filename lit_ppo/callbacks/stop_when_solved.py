@@ -20,7 +20,8 @@ class StopWhenSolved(Callback):
     Args:
         threshold: Mean return that counts as solved; None for the environment's own.
         confirmation_episodes: Greedy episodes that must confirm it; 0 for no confirmation.
-        margin: By how many standard errors; with 2, one solved run in fifteen would miss the threshold in another 100 episodes.
+        margin: By how many standard errors: a policy that only just clears 3 reaches the threshold in another 100 episodes 98
+            times in a hundred, with 2 it would be 92 times.
 
     Raises:
         ConfigError: A setting is out of its range.

@@ -21,7 +21,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lit_ppo.bridge import process, protocol
+from lit_ppo.bridge import guard, process, protocol
+from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.process import WorkerProcess
 from lit_ppo.errors import (
     BridgeError,
@@ -576,3 +577,41 @@ def test_worker_started_ahead_in_another_environment_is_not_taken(
     late = process.started_worker(None, "late", range(1), {})
     assert late is not early and early.exit_status is not None
     late.kill()
+
+
+def test_bridge_with_default_settings_takes_the_worker_started_ahead(ahead: list[WorkerProcess]) -> None:
+    process.start_ahead(1)
+    [early] = ahead
+    with EnvBridge("CartPole-v1", 1, lambda env, episode: episode) as bridge:
+        assert bridge._workers == [early] and ahead == []
+        assert bridge.reset().shape == (1, 4)
+
+
+# -- signals
+
+
+def test_no_sleep_is_so_long_that_a_signal_just_before_it_would_go_unheard(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = start("sleep 60", reply=b"")
+    slept_ms: list[float] = []
+
+    class Poll:
+        def poll(self, milliseconds: float) -> list[tuple[int, int]]:
+            slept_ms.append(milliseconds)
+            if len(slept_ms) == 3:
+                monkeypatch.setattr(process, "monotonic", lambda: float("inf"))  # the deadline is over
+            return []
+
+    monkeypatch.setattr(worker, "_poll", Poll())
+    with pytest.raises(WorkerTimeout):
+        worker._read_reply(1, "make", 1e9)
+    assert len(slept_ms) == 3 and max(slept_ms) <= 1000
+
+
+def test_temporary_directory_that_cannot_be_listed_is_no_reason_not_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(guard.os, "scandir", refuse)
+    guard.remove_orphans("/tmp")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lit_ppo.bridge.protocol import FrameLayout, decode, encode
-from lit_ppo.bridge.worker import SyncHost, Worker, error_to_json
+from lit_ppo.bridge.worker import NativeHost, SyncHost, Worker, error_to_json
 from lit_ppo.contract import Contract, EnvSpec
 from lit_ppo.errors import ContractViolation, EnvironmentRaised, ProtocolError
 
@@ -313,3 +313,16 @@ def test_errors_become_plain_data() -> None:
         "env": 1,
     }
     assert error_to_json(ProtocolError("no"))["error"] == {"kind": "refused", "message": "no"}
+
+
+def test_native_environment_refuses_actions_itself_but_for_those_that_the_contract_has_looked_at() -> None:
+    host = NativeHost("CartPole-v1", 3, {})
+    layout = FrameLayout(3, (4,), "float32", resets_within_step=False)
+    views = layout.reply_views(bytearray(layout.reply_bytes), 0)
+    host.allocate(views["observations"], views["rewards"], views["flags"])
+    host.reset([1, None, None])
+    checked = np.array([0, 1, 0])
+    host.step(checked, None, None)
+    space = host.vector.unwrapped.action_space
+    assert space.contains(checked) and space.contains(np.array([1, 1, 0])) and not space.contains(np.array([0, 2, 0]))
+    host.close()
