@@ -4,10 +4,10 @@ One Lightning epoch is one rollout is one batch is one update: `training_step` m
 minibatches, with manual optimisation. So every moment at which Lightning can write a checkpoint is an update boundary.
 """
 
-import functools
+import dataclasses
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.networks import Activation, Actor, Critic
 from lit_ppo.rollout import Batch, Rollout, make_batch
+from lit_ppo.update import ActorCritic, CompiledGradients, EagerGradients, LossSettings, Minibatch
 
 log = logging.getLogger(__name__)
 
@@ -37,45 +38,6 @@ _FLAGS_NOT_HONOURED = {
     "check_val_every_n_epoch": (1, "use --evaluation.every_n_updates"),
     "val_check_interval": (1.0, "use --evaluation.every_n_updates"),
 }
-
-
-MinibatchLoss = tuple[functional.PPOLoss, Tensor]
-
-
-def minibatch_loss(
-    actor: Actor,
-    critic: Critic,
-    obs: Tensor,
-    actions: Tensor,
-    old_log_probs: Tensor,
-    old_values: Tensor,
-    advantages: Tensor,
-    returns: Tensor,
-    clip_epsilon: float | Tensor,
-    *,
-    normalize_advantages: Literal["minibatch", "rollout", "off"],
-    value_clip: float | None,
-    value_coefficient: float,
-    entropy_coefficient: float,
-) -> MinibatchLoss:
-    """The loss of one minibatch and its log-ratios; arguments as in `Batch` and `PPOModule`."""
-    if normalize_advantages == "minibatch":
-        advantages = functional.normalize(advantages)
-    log_probs, entropies = distributions.log_probs_and_entropies(actor(obs), actions)
-    log_ratio = log_probs - old_log_probs
-    loss = functional.ppo_loss(
-        log_ratio,
-        advantages,
-        entropies,
-        critic(obs),
-        old_values,
-        returns,
-        clip_epsilon=clip_epsilon,
-        value_clip=value_clip,
-        value_coefficient=value_coefficient,
-        entropy_coefficient=entropy_coefficient,
-    )
-    return loss, log_ratio
 
 
 class PPOModule(LightningModule):
@@ -102,8 +64,8 @@ class PPOModule(LightningModule):
         normalize_advantages: Over each minibatch, over the whole rollout, or not at all.
         max_grad_norm: Largest norm of all gradients together; None for no limit.
         target_kl: Ends an update after the pass in which the policy has moved this far (nats); None for never.
-        compile: Whether to compile loss and gradients with torch.compile: pays for itself in long runs only, and needs a C++
-            compiler; without one the run goes on as if this were not set.
+        compile: Whether to compile networks, loss and gradients with torch.compile: pays for itself in long runs only, and
+            needs a C++ compiler; without one the run goes on as if this were not set.
         seed: Seed of the weights and the minibatches.
 
     Raises:
@@ -144,7 +106,6 @@ class PPOModule(LightningModule):
         self.critic = Critic(obs_size, critic_hidden_sizes, activation, weights)
         self.metrics: dict[str, float] = {}  # of the newest update
         self._updated_at: float | None = None
-        self._minibatch_loss: Callable[..., MinibatchLoss] = self._make_loss()
         self._is_observed = True  # steps of the optimizer go through Lightning's hooks
         self.is_updating = False  # the parameters are half way; stays true when an update fails
 
@@ -188,9 +149,8 @@ class PPOModule(LightningModule):
                 f"data.horizon * data.num_envs = {data.horizon} * {data.num_envs} = {transitions}"
             )
         self._is_observed = _is_observed(self.trainer, self)
-        if self.hparams["compile"]:
-            num_minibatches = math.ceil(transitions / self.hparams["minibatch_size"])
-            self._minibatch_loss = self._compiled_loss(transitions // num_minibatches)
+        num_minibatches = math.ceil(transitions / self.hparams["minibatch_size"])
+        self._gradients = self._make_gradients(transitions // num_minibatches)
 
     def make_batch(self, rollout: Rollout, update: int, env_steps: int) -> Batch:
         """What an update learns from a rollout of this policy."""
@@ -224,9 +184,6 @@ class PPOModule(LightningModule):
         num_transitions = len(batch.actions)
         num_minibatches = math.ceil(num_transitions / settings["minibatch_size"])
         permutations = seeding.generator(settings["seed"], "minibatches", batch.update)
-        parameters = list(self.parameters())
-        # compiled code would be made for one number
-        clip_epsilon_now = torch.tensor(clip_epsilon, device=self.device) if settings["compile"] else clip_epsilon
         losses: list[Tensor] = []
         log_ratios: list[Tensor] = []
         # K passes over one rollout; older data would be off-policy
@@ -234,13 +191,13 @@ class PPOModule(LightningModule):
             order = torch.randperm(num_transitions, generator=permutations).to(self.device)
             shuffled = [column[order].tensor_split(num_minibatches) for column in columns]
             log_ratios = []
-            for minibatch in zip(*shuffled, strict=True):
-                loss, log_ratio = self._minibatch_loss(*minibatch, clip_epsilon_now)
-                gradient_norm = self._step(optimizer, parameters, loss.total)
+            for minibatch in map(Minibatch._make, zip(*shuffled, strict=True)):
+                loss, log_ratio, gradient_norm = self._gradients(minibatch, clip_epsilon)
+                self._step(optimizer, loss.total, gradient_norm)
                 losses += [*loss, gradient_norm]
                 log_ratios.append(log_ratio)
             target_kl = settings["target_kl"]
-            if target_kl is not None and float(functional.approximate_kl(torch.cat(log_ratios).detach())) > target_kl:
+            if target_kl is not None and float(functional.approximate_kl(torch.cat(log_ratios))) > target_kl:
                 break
         with torch.no_grad():
             self._measure(batch, losses, torch.cat(log_ratios), learning_rate, clip_epsilon)
@@ -260,43 +217,36 @@ class PPOModule(LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics({**data.metrics, **self.metrics}, step=data.env_steps)
 
-    def _make_loss(self) -> Callable[..., MinibatchLoss]:
-        """`minibatch_loss` of this module's networks with its settings."""
-        names = ("normalize_advantages", "value_clip", "value_coefficient", "entropy_coefficient")
-        return functools.partial(minibatch_loss, self.actor, self.critic, **{name: self.hparams[name] for name in names})
-
-    def _compiled_loss(self, minibatch_size: int) -> Callable[..., MinibatchLoss]:
-        """The same, compiled; as it was, with a warning, where that cannot be done."""
-        eager = self._make_loss()
-        compiled: Callable[..., MinibatchLoss] = torch.compile(eager)
+    def _make_gradients(self, minibatch_size: int) -> EagerGradients | CompiledGradients:
+        """What computes losses and gradients: compiled, if that is asked for and can be done; a warning says why not."""
+        names = (field.name for field in dataclasses.fields(LossSettings))
+        networks, settings = ActorCritic(self.actor, self.critic), LossSettings(**{name: self.hparams[name] for name in names})
+        eager = EagerGradients(networks, settings, self.manual_backward if self._is_observed else torch.autograd.backward)
+        if not self.hparams["compile"]:
+            return eager
+        if listener := _backward_listener(self.trainer, self):
+            log.warning("model.compile: nothing is compiled: %s listens to backward passes, and there would be none", listener)
+            return eager
         numbers = torch.zeros(minibatch_size, device=self.device)
         obs, actions = numbers.new_zeros(minibatch_size, self.hparams["obs_size"]), numbers.long()
         try:  # now, rather than in the middle of the first update
+            compiled = CompiledGradients(networks, settings)
             with self.trainer.precision_plugin.train_step_context():
-                loss, _ = compiled(obs, actions, numbers, numbers, numbers, numbers, numbers.new_tensor(0.2))
-            torch.autograd.grad(loss.total, list(self.parameters()))
+                compiled(Minibatch(obs, actions, numbers, numbers, numbers, numbers), self.hparams["clip_epsilon"])
         except Exception as error:  # of whatever stage of the compiler
             log.warning("model.compile: nothing is compiled: %s", str(error).strip().partition("\n")[0][:200])
             return eager
         return compiled
 
-    def _step(self, optimizer: Any, parameters: list[torch.nn.Parameter], loss: Tensor) -> Tensor:
-        """One optimizer step; the norm of the gradients before clipping.
+    def _step(self, optimizer: Any, loss: Tensor, gradient_norm: Tensor) -> None:
+        """One optimizer step.
 
         Raises:
             NonFiniteUpdate: Loss or gradients are NaN or infinite; nothing was stepped.
         """
-        for parameter in parameters:
-            parameter.grad = None
-        if self._is_observed:
-            self.manual_backward(loss)
-        else:
-            torch.autograd.backward(loss)
-        limit = self.hparams["max_grad_norm"]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
-        if not math.isfinite((loss.detach() + norm).item()):
+        if not math.isfinite((loss + gradient_norm).item()):
             raise NonFiniteUpdate(
-                f"update {self.current_epoch}: the loss is {loss.item()} and the norm of its gradients {norm.item()}; "
+                f"update {self.current_epoch}: the loss is {loss.item()} and the norm of its gradients {gradient_norm.item()}; "
                 "the parameters are those of the last good step. Try a smaller model.learning_rate or scale the rewards"
             )
         if self._is_observed:
@@ -306,7 +256,6 @@ class PPOModule(LightningModule):
             progress.increment_ready()
             optimizer.optimizer.step()
             progress.increment_completed()
-        return norm
 
     def _measure(
         self, batch: Batch, losses: list[Tensor], log_ratio: Tensor, learning_rate: float, clip_epsilon: float
@@ -352,12 +301,23 @@ class PPOModule(LightningModule):
         self.log_dict({f"{stage}/{name}": float(value) for name, value in values.items()}, batch_size=1)
 
 
+def _backward_listener(trainer: Trainer, module: PPOModule) -> str | None:
+    """The name of a class that Lightning's hooks around backward passes are for; None if nobody overrides them."""
+    hooks = ("on_before_backward", "on_after_backward")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if any(is_overridden(hook, callback, Callback) for hook in hooks):
+            return type(callback).__name__
+    overrides = any(is_overridden(hook, module, LightningModule) for hook in (*hooks, "backward"))
+    return type(module).__name__ if overrides else None
+
+
 def _is_observed(trainer: Trainer, module: PPOModule) -> bool:
     """Whether anybody would notice if optimizer steps did not go through Lightning's hooks, which cost a tenth of an update."""
-    hooks = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
+    hook = "on_before_optimizer_step"
     return (
-        any(is_overridden(hook, callback, Callback) for hook in hooks for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        or any(is_overridden(hook, module, LightningModule) for hook in (*hooks, "backward"))
+        _backward_listener(trainer, module) is not None
+        or any(is_overridden(hook, callback, Callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        or is_overridden(hook, module, LightningModule)
         or type(trainer.strategy) is not SingleDeviceStrategy
         or type(trainer.precision_plugin) is not Precision
         or type(trainer.profiler) is not PassThroughProfiler  # type: ignore[attr-defined]

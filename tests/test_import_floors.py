@@ -19,7 +19,7 @@ FLOORS = {
     0: """errors exit_codes contract curve functional networks distributions seeding plot run_lock deferred_dynamo bridge
         bridge.protocol bridge.journal bridge.doorbell bridge.guard bridge.sandbox""",
     1: "bridge.worker bridge.process bridge.client",
-    2: "rollout evaluation replay",
+    2: "rollout evaluation replay update",
     3: """module data checkpoint_io callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_summary
         callbacks.stop_when_solved""",

@@ -16,6 +16,7 @@ from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.module import PPOModule
 from lit_ppo.rollout import Batch
+from lit_ppo.update import CompiledGradients
 from tests.runs import KeptData, bare_trainer, fit, parameters, same, small_data, small_module
 from tests.toy_envs import EPISODE_STEPS
 
@@ -293,7 +294,7 @@ def test_hooks_of_optimizer_steps_are_called_for_those_who_listen_and_change_not
 def test_run_goes_on_with_a_warning_where_nothing_can_be_compiled(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(function: Any) -> Any:
+    def refuse(function: Any, **options: Any) -> Any:
         def call(*args: Any) -> Any:
             raise RuntimeError("no working C++ compiler\nand a page about it")
 
@@ -306,12 +307,20 @@ def test_run_goes_on_with_a_warning_where_nothing_can_be_compiled(
     assert same(parameters(module), parameters(fit(2, module=small_module())[0]))
 
 
+def test_nothing_is_compiled_for_those_who_listen_to_backward_passes(caplog: pytest.LogCaptureFixture) -> None:
+    listener, module = Listener(), small_module(compile=True)
+    bare_trainer(1, listener).fit(module, datamodule=small_data())
+    warned = [record.getMessage() for record in caplog.records if record.name == "lit_ppo.module"]
+    assert warned == ["model.compile: nothing is compiled: Listener listens to backward passes, and there would be none"]
+    assert len(listener.heard) == 3
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, in torch's compiler
 def test_compiled_update_does_what_the_eager_one_does() -> None:
     settings = {"clip_decay_steps": 1000, "minibatch_size": 8}  # a clip range that changes, and parts of two sizes
     compiled, _ = fit(3, module=small_module(compile=True, **settings))
-    assert compiled._minibatch_loss is not small_module()._minibatch_loss and "partial" not in repr(compiled._minibatch_loss)
+    assert isinstance(compiled._gradients, CompiledGradients)
     for one, other in zip(compiled.parameters(), fit(3, module=small_module(**settings))[0].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 

@@ -1,0 +1,150 @@
+"""What one minibatch asks of the parameters: the PPO loss and its clipped gradients, eagerly or as one compiled program."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lit_ppo import distributions, functional
+
+
+class Minibatch(NamedTuple):
+    """Some transitions of a `Batch`; its columns under the same names."""
+
+    obs: Tensor
+    actions: Tensor
+    old_log_probs: Tensor
+    old_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+class MinibatchGradients(NamedTuple):
+    """What is known of a minibatch once the parameters have its gradients; detached."""
+
+    loss: functional.PPOLoss
+    log_ratio: Tensor  # (B,) log pi_new(a|s) - log pi_old(a|s), nats
+    norm: Tensor  # of all gradients together, before clipping; scalar
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """How a minibatch becomes a loss, and gradients; as in `PPOModule`."""
+
+    normalize_advantages: Literal["minibatch", "rollout", "off"]
+    value_clip: float | None
+    value_coefficient: float
+    entropy_coefficient: float
+    max_grad_norm: float | None
+
+
+class ActorCritic(nn.Module):
+    """Both networks as one: observations (B, *obs_shape) to logits (B, A) and values (B,)."""
+
+    def __init__(self, actor: nn.Module, critic: nn.Module) -> None:
+        super().__init__()
+        self.actor, self.critic = actor, critic
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        return self.actor(obs), self.critic(obs)
+
+
+def minibatch_loss(
+    logits: Tensor, values: Tensor, minibatch: Minibatch, clip_epsilon: float | Tensor, settings: LossSettings
+) -> tuple[functional.PPOLoss, Tensor]:
+    """The loss of one minibatch, from what the networks say of its observations; and its log-ratios."""
+    advantages = minibatch.advantages
+    if settings.normalize_advantages == "minibatch":
+        advantages = functional.normalize(advantages)
+    log_probs, entropies = distributions.log_probs_and_entropies(logits, minibatch.actions)
+    log_ratio = log_probs - minibatch.old_log_probs
+    loss = functional.ppo_loss(
+        log_ratio,
+        advantages,
+        entropies,
+        values,
+        minibatch.old_values,
+        minibatch.returns,
+        clip_epsilon=clip_epsilon,
+        value_clip=settings.value_clip,
+        value_coefficient=settings.value_coefficient,
+        entropy_coefficient=settings.entropy_coefficient,
+    )
+    return loss, log_ratio
+
+
+class EagerGradients:
+    """Fills the `grad` of the networks' parameters, one operation after the other.
+
+    Args:
+        networks: Actor and critic.
+        settings: How a minibatch becomes a loss, and gradients.
+        backward: Called with the loss, for its backward pass.
+    """
+
+    def __init__(
+        self, networks: ActorCritic, settings: LossSettings, backward: Callable[[Tensor], Any] = torch.autograd.backward
+    ) -> None:
+        self._networks, self._settings, self._backward = networks, settings, backward
+        self._parameters = list(networks.parameters())
+        self._limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
+
+    def __call__(self, minibatch: Minibatch, clip_epsilon: float) -> MinibatchGradients:
+        """Loss and gradients of one minibatch."""
+        logits, values = self._networks(minibatch.obs)
+        loss, log_ratio = minibatch_loss(logits, values, minibatch, clip_epsilon, self._settings)
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._backward(loss.total)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._limit)
+        return MinibatchGradients(functional.PPOLoss(*(part.detach() for part in loss)), log_ratio.detach(), norm)
+
+
+class CompiledGradients:
+    """The same as one program: networks, loss, backward pass and clipping without a return to Python in between.
+
+    Args:
+        networks, settings: As in `EagerGradients`.
+
+    Raises:
+        ValueError: Two layers share one parameter. (A layer that both networks have is no hindrance.)
+    """
+
+    def __init__(self, networks: ActorCritic, settings: LossSettings) -> None:
+        owned = [parameter for layer in networks.modules() for parameter in layer.parameters(recurse=False)]
+        if len({id(parameter) for parameter in owned}) < len(owned):
+            raise ValueError("two layers share one parameter")
+        self._parameters = {name: parameter for name, parameter in networks.named_parameters() if parameter.requires_grad}
+
+        def total(
+            parameters: dict[str, Tensor], minibatch: Minibatch, clip_epsilon: Tensor
+        ) -> tuple[Tensor, tuple[functional.PPOLoss, Tensor]]:
+            logits, values = torch.func.functional_call(networks, parameters, (minibatch.obs,), tie_weights=False)
+            loss, log_ratio = minibatch_loss(logits, values, minibatch, clip_epsilon, settings)
+            return loss.total, (loss, log_ratio)
+
+        def clipped_gradients(*arguments: Any) -> tuple[MinibatchGradients, list[Tensor]]:
+            by_name, (loss, log_ratio) = torch.func.grad(total, has_aux=True)(*arguments)
+            gradients = list(by_name.values())
+            norm = torch.nn.utils.get_total_norm(gradients)
+            if settings.max_grad_norm is not None:  # as `torch.nn.utils.clip_grad_norm_` does it
+                scale = (settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+                gradients = [gradient * scale for gradient in gradients]
+            return MinibatchGradients(loss, log_ratio, norm), gradients
+
+        self._compiled: Callable[..., tuple[MinibatchGradients, list[Tensor]]] = torch.compile(
+            clipped_gradients, fullgraph=True
+        )
+
+    @torch.no_grad()
+    def __call__(self, minibatch: Minibatch, clip_epsilon: float) -> MinibatchGradients:
+        """Loss and gradients of one minibatch."""
+        # a plain number would become part of the program, and each new one would need a new program
+        epsilon = torch.tensor(clip_epsilon, device=minibatch.obs.device)
+        known, gradients = self._compiled(self._parameters, minibatch, epsilon)
+        for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
+        return known
