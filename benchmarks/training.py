@@ -50,7 +50,9 @@ class Stopwatch:
         return taken
 
 
-def run_lit_ppo(num_envs: int, minibatch_size: int, updates_per_turn: int, vectorization: Any, **model: Any) -> None:
+def run_lit_ppo(
+    num_envs: int, minibatch_size: int, updates_per_turn: int, vectorization: Any, num_workers: int = 1, **model: Any
+) -> None:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import CSVLogger
 
@@ -96,7 +98,7 @@ def run_lit_ppo(num_envs: int, minibatch_size: int, updates_per_turn: int, vecto
         max_grad_norm=0.5,
         **model,
     )
-    data = RolloutDataModule(num_envs=num_envs, horizon=HORIZON, vectorization=vectorization)
+    data = RolloutDataModule(num_envs=num_envs, horizon=HORIZON, vectorization=vectorization, num_workers=num_workers)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=-1,
@@ -129,16 +131,9 @@ def run_cleanrl_style(num_envs: int, minibatch_size: int, updates_per_turn: int)
         turns.done()
 
 
-def _compiles() -> bool:
-    import inspect
-
-    from lit_ppo.module import PPOModule
-
-    return "compile" in inspect.signature(PPOModule).parameters
-
-
 RUNNERS: Final[dict[str, Callable[[int, int, int], None]]] = {
     "lit_ppo, sync": lambda n, b, u: run_lit_ppo(n, b, u, vectorization="sync"),
+    "lit_ppo, sync in 2 workers": lambda n, b, u: run_lit_ppo(n, b, u, vectorization="sync", num_workers=2),
     "lit_ppo, native": lambda n, b, u: run_lit_ppo(n, b, u, vectorization="native"),
     "lit_ppo, sync, compiled": lambda n, b, u: run_lit_ppo(n, b, u, vectorization="sync", compile=True),
     "lit_ppo, native, compiled": lambda n, b, u: run_lit_ppo(n, b, u, vectorization="native", compile=True),
@@ -286,9 +281,8 @@ def main() -> None:
         who, num_threads, case, updates_per_turn = options.compete
         compete(who, int(num_threads), case, int(updates_per_turn))
         return
-    entrants = [("lit_ppo, sync", 1), ("lit_ppo, native", 1)]
-    if not options.quick and _compiles():
-        entrants += [("lit_ppo, sync, compiled", 1), ("lit_ppo, native, compiled", 1)]
+    ours = [who for who in RUNNERS if who.startswith("lit_ppo")]
+    entrants = [(who, 1) for who in (("lit_ppo, sync", "lit_ppo, native") if options.quick else ours)]
     threads = (1,) if options.quick else (1, 2)
     entrants += [(who, n) for who in ("CleanRL-style", *VENVS) for n in threads]  # each its best of 1 and 2
     rounds = options.rounds or (4 if options.quick else 15)

@@ -108,7 +108,7 @@ class _Slot(NamedTuple):
 class EnvBridge:
     """N environments of one kind, in `num_workers` processes.
 
-    The processes are spawned at once and boot while the caller goes on; the first use waits for them.
+    The processes are spawned at once, boot and make their environments while the caller goes on; the first use waits for them.
 
     Args:
         env_id: Gymnasium id, or `module:EnvId`.
@@ -169,8 +169,9 @@ class EnvBridge:
     # -- starting
 
     def _spawn(self, index: int) -> WorkerProcess:
+        """A worker that makes its environments while the caller goes on."""
         rows = self._rows(index)
-        return started_worker(
+        worker = started_worker(
             self.settings.python,
             name=f"env worker {index} of {self.settings.num_workers} ({self.env_id})",
             rows=range(rows.start, rows.stop),
@@ -180,6 +181,15 @@ class EnvBridge:
                 "strict": self.settings.sandbox == "strict",
             },
         )
+        worker.post(
+            "make",
+            self.settings.start_timeout_s,
+            env_id=self.env_id,
+            num_envs=self._rows_per_worker,
+            vectorization=self.settings.vectorization,
+            env_kwargs=self.env_kwargs,
+        )
+        return worker
 
     def _rows(self, index: int) -> slice:
         return slice(index * self._rows_per_worker, (index + 1) * self._rows_per_worker)
@@ -207,24 +217,17 @@ class EnvBridge:
             raise ValueError("this bridge is closed")
         specs: dict[int, EnvSpec] = {}
         for index in range(len(self._workers)):
-            self._surviving(index, "start", lambda index=index: specs.update({index: self._make(index)}))  # type: ignore[misc]
+            self._surviving(index, "start", lambda index=index: specs.update({index: self._await_made(index)}))  # type: ignore[misc]
         for index, spec in specs.items():
             if spec != specs[0]:
                 raise ContractViolation("spaces", f"the same in every worker: {specs[0]}", f"{spec} in worker {index}")
         self._contract = Contract(specs[0], self._contract_settings, resets_within_step=not self._is_native)
         self._allocate_history(specs[0])
 
-    def _make(self, index: int) -> EnvSpec:
-        """Have a fresh worker make its environments; what they announce."""
+    def _await_made(self, index: int) -> EnvSpec:
+        """Wait until a fresh worker has made its environments; what they announce."""
         worker = self._workers[index]
-        announced = worker.ask(
-            "make",
-            self.settings.start_timeout_s,
-            env_id=self.env_id,
-            num_envs=self._rows_per_worker,
-            vectorization=self.settings.vectorization,
-            env_kwargs=self.env_kwargs,
-        )
+        announced = worker.reply(self.settings.start_timeout_s)
         due = {"protocol": protocol.PROTOCOL_VERSION, "env_id": self.env_id, "num_envs": self._rows_per_worker}
         for key, value in due.items():
             if protocol.take(announced, key, type(value)) != value:
@@ -544,7 +547,7 @@ class EnvBridge:
         self._workers[index] = self._spawn(index)
         if self._contract is None:
             return  # what is tried again is the start itself
-        spec = self._make(index)
+        spec = self._await_made(index)
         if spec != self.spec:
             violation = ContractViolation("spaces", f"those of the first handshake: {self.spec}", str(spec))
             violation.where = {"worker": index}  # not of one row, so that no episode is abandoned for it

@@ -81,6 +81,7 @@ class WorkerProcess:
     ) -> None:
         self.name, self.rows = name, rows
         self._sequence = 0
+        self._posted: str | None = None  # request whose reply nobody has waited for yet
         self._unread = b""
         self._stderr_tail = b""
         self._steps_since_drain = 0
@@ -134,14 +135,38 @@ class WorkerProcess:
             ConfigError, ContractViolation, EnvironmentRaised: What the worker answered, if it was no success.
             WorkerExited, WorkerTimeout, ProtocolError: There was no proper answer.
         """
-        self._sequence += 1
         deadline = monotonic() + deadline_s
-        self._write(protocol.encode({"cmd": command, "seq": self._sequence, **fields}), command, deadline)
+        self._send(command, deadline, fields)
         return self._read_reply(self._sequence, command, deadline)
 
-    def _write(self, data: bytes, request: str, deadline: float) -> None:
+    def post(self, command: str, deadline_s: float, **fields: Any) -> None:
+        """Send one request and go on; `reply` must come before the next one. What fails here is told there."""
+        self._posted = command
+        try:
+            self._send(command, monotonic() + deadline_s, fields)
+        except BridgeError:
+            pass
+
+    def reply(self, deadline_s: float) -> dict[str, Any]:
+        """Wait for the reply to `post`.
+
+        Raises:
+            As `ask`.
+        """
+        assert self._posted is not None
+        command, self._posted = self._posted, None
+        return self._read_reply(self._sequence, command, monotonic() + deadline_s)
+
+    def _send(self, command: str, deadline: float, fields: dict[str, Any]) -> None:
+        self._sequence += 1
+        self._write(protocol.encode({"cmd": command, "seq": self._sequence, **fields}), command, deadline)
+
+    def _refuse_if_ended(self, request: str) -> None:
         if not self._open:  # its descriptors may be somebody else's by now
             raise self._exited(request)
+
+    def _write(self, data: bytes, request: str, deadline: float) -> None:
+        self._refuse_if_ended(request)
         while data:
             try:
                 data = data[os.write(self._requests, data) :]
@@ -151,6 +176,7 @@ class WorkerProcess:
                 raise self._exited(request) from None
 
     def _read_reply(self, sequence: int, request: str, deadline: float) -> dict[str, Any]:
+        self._refuse_if_ended(request)
         while (line := self._next_line()) is None:
             self._block(request, deadline)
         try:
@@ -294,6 +320,8 @@ class WorkerProcess:
         """Let the environments close, then end the process; kill it if that takes too long."""
         if self._open:
             try:
+                if self._posted:
+                    self.reply(deadline_s)
                 self.ask("close", deadline_s)
                 self._process.wait(deadline_s)
             except (BridgeError, ProtocolError, ContractViolation, EnvironmentRaised, ConfigError, subprocess.TimeoutExpired):

@@ -544,6 +544,53 @@ def test_random_bits_in_the_middle_of_a_run_of_messages_change_no_later_answer(s
         assert worker.ask("reset", DEADLINE_S)["pid"] == 78
 
 
+# -- requests that are not waited for at once
+
+SLOW_TO_MAKE = """
+import gymnasium, numpy as np
+
+class SlowToMake(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, begun, closed):
+        open(begun).close()
+        self.closed = closed
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def close(self):
+        open(self.closed, "w").close()
+
+gymnasium.register("SlowToMake-v0", SlowToMake)
+"""
+
+
+def test_all_workers_make_their_environments_before_anybody_asks_and_close_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_to_make.py").write_text(SLOW_TO_MAKE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    begun, closed = tmp_path / "begun", tmp_path / "closed"
+    os.mkfifo(begun)
+    kwargs = {"begun": str(begun), "closed": str(closed)}
+    with EnvBridge("slow_to_make:SlowToMake-v0", 1, lambda env, episode: episode, env_kwargs=kwargs):
+        os.close(os.open(begun, os.O_WRONLY))  # returns once the environment reads: nobody has asked for anything so far
+    assert closed.exists()
+
+
+def test_worker_that_ends_before_its_reply_is_found_out_by_who_waits(start: Start) -> None:
+    worker = start("exit 7")
+    assert select.select([worker._pidfd], [], [], DEADLINE_S)[0]
+    worker.post("make", DEADLINE_S)
+    with pytest.raises(WorkerExited, match="exited with status 7 while answering make"):
+        worker.reply(DEADLINE_S)
+    worker.post("make", DEADLINE_S)
+    with pytest.raises(WorkerExited, match="exited with status 7 while answering make"):
+        worker.reply(DEADLINE_S)
+
+
 # -- workers that are started ahead
 
 
