@@ -95,6 +95,7 @@ def run_lit_ppo(
         learning_rate=LEARNING_RATE,
         learning_rate_decay_steps=None,
         minibatch_size=minibatch_size,
+        clip_epsilon=0.2,
         max_grad_norm=0.5,
         **model,
     )

@@ -44,7 +44,7 @@ _CALLBACKS: Final = {
 }
 _TRAINER_DEFAULTS: Final[dict[str, Any]] = {
     "accelerator": "cpu",  # networks this small are slower on an accelerator
-    "max_epochs": 100,
+    "max_epochs": 200,
     "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs", "name": ""}},
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,

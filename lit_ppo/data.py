@@ -87,7 +87,7 @@ class RolloutDataModule(LightningDataModule):
         env_id: str = "CartPole-v1",
         env_kwargs: dict[str, Any] | None = None,
         num_envs: int = 8,
-        horizon: int = 64,
+        horizon: int = 32,
         seed: int = 0,
         contract: ContractSettings = ContractSettings(),  # noqa: B008  frozen, so sharing it is safe
         evaluation_envs: int = 50,

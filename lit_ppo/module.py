@@ -86,7 +86,7 @@ class PPOModule(LightningModule):
         gae_lambda: float = 0.95,
         update_epochs: int = 4,
         minibatch_size: int = 64,
-        clip_epsilon: float = 0.2,
+        clip_epsilon: float = 0.4,
         clip_decay_steps: int | None = None,
         value_clip: float | None = None,
         value_coefficient: float = 0.5,

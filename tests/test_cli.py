@@ -136,9 +136,9 @@ def test_fit_from_an_empty_directory_leaves_curve_checkpoints_config_and_metrics
     ended, left = in_a_process("fit --trainer.max_epochs 2 --evaluation.num_episodes 2")
     assert (ended.code, ended.err, left) == (exit_codes.DONE, "", [])
     assert ended.out.splitlines()[0] == "not solved: no confirmed evaluation return of 475"
-    # the defaults: 8 envs x 64 steps, evaluated before the first update and after every one
+    # the defaults: 8 envs x 32 steps, evaluated before the first update and after every one
     curve = TrainLog.read("data/rl/ppo_cartpole_trainlog.json")
-    assert curve.steps == [0, 8 * 64, 2 * 8 * 64]
+    assert curve.steps == [0, 8 * 32, 2 * 8 * 32]
     assert update_of("checkpoints/last.ckpt") == 2 and update_of("checkpoints/best.ckpt") in (1, 2)
     config = yaml.safe_load(Path("checkpoints/config.yaml").read_text())
     assert (config["trainer"]["max_epochs"], config["data"]["env_id"]) == (2, "CartPole-v1")
@@ -219,7 +219,7 @@ BAD = {
     "--model.gamma 1.5": "model.gamma=1.5: expected a number in [0, 1]",
     "--data.num_envs 0": "data.num_envs=0: expected at least 1",
     "--data.num_workers 3": "data.num_envs=8: expected a multiple of data.num_workers=3",
-    "--model.minibatch_size 513": "model.minibatch_size=513: expected at most data.horizon * data.num_envs = 64 * 8 = 512",
+    "--model.minibatch_size 257": "model.minibatch_size=257: expected at most data.horizon * data.num_envs = 32 * 8 = 256",
     "--seed_everything -1": "seed_everything=-1: expected 0 to 2^32 - 1",
     "--torch_threads 0": "torch_threads=0: expected at least 1",
     "--evaluation.num_episodes 0": "evaluation.num_episodes=0: expected at least 1",

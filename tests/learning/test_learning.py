@@ -52,7 +52,7 @@ def test_value_of_a_constant_reward_is_that_of_a_life_without_end() -> None:
 def test_default_settings_solve_cartpole_and_keep_their_word(seed: int) -> None:
     data, solved = RolloutDataModule(seed=seed), StopWhenSolved()
     module = PPOModule(data.obs_size, data.num_actions, seed=seed)
-    bare_trainer(100, GreedyEvaluation(), solved).fit(module, datamodule=data)
+    bare_trainer(200, GreedyEvaluation(), solved).fit(module, datamodule=data)
     assert solved.solved_at is not None and solved.solved_at <= 20_000
     assert hundred_fresh_episodes(module, data).mean >= 475
 
