@@ -227,7 +227,7 @@ SOLVERS: Final = {"lit_ppo": solve_lit_ppo, "CleanRL-style": solve_cleanrl_style
 
 def run(who: str, seed: int, num_threads: int) -> dict[str, float]:
     """One run in a process and a directory of its own."""
-    python = peers_python() if who.startswith("SB3") else sys.executable
+    python = peers_python("peers" if who.startswith("SB3") else "plain")
     directory = tempfile.mkdtemp(prefix="solving-")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(num_threads)}
 

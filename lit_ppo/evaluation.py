@@ -106,27 +106,31 @@ class GreedyPlayer:
         # the number of the episode that each row plays: the bridge may have passed over some that could not begin
         playing = np.arange(n) + n * np.array(self._bridge.episodes)
         active = (playing < num_episodes).astype(np.uint8)
+        num_active = int(active.sum())
         totals, lengths = np.zeros(num_episodes), np.zeros(num_episodes, np.int64)
         row_totals, row_lengths = np.zeros(n), np.zeros(n, np.int64)
         finished = np.zeros(num_episodes, np.bool_)
-        while active.any():
+        while num_active:
             seen = torch.from_numpy(obs[:num_used].astype(np.float32))
             actions[:num_used] = distributions.mode(policy(seen.to(device))).cpu().numpy()
-            step = self._bridge.step(actions, None if active.all() else active)
+            step = self._bridge.step(actions, None if num_active == n else active)
             row_totals += step.rewards
             row_lengths += step.valid
             ended = (step.terminated | step.truncated) if step.any_ended else None
             if not step.all_valid:  # an active row that was not stepped has given its episode up
                 given_up = (active == 1) & ~step.valid
                 ended = given_up if ended is None else ended | given_up
-            for env in np.flatnonzero(ended).tolist() if ended is not None else ():
+            obs = step.obs
+            if ended is None:
+                continue
+            for env in np.flatnonzero(ended).tolist():
                 if step.valid[env]:
                     totals[playing[env]], lengths[playing[env]] = row_totals[env], row_lengths[env]
                     finished[playing[env]] = True
                 row_totals[env], row_lengths[env] = 0.0, 0
                 playing[env] = env + n * self._bridge.episodes[env]
                 active[env] = playing[env] < num_episodes
-            obs = step.obs
+            num_active = int(active.sum())
         if num_episodes and not finished.any():
             raise EnvironmentFault(f"{num_episodes} greedy episodes were to be played, and every one had to be given up")
         return EpisodeResults(tuple(totals[finished].tolist()), tuple(lengths[finished].tolist()))
