@@ -371,7 +371,7 @@ class EnvBridge:
     def _check_active(self, active: NDArray[np.uint8]) -> None:
         if self._is_native:
             raise ValueError("step: native environments are stepped all together")
-        if active.dtype != np.uint8 or active.shape != (self.num_envs,) or active.max() > 1:
+        if active.dtype != np.uint8 or active.shape != (self.num_envs,) or active.tobytes().strip(b"\x00\x01"):
             raise ValueError(f"active: expected uint8 zeros and ones of shape ({self.num_envs},), got {active!r}")
 
     def _refuse_if_closed(self, what: str) -> None:

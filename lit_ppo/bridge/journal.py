@@ -83,7 +83,7 @@ class Journal:
             row = self.steps - self._base
         self._actions[row] = actions
         if active is not None:
-            self._actions[row, active == 0] = NOT_STEPPED
+            np.copyto(self._actions[row], NOT_STEPPED, where=active == 0)
         self.steps += 1
 
     def add_digests(self, next_obs: NDArray[Any], rewards: NDArray[np.float64]) -> None:

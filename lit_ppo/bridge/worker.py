@@ -17,6 +17,7 @@ import argparse
 import base64
 import gc
 import importlib
+import itertools
 import mmap
 import os
 import sys
@@ -85,10 +86,10 @@ class SyncHost:
         ended = []
         rows: Iterable[int] = range(self.num_envs)
         if not all(active):  # rows that stay where they are
-            self.invalid[...] = [not is_active for is_active in active]
+            self.invalid[...] = [1 - is_active for is_active in active]
             rewards[...] = 0.0
             next_obs[...] = self.obs
-            rows = [env for env in rows if active[env]]
+            rows = itertools.compress(rows, active)
         for env in rows:
             try:
                 returned = self.envs[env].step(actions[env] + start)
