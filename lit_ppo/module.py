@@ -65,7 +65,8 @@ class PPOModule(LightningModule):
         max_grad_norm: Largest norm of all gradients together; None for no limit.
         target_kl: Ends an update after the pass in which the policy has moved this far (nats); None for never.
         compile: Whether to compile networks, loss and gradients with torch.compile: pays for itself in long runs only, and
-            needs a C++ compiler; without one the run goes on as if this were not set.
+            needs a C++ compiler. Without one, or if somebody listens to backward passes (a callback, a hook on a parameter),
+            the run goes on as if this were not set, with a warning.
         seed: Seed of the weights and the minibatches.
 
     Raises:
@@ -107,6 +108,7 @@ class PPOModule(LightningModule):
         self.metrics: dict[str, float] = {}  # of the newest update
         self._updated_at: float | None = None
         self._is_observed = True  # steps of the optimizer go through Lightning's hooks
+        self._gradients: EagerGradients | CompiledGradients | None = None  # made when fit starts
         self.is_updating = False  # the parameters are half way; stays true when an update fails
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -150,7 +152,10 @@ class PPOModule(LightningModule):
             )
         self._is_observed = _is_observed(self.trainer, self)
         num_minibatches = math.ceil(transitions / self.hparams["minibatch_size"])
-        self._gradients = self._make_gradients(transitions // num_minibatches)
+        sizes = {transitions // num_minibatches, math.ceil(transitions / num_minibatches)}
+        if data.bridge_settings.vectorization == "native" or data.bridge_settings.on_violation == "restart":
+            sizes.add(max(1, min(sizes) - 1))  # there will be rows that are no transition
+        self._gradients = self._make_gradients(sorted(sizes, reverse=True))
 
     def make_batch(self, rollout: Rollout, update: int, env_steps: int) -> Batch:
         """What an update learns from a rollout of this policy."""
@@ -170,7 +175,7 @@ class PPOModule(LightningModule):
         start, self.is_updating = perf_counter(), True
         settings = dict(self.hparams)
         optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
+        assert not isinstance(optimizer, list) and self._gradients is not None
         learning_rate = functional.linear_decay(
             settings["learning_rate"], batch.env_steps, settings["learning_rate_decay_steps"]
         )
@@ -217,7 +222,7 @@ class PPOModule(LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics({**data.metrics, **self.metrics}, step=data.env_steps)
 
-    def _make_gradients(self, minibatch_size: int) -> EagerGradients | CompiledGradients:
+    def _make_gradients(self, minibatch_sizes: Sequence[int]) -> EagerGradients | CompiledGradients:
         """What computes losses and gradients: compiled, if that is asked for and can be done; a warning says why not."""
         names = (field.name for field in dataclasses.fields(LossSettings))
         networks, settings = ActorCritic(self.actor, self.critic), LossSettings(**{name: self.hparams[name] for name in names})
@@ -227,12 +232,17 @@ class PPOModule(LightningModule):
         if listener := _backward_listener(self.trainer, self):
             log.warning("model.compile: nothing is compiled: %s listens to backward passes, and there would be none", listener)
             return eager
-        numbers = torch.zeros(minibatch_size, device=self.device)
-        obs, actions = numbers.new_zeros(minibatch_size, self.hparams["obs_size"]), numbers.long()
+        precision = self.trainer.precision_plugin
         try:  # now, rather than in the middle of the first update
             compiled = CompiledGradients(networks, settings)
-            with self.trainer.precision_plugin.train_step_context():
-                compiled(Minibatch(obs, actions, numbers, numbers, numbers, numbers), self.hparams["clip_epsilon"])
+            for size in minibatch_sizes:
+                obs, actions = torch.zeros(size, self.hparams["obs_size"]), torch.zeros(size, dtype=torch.int64)
+                # a tensor for each column: were they one, the program would be made for that
+                columns = Minibatch(obs, actions, *(torch.zeros(size) for _ in range(4)))
+                minibatch = Minibatch(*(column.to(self.device) for column in precision.convert_input(columns)))
+                with precision.train_step_context():
+                    compiled(minibatch, self.hparams["clip_epsilon"])
+            self.zero_grad()
         except Exception as error:  # of whatever stage of the compiler
             log.warning("model.compile: nothing is compiled: %s", str(error).strip().partition("\n")[0][:200])
             return eager
@@ -302,13 +312,19 @@ class PPOModule(LightningModule):
 
 
 def _backward_listener(trainer: Trainer, module: PPOModule) -> str | None:
-    """The name of a class that Lightning's hooks around backward passes are for; None if nobody overrides them."""
+    """Who would notice if there were no backward passes; None if nobody would."""
     hooks = ("on_before_backward", "on_after_backward")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if any(is_overridden(hook, callback, Callback) for hook in hooks):
             return type(callback).__name__
-    overrides = any(is_overridden(hook, module, LightningModule) for hook in (*hooks, "backward"))
-    return type(module).__name__ if overrides else None
+    if any(is_overridden(hook, module, LightningModule) for hook in (*hooks, "backward")):
+        return type(module).__name__
+    if trainer._detect_anomaly:
+        return "trainer.detect_anomaly"
+    for name, parameter in module.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            return f"a hook on {name}"
+    return next((f"a hook on {name}" for name, layer in module.named_modules() if layer._backward_hooks), None)
 
 
 def _is_observed(trainer: Trainer, module: PPOModule) -> bool:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,20 +15,20 @@ from lit_ppo import distributions, functional
 class Minibatch(NamedTuple):
     """Some transitions of a `Batch`; its columns under the same names."""
 
-    obs: Tensor
-    actions: Tensor
-    old_log_probs: Tensor
-    old_values: Tensor
-    advantages: Tensor
-    returns: Tensor
+    obs: Tensor  # (B, *obs_shape)
+    actions: Tensor  # (B,) int64
+    old_log_probs: Tensor  # (B,) nats
+    old_values: Tensor  # (B,)
+    advantages: Tensor  # (B,)
+    returns: Tensor  # (B,)
 
 
-class MinibatchGradients(NamedTuple):
+class MinibatchResult(NamedTuple):
     """What is known of a minibatch once the parameters have its gradients; detached."""
 
     loss: functional.PPOLoss
     log_ratio: Tensor  # (B,) log pi_new(a|s) - log pi_old(a|s), nats
-    norm: Tensor  # of all gradients together, before clipping; scalar
+    gradient_norm: Tensor  # of all gradients together, before clipping; scalar
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,21 @@ class ActorCritic(nn.Module):
 def minibatch_loss(
     logits: Tensor, values: Tensor, minibatch: Minibatch, clip_epsilon: float | Tensor, settings: LossSettings
 ) -> tuple[functional.PPOLoss, Tensor]:
-    """The loss of one minibatch, from what the networks say of its observations; and its log-ratios."""
-    advantages = minibatch.advantages
-    if settings.normalize_advantages == "minibatch":
-        advantages = functional.normalize(advantages)
+    """The loss of one minibatch, and its log-ratios, shape (B,), nats.
+
+    Args:
+        logits: What the actor says of the observations, shape (B, A).
+        values: What the critic says of them, shape (B,).
+        minibatch: The transitions.
+        clip_epsilon: As in `functional.clipped_surrogate_loss`.
+        settings: The rest.
+    """
+    normalized = settings.normalize_advantages == "minibatch"
     log_probs, entropies = distributions.log_probs_and_entropies(logits, minibatch.actions)
     log_ratio = log_probs - minibatch.old_log_probs
     loss = functional.ppo_loss(
         log_ratio,
-        advantages,
+        functional.normalize(minibatch.advantages) if normalized else minibatch.advantages,
         entropies,
         values,
         minibatch.old_values,
@@ -92,19 +99,50 @@ class EagerGradients:
         self._parameters = list(networks.parameters())
         self._limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
 
-    def __call__(self, minibatch: Minibatch, clip_epsilon: float) -> MinibatchGradients:
-        """Loss and gradients of one minibatch."""
+    def __call__(self, minibatch: Minibatch, clip_epsilon: float) -> MinibatchResult:
+        """Replace the gradients by those of this minibatch, clipped; arguments as in `minibatch_loss`."""
         logits, values = self._networks(minibatch.obs)
         loss, log_ratio = minibatch_loss(logits, values, minibatch, clip_epsilon, self._settings)
         for parameter in self._parameters:
             parameter.grad = None
         self._backward(loss.total)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._limit)
-        return MinibatchGradients(functional.PPOLoss(*(part.detach() for part in loss)), log_ratio.detach(), norm)
+        return MinibatchResult(functional.PPOLoss(*(part.detach() for part in loss)), log_ratio.detach(), norm)
+
+
+def clipped_gradients(
+    networks: ActorCritic, settings: LossSettings, parameters: dict[str, Tensor], minibatch: Minibatch, clip_epsilon: Tensor
+) -> tuple[MinibatchResult, list[Tensor]]:
+    """What `EagerGradients` does, as a function: the result, and the gradients in the order of `parameters`.
+
+    Args:
+        networks: How to compute; their own parameters are used only where `parameters` has none.
+        settings: How a minibatch becomes a loss, and gradients.
+        parameters: What to differentiate by, by their names in `networks`.
+        minibatch: The transitions.
+        clip_epsilon: A scalar.
+    """
+
+    def total_loss(parameters: dict[str, Tensor]) -> tuple[Tensor, tuple[functional.PPOLoss, Tensor]]:
+        # not tied by torch: that would leave its stand-ins behind in a layer that both networks have
+        logits, values = torch.func.functional_call(networks, parameters, (minibatch.obs,), tie_weights=False)
+        loss, log_ratio = minibatch_loss(logits, values, minibatch, clip_epsilon, settings)
+        return loss.total, (loss, log_ratio)
+
+    by_name, (loss, log_ratio) = torch.func.grad(total_loss, has_aux=True)(parameters)
+    gradients = list(by_name.values())
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if settings.max_grad_norm is None:
+        return MinibatchResult(loss, log_ratio, norm), gradients
+    scale = (settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as `torch.nn.utils.clip_grad_norm_` has it
+    return MinibatchResult(loss, log_ratio, norm), [gradient * scale for gradient in gradients]
 
 
 class CompiledGradients:
     """The same as one program: networks, loss, backward pass and clipping without a return to Python in between.
+
+    Which parameters are trained is settled when this is made. Nothing is compiled before the first call, and again when the
+    number of transitions changes for the first time; hooks on parameters and layers are not called.
 
     Args:
         networks, settings: As in `EagerGradients`.
@@ -114,37 +152,22 @@ class CompiledGradients:
     """
 
     def __init__(self, networks: ActorCritic, settings: LossSettings) -> None:
-        owned = [parameter for layer in networks.modules() for parameter in layer.parameters(recurse=False)]
+        owned = [parameter for layer in networks.modules() for parameter in layer._parameters.values() if parameter is not None]
         if len({id(parameter) for parameter in owned}) < len(owned):
             raise ValueError("two layers share one parameter")
         self._parameters = {name: parameter for name, parameter in networks.named_parameters() if parameter.requires_grad}
-
-        def total(
-            parameters: dict[str, Tensor], minibatch: Minibatch, clip_epsilon: Tensor
-        ) -> tuple[Tensor, tuple[functional.PPOLoss, Tensor]]:
-            logits, values = torch.func.functional_call(networks, parameters, (minibatch.obs,), tie_weights=False)
-            loss, log_ratio = minibatch_loss(logits, values, minibatch, clip_epsilon, settings)
-            return loss.total, (loss, log_ratio)
-
-        def clipped_gradients(*arguments: Any) -> tuple[MinibatchGradients, list[Tensor]]:
-            by_name, (loss, log_ratio) = torch.func.grad(total, has_aux=True)(*arguments)
-            gradients = list(by_name.values())
-            norm = torch.nn.utils.get_total_norm(gradients)
-            if settings.max_grad_norm is not None:  # as `torch.nn.utils.clip_grad_norm_` does it
-                scale = (settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-                gradients = [gradient * scale for gradient in gradients]
-            return MinibatchGradients(loss, log_ratio, norm), gradients
-
-        self._compiled: Callable[..., tuple[MinibatchGradients, list[Tensor]]] = torch.compile(
-            clipped_gradients, fullgraph=True
+        self._compiled: Callable[..., tuple[MinibatchResult, list[Tensor]]] = torch.compile(
+            partial(clipped_gradients, networks, settings)
         )
+        self._clip_epsilon: tuple[float, Tensor] | None = None
 
     @torch.no_grad()
-    def __call__(self, minibatch: Minibatch, clip_epsilon: float) -> MinibatchGradients:
-        """Loss and gradients of one minibatch."""
+    def __call__(self, minibatch: Minibatch, clip_epsilon: float) -> MinibatchResult:
+        """Replace the gradients by those of this minibatch, clipped; arguments as in `minibatch_loss`."""
         # a plain number would become part of the program, and each new one would need a new program
-        epsilon = torch.tensor(clip_epsilon, device=minibatch.obs.device)
-        known, gradients = self._compiled(self._parameters, minibatch, epsilon)
+        if self._clip_epsilon is None or self._clip_epsilon[0] != clip_epsilon:
+            self._clip_epsilon = clip_epsilon, torch.tensor(clip_epsilon, device=minibatch.obs.device)
+        result, gradients = self._compiled(self._parameters, minibatch, self._clip_epsilon[1])
         for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
             parameter.grad = gradient
-        return known
+        return result

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from torch._dynamo.utils import counters
 
 from lit_ppo import functional
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
@@ -307,19 +308,41 @@ def test_run_goes_on_with_a_warning_where_nothing_can_be_compiled(
     assert same(parameters(module), parameters(fit(2, module=small_module())[0]))
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 def test_nothing_is_compiled_for_those_who_listen_to_backward_passes(caplog: pytest.LogCaptureFixture) -> None:
-    listener, module = Listener(), small_module(compile=True)
-    bare_trainer(1, listener).fit(module, datamodule=small_data())
-    warned = [record.getMessage() for record in caplog.records if record.name == "lit_ppo.module"]
-    assert warned == ["model.compile: nothing is compiled: Listener listens to backward passes, and there would be none"]
+    def warnings_of(module: PPOModule, *callbacks: Callback, **flags: Any) -> list[str]:
+        caplog.clear()
+        bare_trainer(1, *callbacks, **flags).fit(module, datamodule=small_data())
+        return [record.getMessage() for record in caplog.records if record.name == "lit_ppo.module"]
+
+    rest = "listens to backward passes, and there would be none"
+    listener, seen = Listener(), []
+    assert warnings_of(small_module(compile=True), listener) == [f"model.compile: nothing is compiled: Listener {rest}"]
     assert len(listener.heard) == 3
+    module = small_module(compile=True)
+    module.critic.layers[0].bias.register_hook(seen.append)
+    assert warnings_of(module) == [f"model.compile: nothing is compiled: a hook on critic.layers.0.bias {rest}"]
+    assert seen
+    module = small_module(compile=True)
+    module.actor.register_full_backward_hook(lambda *args: seen.clear())
+    assert warnings_of(module) == [f"model.compile: nothing is compiled: a hook on actor {rest}"]
+    assert not seen
+    anomalies = warnings_of(small_module(compile=True), detect_anomaly=True)
+    assert anomalies == [f"model.compile: nothing is compiled: trainer.detect_anomaly {rest}"]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, in torch's compiler
 def test_compiled_update_does_what_the_eager_one_does() -> None:
     settings = {"clip_decay_steps": 1000, "minibatch_size": 8}  # a clip range that changes, and parts of two sizes
-    compiled, _ = fit(3, module=small_module(compile=True, **settings))
+    compiled, at_start = small_module(compile=True, **settings), []
+
+    class Start(Callback):
+        def on_train_start(self, *args: Any) -> None:
+            at_start.append(counters["stats"]["unique_graphs"])
+
+    bare_trainer(3, Start()).fit(compiled, datamodule=small_data())
+    assert at_start == [counters["stats"]["unique_graphs"]]  # all that is needed was compiled before the first update
     assert isinstance(compiled._gradients, CompiledGradients)
     for one, other in zip(compiled.parameters(), fit(3, module=small_module(**settings))[0].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)

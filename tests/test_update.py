@@ -45,25 +45,25 @@ def compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_gradients_are_those_of_the_loss_and_replace_older_ones() -> None:
     nets, data = networks(), minibatch()
-    known = EagerGradients(nets, SETTINGS)(data, 0.2)
-    known = EagerGradients(nets, SETTINGS)(data, 0.2)
+    result = EagerGradients(nets, SETTINGS)(data, 0.2)
+    result = EagerGradients(nets, SETTINGS)(data, 0.2)
     log_ratio = nets.actor(data.obs).log_softmax(-1)[torch.arange(12), data.actions] - data.old_log_probs
     policy = functional.clipped_surrogate_loss(log_ratio, functional.normalize(data.advantages), 0.2)
     total = policy + 0.5 * functional.value_loss(nets.critic(data.obs), data.old_values, data.returns, None)
     expected = torch.autograd.grad(total, list(nets.parameters()))
     torch.testing.assert_close(gradients(nets), list(expected))
-    torch.testing.assert_close(known.loss.total, total.detach())
-    torch.testing.assert_close(known.log_ratio, log_ratio.detach())
-    torch.testing.assert_close(known.norm, torch.cat([gradient.flatten() for gradient in expected]).norm())
-    assert not any(tensor.requires_grad for tensor in (*known.loss, known.log_ratio, known.norm))
+    torch.testing.assert_close(result.loss.total, total.detach())
+    torch.testing.assert_close(result.log_ratio, log_ratio.detach())
+    torch.testing.assert_close(result.gradient_norm, torch.cat([gradient.flatten() for gradient in expected]).norm())
+    assert not any(tensor.requires_grad for tensor in (*result.loss, result.log_ratio, result.gradient_norm))
 
 
 @pytest.mark.parametrize("limit", [0.01, 1e6, None])
 def test_gradients_are_clipped_and_their_norm_is_that_before(limit: float | None) -> None:
     nets = networks()
-    free = EagerGradients(nets, SETTINGS)(minibatch(), 0.2).norm
-    known = EagerGradients(nets, LossSettings("minibatch", None, 0.5, 0.0, limit))(minibatch(), 0.2)
-    torch.testing.assert_close(known.norm, free)
+    free = EagerGradients(nets, SETTINGS)(minibatch(), 0.2).gradient_norm
+    result = EagerGradients(nets, LossSettings("minibatch", None, 0.5, 0.0, limit))(minibatch(), 0.2)
+    torch.testing.assert_close(result.gradient_norm, free)
     norm = torch.cat([gradient.flatten() for gradient in gradients(nets) if gradient is not None]).norm()
     torch.testing.assert_close(norm, torch.tensor(0.01) if limit == 0.01 else free)
 
@@ -75,8 +75,8 @@ def test_backward_pass_goes_through_whoever_is_to_see_it() -> None:
         seen.append(loss.item())
         loss.backward()
 
-    known = EagerGradients(networks(), SETTINGS, backward)(minibatch(), 0.2)
-    assert seen == [known.loss.total.item()]
+    result = EagerGradients(networks(), SETTINGS, backward)(minibatch(), 0.2)
+    assert seen == [result.loss.total.item()]
 
 
 ALTERNATIVES = [
@@ -114,7 +114,7 @@ def test_layer_that_actor_and_critic_share_counts_once() -> None:
         nets = networks()
         assert isinstance(nets.actor, Actor) and isinstance(nets.critic, Critic)
         nets.critic.layers[0] = nets.actor.layers[0]
-        found.append((kind(nets, SETTINGS)(minibatch(), 0.2).norm, gradients(nets)))
+        found.append((kind(nets, SETTINGS)(minibatch(), 0.2).gradient_norm, gradients(nets)))
     torch.testing.assert_close(found[0], found[1])
 
 

@@ -37,6 +37,8 @@ _MOST_HISTORY_STEPS: Final = 256
 _PROBE_STEPS: Final = 3
 # Native environments are saved this often: what a failed worker has to be stepped again is bounded, and so is the journal.
 _STEPS_OF_A_SNAPSHOT: Final = 4096
+# Digests are worked out while the workers step: of so much at a time that they are done before the workers are.
+_BYTES_OF_A_DIGEST: Final = 1 << 15
 _BACK_OFF_S: Final = 0.02
 _MOST_BACK_OFF_S: Final = 2.0
 
@@ -156,6 +158,7 @@ class EnvBridge:
             raise ConfigError(f"env_kwargs: expected plain data that JSON can hold: {error}") from error
         self._contract: Contract | None = None
         self._closed = False
+        self._start_failure: Exception | None = None
         self._workers = [self._spawn(index) for index in range(self.settings.num_workers)]
         self._episodes = [0] * num_envs
         self._snapshots: list[dict[str, Any]] = [{} for _ in self._workers]
@@ -208,7 +211,13 @@ class EnvBridge:
     def contract(self) -> Contract:
         """The rules that hold for every value; waits for the workers to be up."""
         if self._contract is None:
-            self._start()
+            if self._start_failure is not None:  # what was announced has been read, and will not come again
+                raise self._start_failure
+            try:
+                self._start()
+            except BaseException as failure:
+                self._start_failure = failure if isinstance(failure, Exception) else BridgeError("the start was broken off")
+                raise
         assert self._contract is not None
         return self._contract
 
@@ -247,6 +256,7 @@ class EnvBridge:
         n, dtype = self.num_envs, np.dtype(spec.obs_dtype)
         step_bytes = n * (2 * int(np.prod(spec.obs_shape)) * dtype.itemsize + 8 + 4)
         self.history_steps = max(4, min(_MOST_HISTORY_STEPS, _HISTORY_BYTES // step_bytes))
+        self._steps_of_a_digest = max(1, min(self.history_steps // 2, _BYTES_OF_A_DIGEST // step_bytes))
         self._observations = np.zeros((self.history_steps, 1 if self._is_native else 2, n, *spec.obs_shape), dtype)
         self._rewards = np.zeros((self.history_steps, n))
         self._flags = np.zeros((self.history_steps, 4, n), np.uint8)
@@ -339,7 +349,7 @@ class EnvBridge:
         asked = []
         for index, worker in enumerate(self._workers):
             asked.append(self._ask_step(index, worker, actions, active, deadline))
-        if journal.undigested >= self.history_steps // 2:
+        if journal.undigested >= self._steps_of_a_digest:
             self._digest()  # the workers are busy now anyway
         slot = self._slots[journal.steps % self.history_steps]
         for index, failure in enumerate(asked):

@@ -42,7 +42,7 @@ def digest_rows(next_obs: NDArray[Any], rewards: NDArray[np.float64] | None = No
     words = raw.view(np.uint32) if raw.shape[-1] % 4 == 0 else raw
     # sums of words times distinct odd numbers, modulo 2^64: a changed word changes the sum
     weights = np.arange(1, 2 * words.shape[-1], 2, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    total = (words * weights).sum(axis=-1, dtype=np.uint64)
+    total: NDArray[np.uint64] = words.astype(np.uint64) @ weights
     if rewards is not None:
         total = total * np.uint64(0xBF58476D1CE4E5B9) + rewards.view(np.uint64)
     mixed: NDArray[np.uint64] = total ^ (total >> np.uint64(31))

@@ -82,6 +82,7 @@ class WorkerProcess:
         self.name, self.rows = name, rows
         self._sequence = 0
         self._posted: str | None = None  # request whose reply nobody has waited for yet
+        self._post_failure: BridgeError | None = None
         self._unread = b""
         self._stderr_tail = b""
         self._steps_since_drain = 0
@@ -140,12 +141,15 @@ class WorkerProcess:
         return self._read_reply(self._sequence, command, deadline)
 
     def post(self, command: str, deadline_s: float, **fields: Any) -> None:
-        """Send one request and go on; `reply` must come before the next one. What fails here is told there."""
-        self._posted = command
+        """Send one request and go on; `reply` must come before the next one, and raises what fails here.
+
+        What is too long for a pipe (64 KiB) is waited for: until the other side reads it.
+        """
+        self._posted, self._post_failure = command, None
         try:
             self._send(command, monotonic() + deadline_s, fields)
-        except BridgeError:
-            pass
+        except BridgeError as failure:
+            self._post_failure = failure
 
     def reply(self, deadline_s: float) -> dict[str, Any]:
         """Wait for the reply to `post`.
@@ -155,18 +159,17 @@ class WorkerProcess:
         """
         assert self._posted is not None
         command, self._posted = self._posted, None
+        if self._post_failure is not None:
+            raise self._post_failure
         return self._read_reply(self._sequence, command, monotonic() + deadline_s)
 
     def _send(self, command: str, deadline: float, fields: dict[str, Any]) -> None:
         self._sequence += 1
         self._write(protocol.encode({"cmd": command, "seq": self._sequence, **fields}), command, deadline)
 
-    def _refuse_if_ended(self, request: str) -> None:
+    def _write(self, data: bytes, request: str, deadline: float) -> None:
         if not self._open:  # its descriptors may be somebody else's by now
             raise self._exited(request)
-
-    def _write(self, data: bytes, request: str, deadline: float) -> None:
-        self._refuse_if_ended(request)
         while data:
             try:
                 data = data[os.write(self._requests, data) :]
@@ -176,7 +179,6 @@ class WorkerProcess:
                 raise self._exited(request) from None
 
     def _read_reply(self, sequence: int, request: str, deadline: float) -> dict[str, Any]:
-        self._refuse_if_ended(request)
         while (line := self._next_line()) is None:
             self._block(request, deadline)
         try:
@@ -317,13 +319,14 @@ class WorkerProcess:
     # -- the end
 
     def close(self, deadline_s: float) -> None:
-        """Let the environments close, then end the process; kill it if that takes too long."""
+        """Let the environments close, then end the process; kill it if all that takes too long."""
         if self._open:
+            deadline = monotonic() + deadline_s
             try:
                 if self._posted:
                     self.reply(deadline_s)
-                self.ask("close", deadline_s)
-                self._process.wait(deadline_s)
+                self.ask("close", deadline - monotonic())
+                self._process.wait(max(0.0, deadline - monotonic()))
             except (BridgeError, ProtocolError, ContractViolation, EnvironmentRaised, ConfigError, subprocess.TimeoutExpired):
                 pass  # it is to end one way or the other, and nobody wants its environments any more
         self.kill()

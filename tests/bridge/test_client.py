@@ -20,6 +20,7 @@ import tests.fault_envs  # noqa: F401  registers the ids, for the runs in proces
 from lit_ppo.bridge import client
 from lit_ppo.bridge.client import BridgeSettings, EnvBridge
 from lit_ppo.bridge.journal import MAX_EPISODE_STEPS, to_text
+from lit_ppo.bridge.process import WorkerProcess
 from lit_ppo.bridge.protocol import PROTOCOL_VERSION, encode
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import (
@@ -1038,6 +1039,24 @@ def test_a_slow_start_and_a_hang_in_make_are_bounded() -> None:
         pytest.raises(WorkerTimeout, match="did not answer make in time"),
     ):
         bridge.reset()
+
+
+def test_start_that_failed_says_so_again_whoever_asks() -> None:
+    contract = ContractSettings(num_actions=3)
+    with bridge_of("CartPole-v1", num_envs=1, contract=contract) as bridge:
+        for ask in (bridge.reset, lambda: bridge.spec, bridge.reset):
+            with pytest.raises(ContractViolation, match="num_actions: expected 3"):
+                ask()
+
+
+def test_start_that_was_broken_off_cannot_be_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bridge_of("CartPole-v1", num_envs=1) as bridge:
+        with monkeypatch.context() as patch:
+            patch.setattr(WorkerProcess, "attach", lambda *args: signal.raise_signal(signal.SIGINT))
+            with pytest.raises(KeyboardInterrupt):
+                bridge.reset()
+        with pytest.raises(BridgeError, match="the start was broken off"):
+            bridge.reset()
 
 
 def test_an_interpreter_that_is_none_is_found_out() -> None:

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_ppo.bridge import guard, process, protocol
-from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.bridge.client import BridgeSettings, EnvBridge
 from lit_ppo.bridge.process import WorkerProcess
 from lit_ppo.errors import (
     BridgeError,
@@ -546,16 +547,16 @@ def test_random_bits_in_the_middle_of_a_run_of_messages_change_no_later_answer(s
 
 # -- requests that are not waited for at once
 
-SLOW_TO_MAKE = """
-import gymnasium, numpy as np
+WATCHED = """
+import os, gymnasium, numpy as np
 
-class SlowToMake(gymnasium.Env):
+class Watched(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-1, 1, (1,))
     action_space = gymnasium.spaces.Discrete(2)
 
     def __init__(self, begun, closed):
-        open(begun).close()
-        self.closed = closed
+        os.read(os.open(begun, os.O_RDONLY), 1)
+        self.closed = f"{closed}-{os.getpid()}"
 
     def reset(self, *, seed=None, options=None):
         return np.zeros(1, np.float32), {}
@@ -563,21 +564,46 @@ class SlowToMake(gymnasium.Env):
     def close(self):
         open(self.closed, "w").close()
 
-gymnasium.register("SlowToMake-v0", SlowToMake)
+gymnasium.register("Watched-v0", Watched)
 """
 
 
 def test_all_workers_make_their_environments_before_anybody_asks_and_close_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "slow_to_make.py").write_text(SLOW_TO_MAKE)
+    (tmp_path / "watched.py").write_text(WATCHED)
     monkeypatch.syspath_prepend(str(tmp_path))
-    begun, closed = tmp_path / "begun", tmp_path / "closed"
+    begun = tmp_path / "begun"
     os.mkfifo(begun)
-    kwargs = {"begun": str(begun), "closed": str(closed)}
-    with EnvBridge("slow_to_make:SlowToMake-v0", 1, lambda env, episode: episode, env_kwargs=kwargs):
-        os.close(os.open(begun, os.O_WRONLY))  # returns once the environment reads: nobody has asked for anything so far
-    assert closed.exists()
+    kwargs = {"begun": str(begun), "closed": str(tmp_path / "closed")}
+    settings = BridgeSettings(num_workers=2)
+    with EnvBridge("watched:Watched-v0", 2, lambda env, episode: episode, env_kwargs=kwargs, settings=settings):
+        pipe = os.open(begun, os.O_WRONLY)  # returns once an environment reads, although nobody has asked for anything so far
+        os.write(pipe, b"12")
+    os.close(pipe)
+    assert len(list(tmp_path.glob("closed-*"))) == 2
+
+
+def test_environment_that_hangs_while_it_is_made_is_closed_on_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "watched.py").write_text(WATCHED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    os.mkfifo(tmp_path / "begun")
+    worker = WorkerProcess()
+    worker.post("make", DEADLINE_S, env_id="watched:Watched-v0", env_kwargs={"begun": str(tmp_path / "begun"), "closed": ""})
+    waits: list[float] = []
+    monkeypatch.setattr(process, "monotonic", lambda: 10.0 + sum(waits))
+    monkeypatch.setattr(
+        worker, "_poll", SimpleNamespace(poll=lambda ms: waits.append(ms / 1000) or [], unregister=lambda fd: None)
+    )
+    worker.close(2.0)
+    assert sum(waits) == pytest.approx(2.0) and worker.exit_status is not None
+
+
+def test_request_that_could_not_be_written_is_told_by_who_waits_for_its_reply(start: Start) -> None:
+    worker = start("exec sleep 600")  # which never reads
+    worker.post("make", 0.05, env_kwargs={"long": "x" * (1 << 17)})
+    with pytest.raises(WorkerTimeout, match="did not answer make in time"):
+        worker.reply(DEADLINE_S)
 
 
 def test_worker_that_ends_before_its_reply_is_found_out_by_who_waits(start: Start) -> None:
