@@ -242,6 +242,7 @@ class Contract:
             limits = np.iinfo(dtype)  # if all that the dtype can hold is allowed, there is nothing to compare
             self._obs_is_free = bool((self._obs_low == limits.min).all() and (self._obs_high == limits.max).all())
         self._scratch, self._ones, self._quiet = np.empty((2, 0), np.bool_), b"", b""
+        self._lows, self._highs = self._obs_low, self._obs_high
         least, most = settings.reward_range or (-FLOAT32_MAX, FLOAT32_MAX)
         self._reward_low, self._reward_high = max(least, -FLOAT32_MAX), min(most, FLOAT32_MAX)
 
@@ -254,7 +255,7 @@ class Contract:
         # seen as unsigned, a negative number is a huge one: one comparison covers both sides
         if actions.dtype != np.int64 or actions.ndim != 1:
             raise ValueError(f"actions: expected int64 of shape (N,), got {actions.dtype} of shape {actions.shape}")
-        if int(actions.view(np.uint64).max()) >= self.spec.num_actions:
+        if np.maximum.reduce(actions.view(np.uint64)) >= self.spec.num_actions:  # `max` would be twice as slow
             env = int(np.argmax(actions.view(np.uint64) >= self.spec.num_actions))
             raise ValueError(f"actions[{env}]: expected 0 to {self.spec.num_actions - 1}, got {int(actions[env])}")
         return actions
@@ -290,9 +291,13 @@ class Contract:
     def _are_inside(self, observations: NDArray[Any]) -> bool:
         if self._scratch.shape[1:] != observations.shape:
             self._scratch = np.empty((2, *observations.shape), np.bool_)
+            # bounds written out: comparing many rows with one costs more than comparing them with as many
+            self._lows, self._highs = (
+                np.broadcast_to(bound, observations.shape).copy() for bound in (self._obs_low, self._obs_high)
+            )
         inside, below = self._scratch
-        np.greater_equal(observations, self._obs_low, out=inside)
-        np.less_equal(observations, self._obs_high, out=below)
+        np.greater_equal(observations, self._lows, out=inside)
+        np.less_equal(observations, self._highs, out=below)
         np.logical_and(inside, below, out=inside)
         return b"\x00" not in inside.tobytes()  # a fifth of the price of `all`
 
