@@ -25,7 +25,6 @@ from benchmarks.report import ROOT, Row, peers_python, show
 _HORIZON: Final = 128
 _LONG_RUN_ENVS: Final = 256
 _INTERVALS: Final = 10
-_STEPS_OF_A_RUN: Final = 512  # of one update with `fit`'s defaults
 
 
 # -- whole runs
@@ -33,7 +32,10 @@ _STEPS_OF_A_RUN: Final = 512  # of one update with `fit`'s defaults
 
 def whole_runs(num_updates: int, rounds: int) -> list[Row]:
     """Peak memory of `fit` with its defaults, evaluation included, and of SB3 with rl-zoo3's, as many env steps."""
-    env_steps = num_updates * _STEPS_OF_A_RUN
+    from lit_ppo.data import RolloutDataModule
+
+    defaults = RolloutDataModule()
+    env_steps = num_updates * defaults.num_envs * defaults.horizon
     fit = [
         "-m",
         "lit_ppo",
@@ -41,12 +43,13 @@ def whole_runs(num_updates: int, rounds: int) -> list[Row]:
         "--solved.threshold=1e6",
         f"--trainer.max_epochs={num_updates}",
     ]  # a run that is not cut short
-    commands = {"lit_ppo": [sys.executable, *fit]}
-    case, rows = f"memory of a CartPole-v1 run, {env_steps:,} env steps", list[Row]()
+    commands, rows = dict[str, list[str]](), list[Row]()
+    case = f"memory of a CartPole-v1 run, {env_steps:,} env steps"
     try:
+        commands["lit_ppo"] = [peers_python("plain"), *fit]
         commands["SB3 (rl-zoo3)"] = [peers_python(), "-m", "benchmarks.scaling", "--train-sb3", str(env_steps)]
     except FileNotFoundError as error:
-        rows.append(Row(case, "SB3 (rl-zoo3)", "MiB", note=f"{error}"))
+        rows.append(Row(case, "all", "MiB", note=f"{error}"))
     peaks: dict[str, list[tuple[float, float]]] = {who: [] for who in commands}
     for _ in range(rounds):
         for who, command in commands.items():
@@ -177,7 +180,7 @@ def main() -> None:
         train_sb3(options.train_sb3)
         return
     quick = options.quick
-    rows = whole_runs(10 if quick else 40, options.rounds or (1 if quick else 5))
+    rows = whole_runs(20 if quick else 80, options.rounds or (1 if quick else 5))
     import torch
 
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Make the venvs of the benchmarks, benchmarks/.venvs/*; the package itself needs none of them. Each of the larger ones has its own:
-# they disagree on versions, and what one brings along (tensorboard, say) another would import at its start if it were there.
+# Make the venvs of the benchmarks, benchmarks/.venvs/*; the package itself needs none of them. Each of the larger peers has
+# its own: they disagree on versions, and what one brings along (tensorboard, say) another would import at its start.
 set -eu
 cd "$(dirname "$0")"
 
@@ -12,7 +12,7 @@ install() { # venv, requirements
     "$venv/bin/python" -m pip install --quiet torch==2.13.0 gymnasium==1.4.0 numpy==2.4.6 "$@"
 }
 
-install plain -e .. # lit_ppo as users have it: what the tests need is not there to be imported
+install plain -c ../constraints.txt -e .. # lit_ppo as users have it: what the tests need is not there to be imported
 install peers stable-baselines3==2.9.2
 install peers envpool==1.2.5 || echo "envpool does not install here; its rows will be missing" >&2
 for peer in torchrl==0.14.1 tianshou==2.0.1 sheeprl==0.8.4; do

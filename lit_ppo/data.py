@@ -210,7 +210,7 @@ class RolloutDataModule(LightningDataModule):
     # -- Lightning's side
 
     def setup(self, stage: str) -> None:
-        """Spawn the training environments for `fit`; they boot while Lightning goes on."""
+        """Spawn the training environments for `fit`; they boot and make them while Lightning goes on."""
         self._stage = stage
         if stage == "fit" and self._bridge is None:
             self._bridge = EnvBridge(
