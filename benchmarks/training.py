@@ -285,11 +285,10 @@ def main() -> None:
     ours = [who for who in RUNNERS if who.startswith("lit_ppo")]
     entrants = [(who, 1) for who in (("lit_ppo, sync", "lit_ppo, native") if options.quick else ours)]
     threads = (1,) if options.quick else (1, 2)
-    entrants += [(who, n) for who in ("CleanRL-style", *VENVS) for n in threads]  # each its best of 1 and 2
+    peers_here = ("CleanRL-style", "SB3") if options.quick else ("CleanRL-style", *VENVS)  # the others are slow to start
+    entrants += [(who, n) for who in peers_here for n in threads]  # each its best of 1 and 2
     rounds = options.rounds or (4 if options.quick else 15)
     rows = measure("4x128", entrants, rounds, 4 if options.quick else 8)
-    slow_to_start = ("TorchRL", "Tianshou", "SheepRL")  # too slow for a second case in three minutes
-    entrants = [(who, n) for who, n in entrants if not (options.quick and who in slow_to_start)]
     rows += measure("64x128", entrants, rounds, 1 if options.quick else 2)
     show(rows)
 
