@@ -4,6 +4,10 @@ All stop by the same rule, that of `lit_ppo fit`: after each update (256 env ste
 their mean reaches 475, up to 100 fresh ones (the second 50 only if the first reach it too), whose mean must clear 475 by three
 standard errors. After the run, and off every clock, 100 more are played with the policy that it leaves: does it solve, and how
 many of them end at 500?
+
+Training seconds begin when all is made and leave out the evaluations, for all alike; process seconds hold everything from the
+start of the interpreter to its end. lit_ppo evaluates as its users do, in an environment process of its own; the peers play
+theirs in process in a native vector env, which is faster.
 """
 
 import argparse

@@ -117,9 +117,8 @@ class GreedyPlayer:
             row_totals += step.rewards
             row_lengths += step.valid
             ended = (step.terminated | step.truncated) if step.any_ended else None
-            if (
-                not step.all_valid and np.count_nonzero(step.valid) < num_active
-            ):  # an active row that was not stepped has given its episode up
+            # an active row that was not stepped has given its episode up
+            if not step.all_valid and np.count_nonzero(step.valid) < num_active:
                 given_up = (active == 1) & ~step.valid
                 ended = given_up if ended is None else ended | given_up
             obs = step.obs

@@ -242,7 +242,6 @@ class PPOModule(LightningModule):
                 minibatch = Minibatch(*(column.to(self.device) for column in precision.convert_input(columns)))
                 with precision.train_step_context():
                     compiled(minibatch, self.hparams["clip_epsilon"])
-            self.zero_grad()
         except Exception as error:  # of whatever stage of the compiler
             log.warning("model.compile: nothing is compiled: %s", str(error).strip().partition("\n")[0][:200])
             return eager

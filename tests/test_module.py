@@ -18,7 +18,7 @@ from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.module import PPOModule
 from lit_ppo.rollout import Batch
 from lit_ppo.update import CompiledGradients
-from tests.runs import KeptData, bare_trainer, fit, parameters, same, small_data, small_module
+from tests.runs import KeptData, bare_trainer, cartpole_module, fit, parameters, same, small_data, small_module
 from tests.toy_envs import EPISODE_STEPS
 
 
@@ -332,19 +332,22 @@ def test_nothing_is_compiled_for_those_who_listen_to_backward_passes(caplog: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("vectorization", ["sync", "native"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, in torch's compiler
-def test_compiled_update_does_what_the_eager_one_does() -> None:
+def test_compiled_update_does_what_the_eager_one_does(vectorization: str) -> None:
     settings = {"clip_decay_steps": 1000, "minibatch_size": 8}  # a clip range that changes, and parts of two sizes
-    compiled, at_start = small_module(compile=True, **settings), []
+    compiled, at_start = cartpole_module(compile=True, **settings), []
+    steps = {"horizon": 50, "vectorization": vectorization}  # native: rows that are no transition, so parts of more sizes
 
     class Start(Callback):
         def on_train_start(self, *args: Any) -> None:
             at_start.append(counters["stats"]["unique_graphs"])
 
-    bare_trainer(3, Start()).fit(compiled, datamodule=small_data())
+    bare_trainer(3, Start()).fit(compiled, datamodule=small_data("CartPole-v1", **steps))
     assert at_start == [counters["stats"]["unique_graphs"]]  # all that is needed was compiled before the first update
     assert isinstance(compiled._gradients, CompiledGradients)
-    for one, other in zip(compiled.parameters(), fit(3, module=small_module(**settings))[0].parameters(), strict=True):
+    eager, _ = fit(3, module=cartpole_module(**settings), data=small_data("CartPole-v1", **steps))
+    for one, other in zip(compiled.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 

@@ -98,6 +98,15 @@ def test_function_to_be_compiled_does_what_eager_mode_does(settings: LossSetting
 
 
 @pytest.mark.usefixtures("compiles_nothing")
+def test_clip_range_may_change_from_one_minibatch_to_the_next() -> None:
+    nets = networks()
+    gradients_of = CompiledGradients(nets, SETTINGS)
+    for clip_epsilon in (0.2, 0.01, 0.2):
+        expected = EagerGradients(networks(), SETTINGS)(minibatch(), clip_epsilon)
+        torch.testing.assert_close(gradients_of(minibatch(), clip_epsilon), expected)
+
+
+@pytest.mark.usefixtures("compiles_nothing")
 def test_frozen_parameters_get_no_gradients() -> None:
     for kind in (EagerGradients, CompiledGradients):
         nets = networks()
