@@ -577,11 +577,13 @@ def test_all_workers_make_their_environments_before_anybody_asks_and_close_them(
     os.mkfifo(begun)
     kwargs = {"begun": str(begun), "closed": str(tmp_path / "closed")}
     settings = BridgeSettings(num_workers=2)
+    kill, ended_before = WorkerProcess.kill, list[int | None]()
+    monkeypatch.setattr(WorkerProcess, "kill", lambda worker: (ended_before.append(worker._process.poll()), kill(worker)))
     with EnvBridge("watched:Watched-v0", 2, lambda env, episode: episode, env_kwargs=kwargs, settings=settings):
         pipe = os.open(begun, os.O_WRONLY)  # returns once an environment reads, although nobody has asked for anything so far
         os.write(pipe, b"12")
     os.close(pipe)
-    assert len(list(tmp_path.glob("closed-*"))) == 2
+    assert len(list(tmp_path.glob("closed-*"))) == 2 and ended_before == [0, 0]
 
 
 def test_environment_that_hangs_while_it_is_made_is_closed_on_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
