@@ -12,8 +12,9 @@ from unittest import mock
 
 import numpy as np
 
-from lit_ppo.bridge.client import BridgeSettings, EnvBridge, Vectorization
+from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.journal import Journal
+from lit_ppo.bridge.settings import BridgeSettings, Vectorization
 
 CASES: tuple[tuple[Vectorization, int], ...] = (("sync", 8), ("sync", 64), ("native", 64))
 STEPS_OF_A_BLOCK = 4224  # native environments are saved once in each

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.report import Row, show
-from lit_ppo.bridge.client import BridgeSettings, EnvBridge
+from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.bridge.settings import BridgeSettings
 
 Actions = NDArray[np.int64]
 _ACTION_ROWS: Final = 1024

@@ -1,4 +1,4 @@
-"""The trust boundary: what every value that comes from an environment must satisfy before anything may use it.
+"""The trust boundary: the rules for every value from an environment, checked before anything uses it.
 
 Rules, in the order in which they are checked:
 
@@ -8,7 +8,7 @@ value                       checked where          rule
 the returned Python object  worker (`admit_*`)     a tuple of the right length; obs an array of the declared shape and
                                                    dtype kind; reward a real number; flags real booleans
 observations                client (`Contract`)    finite, representable in float32, inside the declared space
-                                                   (setting), inside `observation_range` (setting)
+                                                   (`check_membership`), inside `observation_range` (setting)
 rewards                     client                 finite, representable in float32, inside `reward_range` (setting)
 terminated, truncated       client                 0 or 1, not both (setting)
 new episodes                client                 a first observation exactly where an episode ended
@@ -20,16 +20,17 @@ pass; only when that pass fails are the rules gone through one by one to name th
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_ppo.errors import ConfigError, ContractViolation
+from lit_ppo.errors import ConfigError, ContractViolation, shown
+from lit_ppo.spaces import EnvSpec
 
 FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
-_SHOWN_CHARACTERS: Final = 120
 
 
 class VectorStep(NamedTuple):
@@ -49,40 +50,14 @@ class VectorStep(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EnvSpec:
-    """What an environment says of itself in the handshake, as plain data.
-
-    Attributes:
-        env_id: Gymnasium id.
-        obs_shape: Shape of one observation.
-        obs_dtype: Name of the observations' numpy dtype.
-        obs_low: Lower bound of the declared space, one number for all components or one for each (flat, C order).
-        obs_high: Upper bound, likewise.
-        num_actions: Number of discrete actions.
-        action_start: The environment's name for action 0.
-        reward_threshold: Average return at which the environment counts as solved, if it says so.
-        max_episode_steps: Time limit, if there is one.
-    """
-
-    env_id: str
-    obs_shape: tuple[int, ...]
-    obs_dtype: str
-    obs_low: float | tuple[float, ...]
-    obs_high: float | tuple[float, ...]
-    num_actions: int
-    action_start: int = 0
-    reward_threshold: float | None = None
-    max_episode_steps: int | None = None
-
-
-@dataclass(frozen=True)
 class ContractSettings:
-    """What the user demands of an environment beyond the rules that always hold.
+    """Demands on an environment beyond the rules that always hold.
 
     Attributes:
         obs_shape: Shape that the handshake must announce; None takes what it announces.
         num_actions: Number of actions that the handshake must announce; None takes what it announces.
-        check_membership: Refuse observations outside the declared observation space.
+        check_membership: What follows when an observation is outside the declared observation space: `warn` once, with the
+            figures, and go on; `error` to stop; `off` to say nothing.
         observation_range: [low, high] for every component of every observation; None for no limit.
         reward_range: [low, high] for every reward; None for no limit.
         exclusive_flags: Refuse a step that is both terminated and truncated.
@@ -90,26 +65,18 @@ class ContractSettings:
 
     obs_shape: list[int] | None = None
     num_actions: int | None = None
-    check_membership: bool = True
+    check_membership: Literal["warn", "error", "off"] = "warn"
     observation_range: tuple[float, float] | None = None
     reward_range: tuple[float, float] | None = None
     exclusive_flags: bool = False
 
     def __post_init__(self) -> None:
+        if self.check_membership not in ("warn", "error", "off"):
+            raise ConfigError(f"data.contract.check_membership={self.check_membership}: expected warn, error or off")
         for name in ("observation_range", "reward_range"):
             limits = getattr(self, name)
             if limits is not None and not limits[0] < limits[1]:
-                raise ConfigError(f"contract.{name}: expected [low, high] with low < high, got {list(limits)}")
-
-
-def shown(value: object) -> str:
-    """`repr` of any value, however broken, on one line of bounded length."""
-    try:
-        text = repr(value)
-    except Exception as error:  # a broken __repr__ must not hide the violation that is being reported
-        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
-    text = text.replace("\n", " ")
-    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
+                raise ConfigError(f"data.contract.{name}: expected [low, high] with low < high, got {list(limits)}")
 
 
 def admit_reset(returned: object) -> object:
@@ -195,13 +162,14 @@ def _integer_bounds(
 
 
 class Contract:
-    """The rules for the values of N environments, made ready once and applied at every step.
+    """The rules for the values of N environments, prepared once and applied at every step.
 
     Args:
         spec: What the environment announced.
-        settings: What the user demands beyond that.
+        settings: Demands beyond the rules that always hold.
         resets_within_step: A new episode begins in the step that ended the old one; otherwise in the step after, whose
             row is then no transition (Gymnasium's NEXT_STEP, the mode of native vector environments).
+        on_warning: Called with a line of text when `check_membership=warn` finds the first observation outside its space.
 
     Raises:
         ContractViolation: The announcement does not meet the settings.
@@ -213,38 +181,50 @@ class Contract:
         settings: ContractSettings | None = None,
         *,
         resets_within_step: bool = True,
+        on_warning: Callable[[str], None] = lambda text: None,
     ) -> None:
         settings = settings or ContractSettings()
-        self.spec, self.settings = spec, settings
+        self.spec, self.settings, self._on_warning = spec, settings, on_warning
         self._resets_within_step = resets_within_step
         if settings.obs_shape is not None and tuple(settings.obs_shape) != spec.obs_shape:
             raise ContractViolation("obs_shape", f"{tuple(settings.obs_shape)} (contract)", f"{spec.obs_shape} (handshake)")
         if settings.num_actions is not None and settings.num_actions != spec.num_actions:
             raise ContractViolation("num_actions", f"{settings.num_actions} (contract)", f"{spec.num_actions} (handshake)")
-        # float64 bounds hold every bound of float32 and of the small integers exactly
-        low = np.broadcast_to(np.asarray(spec.obs_low, dtype=np.float64), int(np.prod(spec.obs_shape)))
-        high = np.broadcast_to(np.asarray(spec.obs_high, dtype=np.float64), int(np.prod(spec.obs_shape)))
-        self._space_low, self._space_high = low.reshape(spec.obs_shape), high.reshape(spec.obs_shape)
-        lowest, highest = (-FLOAT32_MAX, FLOAT32_MAX)
-        if settings.observation_range is not None:
-            lowest, highest = max(lowest, settings.observation_range[0]), min(highest, settings.observation_range[1])
-        if not settings.check_membership:
-            low, high = np.full_like(low, -np.inf), np.full_like(high, np.inf)
-        # one comparison per side covers everything: NaN compares false, +-inf lies outside +-FLOAT32_MAX
-        # (not clip: a range that misses the space altogether must leave nothing, not the range's own end)
-        low, high = np.maximum(low, lowest).reshape(spec.obs_shape), np.minimum(high, highest).reshape(spec.obs_shape)
-        dtype = np.dtype(spec.obs_dtype)
+        self._space_low, self._space_high = (
+            # float64 holds every bound of float32 and of the small integers exactly
+            np.broadcast_to(np.asarray(bound, np.float64), int(np.prod(spec.obs_shape))).reshape(spec.obs_shape)
+            for bound in (spec.obs_low, spec.obs_high)
+        )
+        self._limit_observations(membership=settings.check_membership != "off")
+        self._ones, self._no_flags_set = b"", b""
+        least, most = settings.reward_range or (-FLOAT32_MAX, FLOAT32_MAX)
+        self._reward_low, self._reward_high = max(least, -FLOAT32_MAX), min(most, FLOAT32_MAX)
+
+    def _limit_observations(self, membership: bool) -> None:
+        """Set the bounds that observations are compared with.
+
+        One comparison for each side covers all rules: NaN compares false, and +-inf lies outside +-FLOAT32_MAX.
+
+        Args:
+            membership: Whether the declared space counts.
+        """
+        self._checks_membership = membership
+        lowest, highest = self.settings.observation_range or (-FLOAT32_MAX, FLOAT32_MAX)
+        low, high = (
+            np.full(self.spec.obs_shape, max(lowest, -FLOAT32_MAX)),
+            np.full(self.spec.obs_shape, min(highest, FLOAT32_MAX)),
+        )
+        if membership:  # maximum, not clip: a range that misses the space must leave nothing
+            low, high = np.maximum(low, self._space_low), np.minimum(high, self._space_high)
+        dtype = np.dtype(self.spec.obs_dtype)
         if dtype.kind == "f":
             self._obs_low, self._obs_high = _float_bound(low, dtype), _float_bound(high, dtype)
             self._obs_is_free = False
         else:
             self._obs_low, self._obs_high = _integer_bounds(low, high, dtype)
-            limits = np.iinfo(dtype)  # if all that the dtype can hold is allowed, there is nothing to compare
+            limits = np.iinfo(dtype)  # if every value of the dtype is allowed, there is nothing to compare
             self._obs_is_free = bool((self._obs_low == limits.min).all() and (self._obs_high == limits.max).all())
-        self._scratch, self._ones, self._quiet = np.empty((2, 0), np.bool_), b"", b""
-        self._lows, self._highs = self._obs_low, self._obs_high
-        least, most = settings.reward_range or (-FLOAT32_MAX, FLOAT32_MAX)
-        self._reward_low, self._reward_high = max(least, -FLOAT32_MAX), min(most, FLOAT32_MAX)
+        self._scratch = np.empty((2, 0), np.bool_)
 
     def check_actions(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Actions of shape (N,), each in 0..num_actions-1.
@@ -262,7 +242,7 @@ class Contract:
 
     def check_observations(self, obs: NDArray[Any]) -> NDArray[Any]:
         """First observations of episodes, shape (N, *obs_shape)."""
-        if not self._obs_is_free and not ((obs >= self._obs_low) & (obs <= self._obs_high)).all():
+        while not self._obs_is_free and not ((obs >= self._obs_low) & (obs <= self._obs_high)).all():
             self._refuse_observations("obs", obs)
         return obs
 
@@ -277,7 +257,7 @@ class Contract:
             flags: `terminated`, `truncated`, `reset` and `invalid`, one byte each for each environment: 4 * N bytes.
             expected_invalid: What the N bytes of `invalid` must be: the rows that were not stepped at all.
         """
-        if not self._obs_is_free and not self._are_inside(observations):
+        while not self._obs_is_free and not self._are_inside(observations):
             self._refuse_observations("next_obs", observations[-1])
             self._refuse_observations("obs", observations[0])
         # NaN is the largest of all numbers to `maximum`, and compares false
@@ -305,8 +285,8 @@ class Contract:
         """Whether the flags keep all their rules; as long integers, a byte for each environment, for speed."""
         n = len(expected_invalid)
         if len(self._ones) != n:
-            self._ones, self._quiet = b"\x01" * n, bytes(3 * n)
-        if flags.startswith(self._quiet) and flags.endswith(expected_invalid):
+            self._ones, self._no_flags_set = b"\x01" * n, bytes(3 * n)
+        if flags.startswith(self._no_flags_set) and flags.endswith(expected_invalid):
             return True  # no flag is set but those that have to be
         terminated = int.from_bytes(flags[:n], "little")
         truncated = int.from_bytes(flags[n : 2 * n], "little")
@@ -344,7 +324,11 @@ class Contract:
                 raise ContractViolation(f"{name}[{env}]", rule, arrived, env)
 
     def _refuse_observations(self, field: str, obs: NDArray[Any]) -> None:
-        """Raise for the first bad component of `obs`, if there is one."""
+        """Raise for the first bad component of `obs`, if there is one.
+
+        If that is only outside the declared space and `check_membership` is `warn`, warn instead, and compare with the space
+        no more.
+        """
         with np.errstate(invalid="ignore"):  # a signalling NaN
             bad = ~((obs >= self._obs_low) & (obs <= self._obs_high))
         if not bad.any():
@@ -352,16 +336,24 @@ class Contract:
         index = tuple(int(i) for i in np.argwhere(bad)[0])
         env, component, value = index[0], index[1:], obs[index].item()
         low, high = float(self._space_low[component]), float(self._space_high[component])
+        name = f"{field}[{', '.join(str(i) for i in index)}]"
         if not math.isfinite(value):
             rule = "a finite value"
         elif abs(value) > FLOAT32_MAX:
             rule = "a value that float32 can hold"
-        elif self.settings.check_membership and not low <= value <= high:
-            rule = f"a value in [{low}, {high}] (the declared observation space; contract.check_membership=false accepts it)"
+        elif self._checks_membership and not low <= value <= high:
+            space = f"[{low}, {high}] (the declared observation space"
+            if self.settings.check_membership == "warn":
+                self._on_warning(
+                    f"{name}: expected a value in {space} of {self.spec.env_id}), got {value}; the run goes on without this "
+                    "check. data.contract.check_membership=error stops instead, =off says nothing"
+                )
+                self._limit_observations(membership=False)
+                return
+            rule = f"a value in {space}; data.contract.check_membership=warn or off accepts it)"
         else:
-            rule = f"a value in {list(self.settings.observation_range or ())} (contract.observation_range)"
-        indices = ", ".join(str(i) for i in index)
-        raise ContractViolation(f"{field}[{indices}]", rule, str(value), env)
+            rule = f"a value in {list(self.settings.observation_range or ())} (data.contract.observation_range)"
+        raise ContractViolation(name, rule, str(value), env)
 
     def _refuse_rewards(self, rewards: NDArray[np.float64]) -> None:
         env = int(np.argmin((rewards >= self._reward_low) & (rewards <= self._reward_high)))
@@ -371,5 +363,5 @@ class Contract:
         elif abs(value) > FLOAT32_MAX:
             rule = "a value that float32 can hold"
         else:
-            rule = f"a value in {[self._reward_low, self._reward_high]} (contract.reward_range)"
+            rule = f"a value in {[self._reward_low, self._reward_high]} (data.contract.reward_range)"
         raise ContractViolation(f"rewards[{env}]", rule, str(value), env)

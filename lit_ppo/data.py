@@ -16,13 +16,15 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import IterableDataset
 
 from lit_ppo import distributions, seeding
-from lit_ppo.bridge.client import BridgeSettings, EnvBridge
-from lit_ppo.contract import ContractSettings, EnvSpec
+from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.bridge.settings import BridgeSettings
+from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault
 from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
 from lit_ppo.module import PPOModule
 from lit_ppo.replay import write_report
 from lit_ppo.rollout import Batch, EpisodeStatistics, Policy, Rollout, collect_rollout
+from lit_ppo.spaces import EnvSpec
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,9 @@ the disk's             `CheckpointError`
 =====================  ==========================================================
 """
 
-from typing import Any
+from typing import Any, Final
+
+_SHOWN_CHARACTERS: Final = 120
 
 
 class ConfigError(ValueError):
@@ -84,3 +86,13 @@ class NonFiniteUpdate(RuntimeError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read, or is not one of ours."""
+
+
+def shown(value: object) -> str:
+    """`repr` of any value, however broken, on one line of bounded length."""
+    try:
+        text = repr(value)
+    except Exception as error:  # a broken __repr__ must not hide the violation that is being reported
+        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+    text = text.replace("\n", " ")
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_ppo import distributions
-from lit_ppo.bridge.client import BridgeSettings, EnvBridge
+from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.bridge.settings import BridgeSettings
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import ConfigError, EnvironmentFault
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from lit_ppo import exit_codes
-from lit_ppo.bridge.client import BridgeSettings, EnvBridge
+from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.bridge.settings import BridgeSettings
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import BridgeError, EnvironmentFault, ProtocolError
 

@@ -1,6 +1,7 @@
 """Environments that misbehave on demand, for the worker process; imported there as `tests.fault_envs:Faulty-v0`."""
 
 import ctypes
+import fcntl
 import os
 import signal
 import subprocess
@@ -102,6 +103,18 @@ def _noise() -> None:
     print("complained", file=sys.stderr, flush=True)
 
 
+def _forge() -> None:
+    """Write a line where the trainer reads replies; every pipe that can be written to is tried."""
+    for entry in os.listdir("/proc/self/fd"):
+        descriptor = int(entry)
+        try:
+            is_open_for_writing = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
+            if descriptor > 2 and is_open_for_writing and os.readlink(f"/proc/self/fd/{entry}").startswith("pipe:"):
+                os.write(descriptor, b'{"seq":1} a589bc6d\n')  # with its checksum
+        except OSError:
+            continue  # the listing's own
+
+
 def _hang(blocked: bool = False) -> None:
     if blocked:
         signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
@@ -119,6 +132,7 @@ ACTS: dict[str, Any] = {
     "raise unpicklable": lambda: _raise(UnpicklableError()),
     "raise broken str": lambda: _raise(BrokenStrError()),
     "tell secret": lambda: _raise(RuntimeError(f"secret is {os.environ.get('MY_API_TOKEN', 'hidden')}")),
+    "pretend to be process 1": lambda: setattr(os, "getpid", lambda: 1),
     "exit 7": lambda: os._exit(7),
     "sys.exit": lambda: sys.exit(3),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -126,6 +140,8 @@ ACTS: dict[str, Any] = {
     "segv": lambda: ctypes.string_at(0),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "dawdle": lambda: signal.sigtimedwait([], 3.0),
+    "forge": _forge,
+    "forge and kill": lambda: (_forge(), os.kill(os.getpid(), signal.SIGKILL)),
     "hang": _hang,
     "hang blocked": lambda: _hang(blocked=True),
     "noise": _noise,
@@ -267,9 +283,15 @@ class ImageEnv(gymnasium.Env[np.ndarray, int]):
 
 
 class SpaceEnv(gymnasium.Env[Any, Any]):
-    """An environment with spaces of one's choice; it can only be described."""
+    """An environment with spaces of one's choice; it can only be described.
 
-    def __init__(self, observation: str = "box", action: str = "discrete") -> None:
+    Args:
+        observation: A key of the spaces below.
+        action: Likewise.
+        log: A file that gets a line for each environment that is made.
+    """
+
+    def __init__(self, observation: str = "box", action: str = "discrete", log: str | None = None) -> None:
         spaces = {
             "box": gymnasium.spaces.Box(-1, 1, (3,)),
             "image": gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8),
@@ -277,7 +299,12 @@ class SpaceEnv(gymnasium.Env[Any, Any]):
             "discrete": gymnasium.spaces.Discrete(2),
             "multi": gymnasium.spaces.MultiDiscrete([2, 3]),
         }
+        spaces["huge"] = gymnasium.spaces.Box(0, 1, (1,))
+        spaces["huge"]._shape = (1 << 26,)  # without the gigabyte of its bounds
         self.observation_space, self.action_space = spaces[observation], spaces[action]
+        if log is not None:
+            with open(log, "a") as file:
+                file.write("made\n")
 
 
 gymnasium.register("Faulty-v0", entry_point=FaultyEnv)

@@ -173,7 +173,7 @@ def test_an_environments_fault_says_where_once_that_is_known() -> None:
 def test_a_range_without_room_is_refused(name: str, limits: tuple[float, float]) -> None:
     with pytest.raises(ConfigError) as raised:
         ContractSettings(**{name: limits})
-    assert str(raised.value) == f"contract.{name}: expected [low, high] with low < high, got {list(limits)}"
+    assert str(raised.value) == f"data.contract.{name}: expected [low, high] with low < high, got {list(limits)}"
     ContractSettings(**{name: (-math.inf, 1.0)})
 
 
@@ -213,7 +213,8 @@ def test_other_actions_are_the_callers_fault(actions: np.ndarray, message: str) 
 # -- observations
 
 
-OUTSIDE = "(the declared observation space; contract.check_membership=false accepts it)"
+STRICT = {"check_membership": "error"}
+OUTSIDE = "(the declared observation space; data.contract.check_membership=warn or off accepts it)"
 
 
 @pytest.mark.parametrize(
@@ -221,11 +222,11 @@ OUTSIDE = "(the declared observation space; contract.check_membership=false acce
     [
         (math.nan, 1, {}, "a finite value, got nan"),
         (math.inf, 1, {}, "a finite value, got inf"),
-        (-math.inf, 0, {"check_membership": False}, "a finite value, got -inf"),
-        (1.5, 0, {}, f"a value in [-1.0, 1.0] {OUTSIDE}, got 1.5"),
-        (-1.5, 1, {}, f"a value in [-1.0, inf] {OUTSIDE}, got -1.5"),
-        (7.0, 1, {"observation_range": (-5.0, 5.0)}, "a value in [-5.0, 5.0] (contract.observation_range), got 7.0"),
-        (-6.0, 0, {"observation_range": (-5.0, 5.0), "check_membership": False}, "a value in [-5.0, 5.0] (contract.obs"),
+        (-math.inf, 0, {"check_membership": "off"}, "a finite value, got -inf"),
+        (1.5, 0, STRICT, f"a value in [-1.0, 1.0] {OUTSIDE}, got 1.5"),
+        (-1.5, 1, STRICT, f"a value in [-1.0, inf] {OUTSIDE}, got -1.5"),
+        (7.0, 1, {"observation_range": (-5.0, 5.0)}, "a value in [-5.0, 5.0] (data.contract.observation_range), got 7.0"),
+        (-6.0, 0, {"observation_range": (-5.0, 5.0), "check_membership": "off"}, "a value in [-5.0, 5.0] (data.contract.obs"),
     ],
 )
 def test_a_bad_observation_is_named_by_env_and_component(
@@ -260,7 +261,9 @@ def test_a_signalling_nan_is_refused_like_any_other() -> None:
 
 
 def test_bounds_include_their_ends_and_not_the_next_float() -> None:
-    contract = Contract(spec_of(low=-1.0, high=0.1))  # 0.1 is no float32; the space says float64(0.1)
+    contract = Contract(
+        spec_of(low=-1.0, high=0.1), ContractSettings(check_membership="error")
+    )  # 0.1 is no float32; the space says float64(0.1)
     below = np.float32(0.1) if float(np.float32(0.1)) <= 0.1 else np.nextafter(np.float32(0.1), np.float32(0))
     contract.check_observations(np.array([[-1.0, below]], np.float32))
     above = np.nextafter(below, np.float32(1))
@@ -268,7 +271,7 @@ def test_bounds_include_their_ends_and_not_the_next_float() -> None:
 
 
 def test_a_range_that_misses_the_space_leaves_nothing() -> None:
-    contract = Contract(spec_of(low=5.0, high=10.0), ContractSettings(observation_range=(0.0, 3.0)))
+    contract = Contract(spec_of(low=5.0, high=10.0), ContractSettings(observation_range=(0.0, 3.0), check_membership="error"))
     for value in (3.0, 5.0, 4.0, 7.0):
         with pytest.raises(ContractViolation):
             contract.check_observations(np.full((1, 2), value, np.float32))
@@ -283,18 +286,19 @@ def test_float16_observations_are_checked_without_a_word() -> None:
 
 def test_whole_numbers_are_compared_exactly() -> None:
     """2^53 + 1 is no float64; of int64, the greatest is none either."""
-    contract = Contract(spec_of(dtype="int64", low=-math.inf, high=2.0**53))
+    strict = ContractSettings(check_membership="error")
+    contract = Contract(spec_of(dtype="int64", low=-math.inf, high=2.0**53), strict)
     contract.check_observations(np.array([[2**53, -(2**63)]]))
     assert refusal(contract.check_observations, np.array([[0, 2**53 + 1]])).endswith(f"got {2**53 + 1}")
-    Contract(spec_of(dtype="int64", low=-(2.0**63), high=2.0**63)).check_observations(np.array([[2**63 - 1, -(2**63)]]))
-    above = Contract(spec_of(dtype="int64", low=2.0**63, high=math.inf))
+    Contract(spec_of(dtype="int64", low=-(2.0**63), high=2.0**63), strict).check_observations(np.array([[2**63 - 1, -(2**63)]]))
+    above = Contract(spec_of(dtype="int64", low=2.0**63, high=math.inf), strict)
     assert "expected a value in" in refusal(above.check_observations, np.array([[2**63 - 1, 0]]))
 
 
 def test_whole_numbers_between_two_whole_numbers_are_none() -> None:
     contract = Contract(spec_of(dtype="uint8", low=0.0, high=255.0), ContractSettings(observation_range=(0.25, 0.75)))
     for value in (0, 1, 255):
-        assert "(contract.observation_range)" in refusal(contract.check_observations, np.full((1, 2), value, np.uint8))
+        assert "(data.contract.observation_range)" in refusal(contract.check_observations, np.full((1, 2), value, np.uint8))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int64"])
@@ -311,7 +315,7 @@ def test_what_a_dtype_cannot_go_beyond_is_not_compared(dtype: str) -> None:
     narrow.check_values(both, np.zeros(3), bytes(12), bytes(3))
     both[1, 2, 83, 0, 2] = 101
     message = refusal(narrow.check_values, both, np.zeros(3), bytes(12), bytes(3))
-    assert message == "next_obs[2, 83, 0, 2]: expected a value in [-1000.0, 100.5] (contract.observation_range), got 101"
+    assert message == "next_obs[2, 83, 0, 2]: expected a value in [-1000.0, 100.5] (data.contract.observation_range), got 101"
 
 
 # -- rewards
@@ -323,8 +327,8 @@ def test_what_a_dtype_cannot_go_beyond_is_not_compared(dtype: str) -> None:
         (math.nan, None, "a finite value, got nan"),
         (-math.inf, (-math.inf, math.inf), "a finite value, got -inf"),
         (1e39, None, "a value that float32 can hold, got 1e+39"),
-        (2.5, (-1.0, 2.0), "a value in [-1.0, 2.0] (contract.reward_range), got 2.5"),
-        (-1.5, (-1.0, 2.0), "a value in [-1.0, 2.0] (contract.reward_range), got -1.5"),
+        (2.5, (-1.0, 2.0), "a value in [-1.0, 2.0] (data.contract.reward_range), got 2.5"),
+        (-1.5, (-1.0, 2.0), "a value in [-1.0, 2.0] (data.contract.reward_range), got -1.5"),
     ],
 )
 def test_a_bad_reward_is_named_by_its_env(value: float, limits: tuple[float, float] | None, rule: str) -> None:
@@ -412,7 +416,7 @@ def observation_is_bad(spec: EnvSpec, rules: ContractSettings, flat_index: int, 
         return True
     low = spec.obs_low[flat_index] if isinstance(spec.obs_low, tuple) else spec.obs_low
     high = spec.obs_high[flat_index] if isinstance(spec.obs_high, tuple) else spec.obs_high
-    if rules.check_membership and (value < low or value > high):
+    if rules.check_membership == "error" and (value < low or value > high):
         return True
     limits = rules.observation_range
     return limits is not None and (value < limits[0] or value > limits[1])
@@ -456,7 +460,7 @@ def cases(draw: st.DrawFn) -> tuple[Contract, np.ndarray, np.ndarray, bytes, byt
 
     spec = EnvSpec("Test-v0", shape, dtype, bounds(-math.inf), bounds(math.inf), 2)
     rules = ContractSettings(
-        check_membership=draw(st.booleans()),
+        check_membership=draw(st.sampled_from(["error", "off"])),
         observation_range=draw(RANGES),
         reward_range=draw(RANGES),
         exclusive_flags=draw(st.booleans()),
@@ -531,3 +535,54 @@ def test_the_vectorised_pass_agrees_with_plain_loops(
     first = verdict(contract.check_observations, both[0])
     assert (first is not None) == any(field == "obs" for field, _, _ in bad)
     assert first is None or named(first) in bad
+
+
+# -- membership of the declared space, when it is not fatal
+
+
+def test_an_observation_outside_its_space_is_told_once_with_the_figures_and_accepted() -> None:
+    said: list[str] = []
+    contract = Contract(spec_of(), on_warning=said.append)
+    both = np.full((2, 3, 2), 0.25, np.float32)
+    both[1, 2, 0] = 1.5
+    contract.check_values(both, np.zeros(3), bytes(12), bytes(3))
+    assert said == [
+        "next_obs[2, 0]: expected a value in [-1.0, 1.0] (the declared observation space of Test-v0), got 1.5; the run goes on "
+        "without this check. data.contract.check_membership=error stops instead, =off says nothing"
+    ]
+    both[0, 1, 1] = -7.0
+    contract.check_values(both, np.zeros(3), bytes(12), bytes(3))
+    contract.check_observations(both[0])
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused_beside_and_after_an_accepted_observation(value: float) -> None:
+    for beside in (True, False):
+        contract = Contract(spec_of())
+        both = np.full((2, 3, 2), 0.25, np.float32)
+        both[1, 0, 0] = 1.5
+        if not beside:
+            contract.check_values(both, np.zeros(3), bytes(12), bytes(3))
+        both[1, 2, 1] = value
+        message = refusal(contract.check_values, both, np.zeros(3), bytes(12), bytes(3))
+        assert message == f"next_obs[2, 1]: expected a finite value, got {value}"
+
+
+def test_a_range_of_the_users_stays_fatal_when_the_space_is_not() -> None:
+    contract = Contract(spec_of(), ContractSettings(observation_range=(-2.0, 2.0)))
+    contract.check_observations(np.array([[1.5, 0.0]], np.float32))
+    assert "data.contract.observation_range" in refusal(contract.check_observations, np.array([[2.5, 0.0]], np.float32))
+
+
+def test_whole_numbers_outside_their_space_are_told_once_and_accepted() -> None:
+    said: list[str] = []
+    contract = Contract(spec_of(dtype="uint8", low=0.0, high=254.0), on_warning=said.append)
+    for _ in range(2):
+        contract.check_observations(np.full((1, 2), 255, np.uint8))
+    assert len(said) == 1 and "got 255" in said[0]
+
+
+def test_a_way_to_check_membership_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.contract\.check_membership=True: expected warn, error or off"):
+        ContractSettings(check_membership=True)  # type: ignore[arg-type]

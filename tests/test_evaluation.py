@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_ppo.bridge.client import BridgeSettings
+from lit_ppo.bridge.settings import BridgeSettings
 from lit_ppo.errors import ConfigError, EnvironmentFault, EnvironmentRaised
 from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
 

@@ -1,14 +1,17 @@
 """The journal: what is needed to bring N environments back to where they are, and to see whether that worked.
 
-For each environment of its own (sync): the seed of the episode under way, the actions since, and a digest of what each of them
-was answered with. For native vector environments, whose rows share one random stream: a snapshot of the whole, and the same
-for all steps since. Replaying the actions and comparing the digests restores any deterministic environment bit for bit.
+For each environment (sync): the seed of the episode under way, the actions since, and a digest of each answer. For native
+vector environments, whose rows share one random stream: the actions and digests since the newest snapshot. Replaying the
+actions and comparing the digests restores any deterministic environment bit for bit.
 
 Actions and digests of all environments stand side by side, one row for each step, so that writing a step is one row copy; rows
-that no episode under way needs any more are dropped. Digests are worked out for many steps at once, off the step's own path.
+that neither an episode under way nor a mark needs are dropped. Digests are computed for many steps at once, while the workers
+step. A mark is a position in the journal: O(N), whatever the length of the episodes. Text is made only of what is saved.
 """
 
 import base64
+import weakref
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +24,7 @@ _FIRST_ROWS: Final = 1024
 
 
 def to_text(data: bytes) -> str:
-    """Bytes as text: a checkpoint that is read without unpickling cannot hold every `bytes` (an empty one is refused)."""
+    """Bytes as text: a checkpoint that is read without unpickling cannot hold empty `bytes`."""
     return base64.b64encode(data).decode()
 
 
@@ -49,6 +52,17 @@ def digest_rows(next_obs: NDArray[Any], rewards: NDArray[np.float64] | None = No
     return mixed
 
 
+@dataclass(frozen=True, eq=False)
+class JournalMark:
+    """Where the episodes under way began and how far they were at one moment; arrays of shape (N,)."""
+
+    end: int  # the step that was next
+    seeds: NDArray[np.int64]
+    first_digests: NDArray[np.uint64]
+    begins: NDArray[np.int64]
+    lost: NDArray[np.bool_]
+
+
 class Journal:
     """Seeds, actions and digests of the episodes under way.
 
@@ -60,13 +74,14 @@ class Journal:
         self.num_envs = num_envs
         self.seeds = np.zeros(num_envs, np.int64)
         self.first_digests = np.zeros(num_envs, np.uint64)
-        self.begins = np.zeros(num_envs, np.int64)  # step (counted from the first reset) with which each episode began
+        self.begins = np.zeros(num_envs, np.int64)  # the step with which each episode began
         self.lost = np.zeros(num_envs, np.bool_)  # episodes that can no longer be rebuilt
-        self.steps = 0
+        self.steps = 0  # of all environments, never counted anew
         self._base = 0  # the step of row 0
         self._digested = 0  # steps before this one have their digests
         self._actions = np.empty((_FIRST_ROWS, num_envs), np.int32)
         self._digests = np.empty((_FIRST_ROWS, num_envs), np.uint64)
+        self._marks: weakref.WeakSet[JournalMark] = weakref.WeakSet()
 
     def begin(self, env: int, seed: int, first_obs: NDArray[Any]) -> None:
         """A new episode begins with the next step."""
@@ -97,11 +112,17 @@ class Journal:
         """Number of steps without digests; their observations must still be at hand."""
         return self.steps - self._digested
 
+    @property
+    def room(self) -> int:
+        """Number of steps for which memory is reserved."""
+        return len(self._actions)
+
     def _make_room(self) -> None:
         too_old = self.steps - self.begins > MAX_EPISODE_STEPS
         self.lost |= too_old
         self.begins[too_old] = self.steps
-        oldest = min(int(self.begins.min()), self._digested)
+        # rows are kept for the episodes under way, for those of each mark, and until they have their digests
+        oldest = min(int(self.begins.min()), self._digested, *(int(mark.begins.min()) for mark in self._marks))
         keep = slice(oldest - self._base, self.steps - self._base)
         rows = keep.stop - keep.start
         size = len(self._actions) if rows <= len(self._actions) // 2 else 2 * len(self._actions)
@@ -112,24 +133,47 @@ class Journal:
             setattr(self, name, new)
         self._base = oldest
 
-    def episode(self, env: int) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
-        """Actions and digests of one episode under way, oldest first; every step must have its digest."""
-        rows = slice(int(self.begins[env]) - self._base, self.steps - self._base)
+    def episode(self, env: int, mark: JournalMark | None = None) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+        """Actions and digests of one episode, oldest first; every step must have its digest.
+
+        Args:
+            env: Row of the environment.
+            mark: The moment that is meant; None for now.
+        """
+        begins, end = (self.begins, self.steps) if mark is None else (mark.begins, mark.end)
+        rows = slice(int(begins[env]) - self._base, end - self._base)
         stepped = self._actions[rows, env] != NOT_STEPPED
         return self._actions[rows, env][stepped], self._digests[rows, env][stepped]
 
-    def begin_all(self) -> None:
-        """Forget all steps: there is a snapshot now, and what follows counts from it."""
-        self.begins[:] = self.steps
-        self._digested = self.steps
+    def actions(self, env: int) -> list[int]:
+        """Actions of one episode under way, oldest first."""
+        rows = slice(int(self.begins[env]) - self._base, self.steps - self._base)
+        actions: list[int] = self._actions[rows, env][self._actions[rows, env] != NOT_STEPPED].tolist()
+        return actions
 
-    def state_dict(self) -> dict[str, Any]:
-        """As plain data: numbers and text."""
-        episodes = [self.episode(env) for env in range(self.num_envs)]
+    def begin_all(self) -> None:
+        """What follows counts from here: from a snapshot, or from new episodes everywhere."""
+        self.begins[:] = self.steps
+
+    def mark(self) -> JournalMark:
+        """This moment, O(N); what `state_dict` needs of it is kept for as long as the mark is."""
+        mark = JournalMark(self.steps, self.seeds.copy(), self.first_digests.copy(), self.begins.copy(), self.lost.copy())
+        self._marks.add(mark)
+        return mark
+
+    def state_dict(self, mark: JournalMark) -> dict[str, Any]:
+        """What stood in the journal at `mark`, as plain data: numbers and text.
+
+        Raises:
+            ValueError: The mark was made before `load_state_dict`, or of another journal.
+        """
+        if mark not in self._marks:
+            raise ValueError("mark: expected one of this journal, made since it was last loaded")
+        episodes = [self.episode(env, mark) for env in range(self.num_envs)]
         return {
-            "seeds": self.seeds.tolist(),
-            "first_digests": [int(digest) for digest in self.first_digests],
-            "lost": self.lost.tolist(),
+            "seeds": mark.seeds.tolist(),
+            "first_digests": [int(digest) for digest in mark.first_digests],
+            "lost": mark.lost.tolist(),
             "actions": [to_text(actions.astype("<i4").tobytes()) for actions, _ in episodes],
             "digests": [to_text(digests.astype("<u8").tobytes()) for _, digests in episodes],
         }
@@ -139,13 +183,15 @@ class Journal:
         actions = [np.frombuffer(from_text(data), "<i4") for data in state["actions"]]
         longest = max(len(episode) for episode in actions)
         rows = max(_FIRST_ROWS, longest + 1)
+        self._marks.clear()
+        self._base, self.steps = self.steps, self.steps + longest
+        self._digested = self.steps
         self._actions = np.full((rows, self.num_envs), NOT_STEPPED, np.int32)
         self._digests = np.zeros((rows, self.num_envs), np.uint64)
         for env, (episode, digests) in enumerate(zip(actions, state["digests"], strict=True)):
             self._actions[longest - len(episode) : longest, env] = episode
             self._digests[longest - len(episode) : longest, env] = np.frombuffer(from_text(digests), "<u8")
-            self.begins[env] = longest - len(episode)
+            self.begins[env] = self.steps - len(episode)
         self.seeds[:] = state["seeds"]
         self.first_digests[:] = np.array(state["first_digests"], np.uint64)
         self.lost[:] = state["lost"]
-        self._base, self.steps, self._digested = 0, longest, longest

@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 
 import tests.fault_envs  # noqa: F401  registers the ids, for the runs in process
-from lit_ppo.bridge import client
-from lit_ppo.bridge.client import BridgeSettings, EnvBridge
+from lit_ppo.bridge import restoration
+from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.journal import MAX_EPISODE_STEPS, to_text
 from lit_ppo.bridge.process import WorkerProcess
-from lit_ppo.bridge.protocol import PROTOCOL_VERSION, encode
+from lit_ppo.bridge.protocol import PROTOCOL_VERSION
+from lit_ppo.bridge.settings import BridgeSettings
+from lit_ppo.bridge.worker_slice import WorkerSlice
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import (
     BridgeError,
@@ -33,7 +35,7 @@ from lit_ppo.errors import (
     WorkerExited,
     WorkerTimeout,
 )
-from tests.faults.harness import wait_for
+from tests.faults.harness import child_of, wait_for
 
 FAULTY = "tests.fault_envs:Faulty-v0"
 IMAGE = "tests.fault_envs:Image-v0"
@@ -150,9 +152,13 @@ def assert_same(arrived: Steps, expected: Steps) -> None:
 
 
 def worker_pid(bridge: EnvBridge, index: int = 0) -> int:
-    pid = bridge._workers[index].ask("describe", 20.0)["pid"]
-    assert type(pid) is int
-    return pid
+    return child_of(guard_pid(bridge, index))
+
+
+def guard_pid(bridge: EnvBridge, index: int = 0) -> int:
+    worker = bridge.slices[index].worker
+    assert isinstance(worker, WorkerProcess)
+    return worker.guard_pid
 
 
 # -- the same as in process
@@ -190,13 +196,14 @@ def test_images_behind_the_bridge_equal_images_in_process_whatever_is_killed(num
 
 
 def test_a_pixel_outside_the_declared_space_is_named() -> None:
-    with bridge_of(IMAGE, 2, env_kwargs={"high": 254}) as bridge, pytest.raises(ContractViolation) as raised:
+    strict = ContractSettings(check_membership="error")
+    with bridge_of(IMAGE, 2, env_kwargs={"high": 254}, contract=strict) as bridge, pytest.raises(ContractViolation) as raised:
         bridge.reset()
     env = gymnasium.make(IMAGE).unwrapped
     pixel = next(tuple(index) for index in np.argwhere(env.reset(seed=0)[0] == 255).tolist())
     assert str(raised.value) == (
         f"obs[0, {', '.join(map(str, pixel))}]: expected a value in [0.0, 254.0] (the declared observation space; "
-        "contract.check_membership=false accepts it), got 255 (env 0, episode 0, step 0, seed 0)"
+        "data.contract.check_membership=warn or off accepts it), got 255 (env 0, episode 0, step 0, seed 0)"
     )
 
 
@@ -284,15 +291,14 @@ def test_a_row_that_is_not_active_stays_where_it_is_and_is_not_valid() -> None:
 
 def strike_guard(bridge: EnvBridge) -> None:
     """Kill the guard; the worker has ended with it."""
-    worker = bridge._workers[0]
-    pidfds = [os.pidfd_open(worker._process.pid), os.pidfd_open(worker.worker_pid or 0)]
-    os.kill(worker._process.pid, signal.SIGKILL)
+    pidfds = [os.pidfd_open(guard_pid(bridge)), os.pidfd_open(worker_pid(bridge))]
+    os.kill(guard_pid(bridge), signal.SIGKILL)
     assert all_ended(pidfds)
 
 
 def strike_worker(bridge: EnvBridge, number: int = signal.SIGKILL, index: int = 0) -> None:
     """Send a signal; it has had its effect."""
-    pid = bridge._workers[index].worker_pid or 0
+    pid = worker_pid(bridge, index)
     pidfd = os.pidfd_open(pid)
     os.kill(pid, number)
     if number == signal.SIGSTOP:
@@ -439,31 +445,33 @@ def test_faults_outside_the_restart_window_do_not_count() -> None:
         assert bridge.restarts == 2
 
 
-def test_bytes_that_are_no_answer_are_survived() -> None:
+def test_bytes_that_are_no_answer_are_survived(tmp_path: Path) -> None:
     actions = actions_of(6, 2)
-    _, expected = in_process(FAULTY, actions)
-    with bridge_of(num_envs=2) as bridge:
+    first, expected = in_process(FAULTY, actions)
+    events: list[str] = []
+    kwargs = {"fault": "forge", "once": str(tmp_path / "once")}
+    with bridge_of(num_envs=2, env_kwargs=kwargs, on_event=events.append) as bridge:
         bridge.reset()
-        before = played(bridge, actions[:3])
-        bridge._workers[0]._unread += encode({"seq": 1})
-        with pytest.raises(ProtocolError, match=r"expected the reply to describe \(seq \d+\), got seq 1"):
-            bridge._workers[0].ask("describe", 20.0)
-        strike_guard(bridge)
-        assert_same(before + played(bridge, actions[3:]), expected)
+        played(bridge, actions)  # the forged line is between two messages, where only doorbells may be
+        assert bridge.reset().tobytes() == first.tobytes()
+        assert_same(played(bridge, actions), expected)
+        assert bridge.restarts == 1
+    assert "expected the reply to reset (seq 4), got seq 1" in events[0]
 
 
-def test_a_forged_line_of_a_dead_worker_does_not_hide_its_death() -> None:
-    for struck_before in (False, True):  # the step, or its request, meets a dead worker
-        kwargs = {} if struck_before else {"fault": "kill", "at_step": 0}
-        with bridge_of(num_envs=1, max_restarts=0, step_timeout_s=5.0, env_kwargs=kwargs) as bridge:
-            bridge.reset()
-            pidfds = [os.pidfd_open(worker_pid(bridge)), os.pidfd_open(bridge._workers[0]._process.pid)]
-            bridge._workers[0]._unread += b'{"seq":1}\n'
-            if struck_before:
-                strike_guard(bridge)
-            with pytest.raises(WorkerExited, match="was killed by SIGKILL while answering step"):
-                bridge.step(np.zeros(1, np.int64))
-        assert all_ended(pidfds, 0.0)
+@pytest.mark.parametrize("fault", ["forge", "forge and kill"])
+def test_a_forged_line_of_a_dead_worker_does_not_hide_its_death(fault: str) -> None:
+    """The worker is dead before the step is asked for, or dies in it."""
+    kwargs = {"fault": fault, "at_step": 0}
+    with bridge_of(num_envs=1, max_restarts=0, step_timeout_s=5.0, env_kwargs=kwargs) as bridge:
+        bridge.reset()
+        pidfds = [os.pidfd_open(worker_pid(bridge)), os.pidfd_open(guard_pid(bridge))]
+        if fault == "forge":
+            bridge.step(np.zeros(1, np.int64))
+            strike_guard(bridge)
+        with pytest.raises(WorkerExited, match="was killed by SIGKILL while answering step"):
+            bridge.step(np.zeros(1, np.int64))
+    assert all_ended(pidfds, 0.0)
 
 
 def test_noise_and_forged_replies_on_stdout_and_stderr_change_nothing() -> None:
@@ -535,7 +543,7 @@ def test_a_fault_in_the_second_worker_is_of_its_own_row() -> None:
 BRIDGE_VALUES = {
     "obs nan": "next_obs[2, 1]: expected a finite value, got nan",
     "obs outside": "next_obs[2, 1]: expected a value in [-2.0, 2.0] "
-    "(the declared observation space; contract.check_membership=false accepts it), got 3.0",
+    "(the declared observation space; data.contract.check_membership=warn or off accepts it), got 3.0",
     "obs one": "obs: expected shape (3,), got shape (1,)",
     "reward inf": "rewards[2]: expected a finite value, got inf",
     "terminated text": "terminated: expected true or false, got str 'False'",
@@ -546,7 +554,8 @@ BRIDGE_VALUES = {
 @pytest.mark.parametrize("fault", BRIDGE_VALUES)
 def test_a_value_that_breaks_the_contract_stops_the_run_and_is_located(fault: str) -> None:
     actions = actions_of(6, 3)
-    with bridge_of(num_envs=3, env_kwargs={"fault": fault, "row": 2}) as bridge:
+    strict = ContractSettings(check_membership="error")
+    with bridge_of(num_envs=3, env_kwargs={"fault": fault, "row": 2}, contract=strict) as bridge:
         bridge.reset()
         played(bridge, actions[:3])
         with pytest.raises(ContractViolation) as raised:
@@ -711,12 +720,11 @@ ANNOUNCED: dict[str, Any] = {
     "action_space": {"type": "Discrete", "n": 2, "start": 0, "repr": "Discrete(2)"},
     "reward_threshold": None,
     "max_episode_steps": None,
-    "pid": 1 << 30,  # of nobody
     "versions": {},
     "sandbox": {},
 }
 LIES: dict[str, tuple[dict[str, Any], str]] = {
-    "an older version": ({"protocol": 1}, "expected protocol 2, got 1"),
+    "an older version": ({"protocol": 2}, "expected protocol 3, got 2"),
     "no version": ({"protocol": None}, "protocol: expected int, got None"),
     "another environment": ({"env_id": "CartPole-v1"}, f"expected env_id {FAULTY}, got 'CartPole-v1'"),
     "fewer environments": ({"num_envs": 1}, "expected num_envs 2, got 1"),
@@ -724,7 +732,6 @@ LIES: dict[str, tuple[dict[str, Any], str]] = {
     "a size beyond all memory": ({"observation_space": ANNOUNCED["observation_space"] | {"shape": [1 << 50]}}, "are not"),
     "no actions": ({"action_space": ANNOUNCED["action_space"] | {"n": 0}}, "expected 1 to 2^20 actions, got n=0"),
     "bounds that are none": ({"observation_space": ANNOUNCED["observation_space"] | {"low": "low"}}, "low: expected a number"),
-    "a pid that is none": ({"pid": "1"}, "pid: expected int, got '1'"),
     "an error of no kind": ({"error": {"kind": "love"}}, "error: unknown kind 'love'"),
 }
 
@@ -829,28 +836,26 @@ def test_native_environments_are_saved_in_time_and_come_back_from_long_after(
 ) -> None:
     """Long without a checkpoint: the journal stays short, and a replay of all but a whole interval ends where the steps did."""
     interval = 1200  # more than the rows that a journal begins with
-    assert client._STEPS_OF_A_SNAPSHOT < MAX_EPISODE_STEPS / 100
-    monkeypatch.setattr(client, "_STEPS_OF_A_SNAPSHOT", interval)
+    assert restoration.STEPS_PER_SNAPSHOT < MAX_EPISODE_STEPS / 100
+    monkeypatch.setattr(restoration, "STEPS_PER_SNAPSHOT", interval)
     actions = actions_of(3 * interval + 100, 4)
     settings: dict[str, Any] = {"vectorization": "native", "num_workers": num_workers}
     with bridge_of("CartPole-v1", **settings) as undisturbed:
         undisturbed.reset()
         expected = played(undisturbed, actions)
     saved: list[int] = []
-    snapshot = EnvBridge._snapshot
+    save = WorkerSlice.save
     with bridge_of("CartPole-v1", **settings) as bridge:
         bridge.reset()
-        monkeypatch.setattr(
-            EnvBridge, "_snapshot", lambda self, index: (saved.append(self._journal.steps), snapshot(self, index))[1]
-        )
+        monkeypatch.setattr(WorkerSlice, "save", lambda part: (saved.append(bridge.mark().journal.end), save(part))[1])
         arrived = played(bridge, actions[: 2 * interval - 1])
         strike_worker(bridge)
         arrived += played(bridge, actions[2 * interval - 1 :])
         assert_same(arrived, expected)
         assert bridge.restarts == 1
         assert saved == [step for step in (interval, 2 * interval, 3 * interval) for _ in range(num_workers)]
-        assert len(bridge._journal._actions) <= 4 * interval  # room to move
-        assert not bridge._journal.lost.any()
+        journal = bridge.mark().journal
+        assert journal.end - journal.begins.min() <= interval and not journal.lost.any()
 
 
 def test_native_environments_that_are_killed_while_they_are_saved_go_on_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -860,18 +865,18 @@ def test_native_environments_that_are_killed_while_they_are_saved_go_on_bit_for_
     with bridge_of("CartPole-v1", **settings) as undisturbed:
         undisturbed.reset()
         expected = played(undisturbed, actions)
-    snapshot, struck = EnvBridge._snapshot, []
+    save, struck = WorkerSlice.save, []
 
-    def struck_snapshot(self: EnvBridge, index: int) -> dict[str, Any]:
-        if index == 1 and len(struck) < 2:
-            struck.append(self._workers[index].worker_pid or 0)
+    def struck_save(part: WorkerSlice) -> dict[str, Any]:
+        if part.index == 1 and len(struck) < 2:
+            struck.append(worker_pid(bridge, 1))
             os.kill(struck[-1], signal.SIGKILL)
-        return snapshot(self, index)
+        return save(part)
 
     with bridge_of("CartPole-v1", **settings) as bridge:
         bridge.reset()
         before = played(bridge, actions[:30])
-        monkeypatch.setattr(EnvBridge, "_snapshot", struck_snapshot)
+        monkeypatch.setattr(WorkerSlice, "save", struck_save)
         with pytest.raises(WorkerExited, match="a deterministic crash"):
             bridge.state_dict()  # the same moment kills it twice
         assert bridge.restarts == 1
@@ -885,16 +890,16 @@ def test_native_environments_that_are_killed_while_they_are_saved_go_on_bit_for_
 
 def test_native_environments_that_are_killed_while_they_are_proved_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
     first, expected = native_in_process(actions_of(20, 2))
-    snapshot, struck = EnvBridge._snapshot, []
+    save, struck = WorkerSlice.save, []
 
-    def struck_snapshot(self: EnvBridge, index: int) -> dict[str, Any]:
-        taken = snapshot(self, index)
+    def struck_save(part: WorkerSlice) -> dict[str, Any]:
+        taken = save(part)
         if not struck:
-            struck.append(self._workers[index].worker_pid or 0)
+            struck.append(worker_pid(bridge))
             os.kill(struck[-1], signal.SIGKILL)
         return taken
 
-    monkeypatch.setattr(EnvBridge, "_snapshot", struck_snapshot)
+    monkeypatch.setattr(WorkerSlice, "save", struck_save)
     with bridge_of("CartPole-v1", 2, vectorization="native") as bridge:
         assert bridge.reset().tobytes() == first.tobytes()
         assert_same(played(bridge, actions_of(20, 2)), expected)
@@ -1055,7 +1060,7 @@ def test_start_that_was_broken_off_cannot_be_gone_on_with(monkeypatch: pytest.Mo
             patch.setattr(WorkerProcess, "attach", lambda *args: signal.raise_signal(signal.SIGINT))
             with pytest.raises(KeyboardInterrupt):
                 bridge.reset()
-        with pytest.raises(BridgeError, match="the start was broken off"):
+        with pytest.raises(BridgeError, match="starting the environments was interrupted"):
             bridge.reset()
 
 
@@ -1117,7 +1122,7 @@ def test_a_bridge_that_was_never_used_closes() -> None:
 def test_close_ends_everything_whatever_the_environment_does_in_close(fault: str) -> None:
     bridge = bridge_of(num_envs=2, close_timeout_s=0.3, env_kwargs={"fault": fault, "call": "close"})
     bridge.reset()
-    pidfds = [os.pidfd_open(worker_pid(bridge)), os.pidfd_open(bridge._workers[0]._process.pid)]
+    pidfds = [os.pidfd_open(worker_pid(bridge)), os.pidfd_open(guard_pid(bridge))]
     bridge.close()
     assert all_ended(pidfds, 0.0)
 
@@ -1126,7 +1131,8 @@ def test_a_hanging_worker_dies_with_its_guard() -> None:
     with bridge_of(num_envs=1, close_timeout_s=0.3, env_kwargs={"fault": "hang blocked", "at_step": 0}) as bridge:
         bridge.reset()
         pidfd = os.pidfd_open(worker_pid(bridge))
-        assert bridge._ask_step(0, bridge._workers[0], np.zeros(1, np.int64), None, monotonic() + 5) is None
+        zeros = np.zeros(1, np.int64)
+        assert bridge.slices[0].ask_step(zeros, zeros, np.ones(1, np.uint8), monotonic() + 5) is None
         strike_guard(bridge)
         assert all_ended([pidfd])
 
@@ -1136,8 +1142,8 @@ def test_close_kills_a_stopped_guard() -> None:
     bridge.reset()
     pidfds = [os.pidfd_open(worker_pid(bridge))]
     os.kill(worker_pid(bridge), signal.SIGSTOP)
-    os.kill(bridge._workers[0]._process.pid, signal.SIGSTOP)
-    bridge._workers[0].kill()
+    os.kill(guard_pid(bridge), signal.SIGSTOP)
+    bridge.slices[0].worker.kill()
     assert all_ended(pidfds)
     bridge.close()
 
@@ -1159,13 +1165,13 @@ def test_grandchildren_and_daemons_end_with_the_worker(how: str, tmp_path: Path)
 
 PARENT = """
 import sys, numpy as np
-from tests.bridge.test_client import bridge_of, worker_pid
+from tests.bridge.test_client import bridge_of, guard_pid, worker_pid
 if __name__ == "__main__":
     pids, fault = sys.argv[1:]
     kwargs = {"grandchildren": pids, "fault": fault or None}
     bridge = bridge_of(num_envs=1, env_kwargs=kwargs)
     bridge.reset()
-    print(bridge._workers[0]._process.pid, worker_pid(bridge), open(pids).read().strip(), flush=True)
+    print(guard_pid(bridge), worker_pid(bridge), open(pids).read().strip(), flush=True)
     while True:
         bridge.step(np.zeros(1, np.int64))
 """
@@ -1186,11 +1192,77 @@ def test_nothing_outlives_a_trainer_that_is_killed(fault: str, tmp_path: Path) -
     assert all_ended(pidfds)
 
 
+def test_what_is_killed_is_never_what_a_worker_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment makes its process believe that it is process 1, whose group is every process of the user."""
+    struck: list[int] = []
+    kill = os.kill
+    with bridge_of(num_envs=1, env_kwargs={"fault": "pretend to be process 1", "call": "make"}) as bridge:
+        bridge.reset()
+        ours = {guard_pid(bridge), worker_pid(bridge)}
+        monkeypatch.setattr(os, "killpg", lambda group, number: struck.append(-group))
+        monkeypatch.setattr(os, "kill", lambda pid, number: (struck.append(pid), pid in ours and kill(pid, number)))
+        kill(worker_pid(bridge), signal.SIGKILL)
+        bridge.step(np.zeros(1, np.int64))
+        assert bridge.restarts == 1
+    assert set(struck) <= ours
+
+
+def test_what_the_worker_had_started_is_killed_when_the_guard_was(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    with bridge_of(num_envs=1, env_kwargs={"grandchildren": str(pids)}) as bridge:
+        bridge.reset()
+        sleeper, daemon = map(int, pids.read_text().split())
+        ends = [os.pidfd_open(sleeper)]
+        strike_guard(bridge)
+        bridge.step(np.zeros(1, np.int64))
+        assert all_ended(ends, 5.0)
+        os.kill(daemon, signal.SIGKILL)  # it has left the session, and its reaper was killed
+
+
+def test_a_huge_space_is_refused_before_more_than_one_environment_is_made(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    kwargs = {"observation": "huge", "log": str(log)}
+    with bridge_of("tests.fault_envs:Spaces-v0", 4, env_kwargs=kwargs) as bridge, pytest.raises(ConfigError) as raised:
+        bridge.reset()
+    assert "observations of shape (67108864,) are not supported; expected 1 to 16777216 components" in str(raised.value)
+    assert log.read_text() == "made\n"
+
+
+CLOSED_DESCRIPTORS = """
+import sys, numpy as np
+from tests.bridge.test_client import bridge_of
+if __name__ == "__main__":
+    with bridge_of("CartPole-v1", 2) as bridge:
+        bridge.reset()
+        open(sys.argv[1], "w").write(str(bridge.step(np.zeros(2, np.int64)).rewards.tolist()))
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_a_trainer_whose_standard_descriptors_are_closed_can_step(closed: str, tmp_path: Path) -> None:
+    command = ["sh", "-c", f'exec "$0" -c "$1" "$2" {closed}', sys.executable, CLOSED_DESCRIPTORS, str(tmp_path / "rewards")]
+    subprocess.run(command, cwd=Path(__file__).parents[2], timeout=60, check=True)
+    assert (tmp_path / "rewards").read_text() == "[1.0, 1.0]"
+
+
+def test_an_observation_outside_its_space_is_an_event_and_not_the_end() -> None:
+    actions = actions_of(30, 2)
+    events: list[str] = []
+    kwargs = {"fault": "obs outside", "at_step": 3}
+    with bridge_of(num_envs=2, env_kwargs=kwargs, on_event=events.append) as bridge:
+        bridge.reset()
+        arrived = played(bridge, actions)
+        assert bridge.restarts == bridge.abandoned_episodes == 0
+    assert sum(int((step[1] == 3.0).sum()) for step in arrived) > 2
+    assert len(events) == 1 and events[0].startswith("next_obs[0, 1]: expected a value in [-2.0, 2.0]")
+    assert events[0].endswith("data.contract.check_membership=error stops instead, =off says nothing")
+
+
 def test_secrets_of_the_trainer_are_not_visible_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_TOKEN", "hunter2")
     with bridge_of(num_envs=1, env_kwargs={"fault": "tell secret"}) as bridge:
         bridge.reset()
-        for pid in (worker_pid(bridge), bridge._workers[0]._process.pid):
+        for pid in (worker_pid(bridge), guard_pid(bridge)):
             assert b"hunter2" not in Path(f"/proc/{pid}/environ").read_bytes()
         with pytest.raises(EnvironmentFault, match="RuntimeError: secret is hidden"):
             played(bridge, np.zeros((5, 1), np.int64))

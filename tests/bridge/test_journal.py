@@ -129,7 +129,7 @@ def test_episodes_come_back_whatever_the_order_of_endings(num_envs: int, seed: i
         else:
             driver.check()
         if name == "save":  # and go on with what was loaded
-            state = driver.journal.state_dict()
+            state = driver.journal.state_dict(driver.journal.mark())
             driver.journal = Journal(num_envs)
             driver.journal.load_state_dict(state)
             driver.check()
@@ -153,7 +153,7 @@ def test_rows_that_nobody_needs_any_more_are_dropped() -> None:
     for step in range(10_000):
         driver.step(None, [0, 1] if step % 400 == 0 else [])
         driver.digest(1)
-    assert len(driver.journal._actions) == len(driver.journal._digests) == 1024
+    assert driver.journal.room == 1024
     driver.check()
 
 
@@ -178,9 +178,9 @@ def test_an_endless_episode_is_given_up_and_the_next_one_is_kept_again(monkeypat
         driver.digest(1)
     journal = driver.journal
     assert journal.lost.tolist() == [True, False]
-    assert len(journal._actions) <= 4096  # memory stays bounded
+    assert journal.room <= 4096  # memory stays bounded
     lost = Journal(2)
-    lost.load_state_dict(journal.state_dict())
+    lost.load_state_dict(journal.state_dict(journal.mark()))
     assert lost.lost.tolist() == [True, False]
     driver.begin(0)
     driver.step(None, [])
@@ -202,8 +202,8 @@ def test_begin_all_counts_from_here() -> None:
     driver = Driver(2, 1)
     for _ in range(10):
         driver.step(None, [])
+    driver.check()
     driver.journal.begin_all()
-    driver.waiting.clear()
     driver.episodes = [[], []]
     for _ in range(3):
         driver.step(None, [])
@@ -214,6 +214,78 @@ def test_a_state_is_plain_data() -> None:
     driver = Driver(2, 2)
     driver.step(None, [1])
     driver.digest(1)
-    state: dict[str, Any] = driver.journal.state_dict()
+    state: dict[str, Any] = driver.journal.state_dict(driver.journal.mark())
     kinds = {name: {type(value) for value in values} for name, values in state.items()}
     assert kinds == {"seeds": {int}, "first_digests": {int}, "lost": {bool}, "actions": {str}, "digests": {str}}
+
+
+def test_rows_that_owe_digests_are_kept_even_if_all_episodes_began_after_them() -> None:
+    driver = Driver(2, 3)
+    for _ in range(1023):
+        driver.step(None, [])
+    driver.digest(1013)
+    driver.step(None, [0, 1])  # row 1024 is the last one; no episode under way needs any of them
+    driver.step(None, [])  # so that room is made
+    assert driver.journal.undigested == 12
+    driver.check()
+
+
+# -- marks
+
+
+def test_mark_gives_what_stood_in_the_journal_however_it_goes_on() -> None:
+    driver = Driver(3, 4)
+    marks = []
+    for step in range(6000):
+        driver.step(None, np.flatnonzero(driver.rng.random(3) < 0.002).tolist())
+        if step % 50 == 0:
+            driver.check()
+        if step in (40, 1500, 4700):
+            driver.check()
+            mark = driver.journal.mark()
+            marks.append((mark, driver.journal.state_dict(mark)))
+        if step == 3000:
+            driver.check()
+            driver.journal.begin_all()  # a snapshot was taken; marks refer to the one before it
+            driver.episodes = [[], [], []]
+    driver.check()
+    for mark, state in marks:
+        assert driver.journal.state_dict(mark) == state
+
+
+def test_mark_keeps_rows_for_as_long_as_it_is_kept() -> None:
+    driver = Driver(2, 5)
+    mark = driver.journal.mark()
+    for step in range(5000):
+        driver.step(None, [0, 1] if step % 100 == 0 else [])
+        driver.digest(1)
+    assert driver.journal.room > 4096
+    del mark
+    for step in range(9000):
+        driver.step(None, [0, 1] if step % 100 == 0 else [])
+        driver.digest(1)
+    assert driver.journal.room <= 8192
+    driver.check()
+
+
+def test_mark_of_another_journal_or_from_before_loading_is_refused() -> None:
+    driver = Driver(2, 6)
+    driver.step(None, [])
+    driver.check()
+    mark = driver.journal.mark()
+    with pytest.raises(ValueError, match="mark: expected one of this journal"):
+        Driver(2, 6).journal.state_dict(mark)
+    driver.journal.load_state_dict(driver.journal.state_dict(mark))
+    with pytest.raises(ValueError, match="mark: expected one of this journal"):
+        driver.journal.state_dict(mark)
+
+
+def test_mark_does_not_depend_on_the_length_of_the_episodes() -> None:
+    sizes = []
+    for steps in (1, 3000):
+        driver = Driver(2, 7)
+        for _ in range(steps):
+            driver.step(None, [])
+        mark = driver.journal.mark()
+        sizes.append(sum(array.nbytes for array in (mark.seeds, mark.first_digests, mark.begins, mark.lost)))
+    assert sizes[0] == sizes[1]

@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import itertools
 import json
 import os
 import random
@@ -22,9 +23,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lit_ppo.bridge import guard, process, protocol
-from lit_ppo.bridge.client import BridgeSettings, EnvBridge
+from lit_ppo.bridge import channel as channel_module
+from lit_ppo.bridge import child, guard, process, protocol
+from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.bridge.frame import REPLY_WORD, REQUEST_WORD, STATUS_WORD, FrameLayout
 from lit_ppo.bridge.process import WorkerProcess
+from lit_ppo.bridge.settings import BridgeSettings
 from lit_ppo.errors import (
     BridgeError,
     ConfigError,
@@ -34,11 +38,12 @@ from lit_ppo.errors import (
     WorkerExited,
     WorkerTimeout,
 )
+from tests.faults.harness import child_of, wait_for
 
 DEADLINE_S = 20.0
 SHORT_S = 0.3
 REPLY = protocol.encode({"seq": 1, "pid": 77, "versions": {"numpy": "2.0"}, "ok": True})
-LAYOUT = protocol.FrameLayout(2, (3,), "float32")
+LAYOUT = FrameLayout(2, (3,), "float32")
 # Whatever a worker says, these are what a caller is told.
 ANSWERS = (ProtocolError, BridgeError, ConfigError, ContractViolation, EnvironmentRaised)
 Start = Callable[..., WorkerProcess]
@@ -54,7 +59,7 @@ def scripts() -> Iterator[Path]:
 @pytest.fixture
 def start(scripts: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Starts a worker that is a shell script: it ignores what it is told to run, and says what the test likes."""
-    monkeypatch.setattr(process, "_KILL_WAIT_S", 0.1)  # there is no guard that would have to clean up
+    monkeypatch.setattr(child, "KILL_WAIT_S", 0.1)  # there is no guard that would have to clean up
     started: list[WorkerProcess] = []
 
     def call(script: str, rows: range = range(2), reply: bytes = REPLY) -> WorkerProcess:
@@ -184,7 +189,7 @@ def test_line_without_end_is_refused_and_not_kept(start: Start) -> None:
     worker = start("read request; exec cat /dev/zero")
     answer = answer_of(worker)
     assert type(answer) is ProtocolError and "expected a message of at most 1048576 bytes" in str(answer)
-    assert len(worker._unread) <= protocol.MAX_LINE_BYTES + (1 << 16)
+    assert len(worker.channel.message_bytes()) <= protocol.MAX_LINE_BYTES + (1 << 16)
 
 
 @pytest.mark.parametrize("flood", ["yes ''", "yes '' >&2", "yes squeamish >&2"])
@@ -194,8 +199,8 @@ def test_flood_is_no_answer_and_not_kept(flood: str, start: Start) -> None:
     begin = monotonic()
     assert type(answer_of(worker, SHORT_S)) is WorkerTimeout
     assert monotonic() - begin < 10
-    assert len(worker._unread) <= protocol.MAX_LINE_BYTES + (1 << 16)
-    assert len(worker._stderr_tail) <= 16_384
+    assert len(worker.channel.message_bytes()) <= protocol.MAX_LINE_BYTES + (1 << 16)
+    assert len(worker.channel.stderr_tail) <= 16_384
 
 
 def test_worker_that_never_reads_does_not_hold_us(start: Start) -> None:
@@ -230,14 +235,38 @@ def attached(start: Start, rest: str = "exec cat > /dev/null") -> WorkerProcess:
     return worker
 
 
-@pytest.mark.parametrize("number", [0, 2, 1 << 40, (1 << 64) - 1])
-def test_number_of_another_step_is_not_this_ones_answer(number: int, start: Start) -> None:
+def words_of(worker: WorkerProcess) -> Any:
+    assert worker.frame is not None
+    return worker.frame.words
+
+
+def test_number_of_the_step_before_is_not_this_ones_answer(start: Start) -> None:
     worker = attached(start)
     deadline = monotonic() + SHORT_S
     worker.ring(deadline)
-    worker._words[protocol.REPLY_WORD] = number
+    words_of(worker)[REPLY_WORD] = 0
     with pytest.raises(WorkerTimeout):
         worker.await_step(deadline)
+
+
+@pytest.mark.parametrize("number", [2, 1 << 40, (1 << 64) - 1])
+def test_number_that_no_step_has_breaks_the_protocol(number: int, start: Start) -> None:
+    worker = attached(start)
+    deadline = monotonic() + DEADLINE_S
+    worker.ring(deadline)
+    words_of(worker)[REPLY_WORD] = number
+    with pytest.raises(ProtocolError, match=f"expected 1 as the reply's number, got {number}"):
+        worker.await_step(deadline)
+
+
+def test_steps_are_counted_by_the_trainer_whatever_stands_in_the_frame(start: Start) -> None:
+    worker = attached(start)
+    for number in (1, 2, 3):
+        worker.ring(monotonic() + DEADLINE_S)
+        assert words_of(worker)[REQUEST_WORD] == number
+        words_of(worker)[REPLY_WORD] = number
+        words_of(worker)[REQUEST_WORD] = (1 << 64) - 1
+        worker.await_step(monotonic() + DEADLINE_S)
 
 
 def test_forged_doorbells_are_no_answer(start: Start) -> None:
@@ -247,7 +276,7 @@ def test_forged_doorbells_are_no_answer(start: Start) -> None:
     with pytest.raises(WorkerTimeout):
         worker.await_step(deadline)
     assert monotonic() < deadline + 5
-    assert len(worker._unread) <= protocol.MAX_LINE_BYTES + (1 << 16)
+    assert len(worker.channel.message_bytes()) <= protocol.MAX_LINE_BYTES + (1 << 16)
 
 
 @pytest.mark.parametrize("status", [1, 7, (1 << 64) - 1])
@@ -255,30 +284,38 @@ def test_failed_step_without_its_message_is_waited_for_until_the_deadline(status
     worker = attached(start)
     deadline = monotonic() + SHORT_S
     worker.ring(deadline)
-    worker._words[protocol.STATUS_WORD] = status
-    worker._words[protocol.REPLY_WORD] = 1
+    words_of(worker)[STATUS_WORD] = status
+    words_of(worker)[REPLY_WORD] = 1
     with pytest.raises(WorkerTimeout):
         worker.await_step(deadline)
 
 
 def test_message_between_steps_is_found_out_before_the_pipe_is_full(start: Start) -> None:
     worker = attached(start, "echo '{\"seq\":-1}'; exec cat > /dev/null")
-    # the message has arrived, with the answer to attach or after it
-    assert worker._unread or select.select([worker._replies], [], [], DEADLINE_S)[0]
-    for number in range(1, process._STEPS_PER_DRAIN + 1):
+    wait_for(worker.channel.message_bytes, "the message")  # with the answer to attach or after it
+    for number in range(1, process.STEPS_PER_DRAIN + 1):
         worker.ring(monotonic() + DEADLINE_S)
-        worker._words[protocol.REPLY_WORD] = number
-        if number < process._STEPS_PER_DRAIN:
+        words_of(worker)[REPLY_WORD] = number
+        if number < process.STEPS_PER_DRAIN:
             worker.await_step(monotonic() + DEADLINE_S)
     with pytest.raises(ProtocolError, match="expected nothing but doorbells between steps"):
         worker.await_step(monotonic() + DEADLINE_S)
 
 
+def is_frame(descriptor: str) -> bool:
+    try:
+        return "lit_ppo-frame" in os.readlink(f"/proc/self/fd/{descriptor}") and os.fstat(int(descriptor)).st_size > 0
+    except OSError:
+        return False  # the listing's own
+
+
 def test_frame_cannot_be_cut_under_our_feet(start: Start) -> None:
     worker = attached(start)
-    for size in (0, LAYOUT.total_bytes - 1, LAYOUT.total_bytes + 1):
+    descriptors = [int(entry) for entry in os.listdir("/proc/self/fd") if is_frame(entry)]
+    assert worker.frame is not None and len(descriptors) >= 2  # the one that the worker gets, and the mapping's own
+    for descriptor, size in itertools.product(descriptors, (0, LAYOUT.total_bytes - 1, LAYOUT.total_bytes + 1)):
         with pytest.raises(PermissionError):
-            os.ftruncate(worker._frame_fd, size)
+            os.ftruncate(descriptor, size)
 
 
 # -- confinement
@@ -398,11 +435,10 @@ def test_private_directory_is_empty_and_goes_with_the_worker(end: str, probe: An
     elif end == "kill":
         worker.kill()
     else:
-        pid = worker._process.pid if end == "SIGKILL of the guard" else worker.ask("describe", DEADLINE_S)["pid"]
-        os.kill(pid, signal.SIGKILL)
-        ends = select.poll()
-        ends.register(worker._pidfd, select.POLLIN)
-        assert ends.poll(1000 * DEADLINE_S)
+        guard_end = os.pidfd_open(worker.guard_pid)
+        os.kill(worker.guard_pid if end == "SIGKILL of the guard" else child_of(worker.guard_pid), signal.SIGKILL)
+        assert select.select([guard_end], [], [], DEADLINE_S)[0]
+        os.close(guard_end)
         worker.kill()
     assert not cwd.exists()
 
@@ -414,13 +450,15 @@ def test_directory_that_nobody_could_remove_goes_with_the_next_start(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     orphan, seen, _ = probe()
     left = Path(seen["cwd"])
-    pids = [orphan._process.pid, orphan.ask("describe", DEADLINE_S)["pid"]]
+    pids = [orphan.guard_pid, child_of(orphan.guard_pid)]
     ends = [os.pidfd_open(pid) for pid in pids]
     os.kill(pids[0], signal.SIGKILL)
     for end in ends:
         assert select.select([end], [], [], DEADLINE_S)[0]
         os.close(end)
-    assert orphan._process.wait() == -signal.SIGKILL  # else it is a zombie, and its number still taken
+    assert (
+        os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == -signal.SIGKILL
+    )  # else it is a zombie, its number still taken
     assert (left / "left by the environment").exists()
     _, alive, _ = probe()
     assert not left.exists()
@@ -462,10 +500,10 @@ def test_worker_that_is_forgotten_is_killed_with_all_that_it_held(probe: Any) ->
     before = sorted(os.listdir("/proc/self/fd"))
     worker = WorkerProcess()
     worker.ask("make", 60.0, env_id="CartPole-v1", num_envs=2)
-    worker.attach(protocol.FrameLayout(2, (4,), "float32"), DEADLINE_S)
-    pid = worker.ask("describe", DEADLINE_S)["pid"]
+    worker.attach(FrameLayout(2, (4,), "float32"), DEADLINE_S)
+    pid = child_of(worker.guard_pid)
     cwd = Path(f"/proc/{pid}/cwd").readlink()
-    ends = [os.pidfd_open(number) for number in (pid, worker._process.pid)]
+    ends = [os.pidfd_open(number) for number in (pid, worker.guard_pid)]
     del worker
     gc.collect()
     for end in ends:
@@ -480,7 +518,9 @@ import os, sys
 from lit_ppo.bridge.client import EnvBridge
 bridge = EnvBridge("CartPole-v1", 2, lambda env, episode: env)
 bridge.reset()
-print(bridge._workers[0]._process.pid, bridge._workers[0].worker_pid)
+guard = bridge.slices[0].worker.guard_pid
+with open(f"/proc/{guard}/task/{guard}/children") as children:
+    print(guard, children.read())
 """
 
 
@@ -578,7 +618,13 @@ def test_all_workers_make_their_environments_before_anybody_asks_and_close_them(
     kwargs = {"begun": str(begun), "closed": str(tmp_path / "closed")}
     settings = BridgeSettings(num_workers=2)
     kill, ended_before = WorkerProcess.kill, list[int | None]()
-    monkeypatch.setattr(WorkerProcess, "kill", lambda worker: (ended_before.append(worker._process.poll()), kill(worker)))
+
+    def kill_and_tell(worker: WorkerProcess) -> None:
+        ended = os.waitid(os.P_PID, worker.guard_pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        ended_before.append(ended and ended.si_status)
+        kill(worker)
+
+    monkeypatch.setattr(WorkerProcess, "kill", kill_and_tell)
     with EnvBridge("watched:Watched-v0", 2, lambda env, episode: episode, env_kwargs=kwargs, settings=settings):
         pipe = os.open(begun, os.O_WRONLY)  # returns once an environment reads, although nobody has asked for anything so far
         os.write(pipe, b"12")
@@ -586,17 +632,34 @@ def test_all_workers_make_their_environments_before_anybody_asks_and_close_them(
     assert len(list(tmp_path.glob("closed-*"))) == 2 and ended_before == [0, 0]
 
 
+def waits_without_sleeping(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long each wait of a channel would last, seconds; time passes by them alone, and nothing ever arrives."""
+    waits: list[float] = []
+
+    class Poll:
+        def register(self, descriptor: int, events: int) -> None:
+            pass
+
+        def unregister(self, descriptor: int) -> None:
+            pass
+
+        def poll(self, milliseconds: float) -> list[tuple[int, int]]:
+            waits.append(milliseconds / 1000)
+            return []
+
+    monkeypatch.setattr(channel_module, "select", SimpleNamespace(poll=Poll, POLLIN=select.POLLIN, POLLOUT=select.POLLOUT))
+    for module in (channel_module, process):
+        monkeypatch.setattr(module, "monotonic", lambda: 10.0 + sum(waits))
+    return waits
+
+
 def test_environment_that_hangs_while_it_is_made_is_closed_on_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "watched.py").write_text(WATCHED)
     monkeypatch.syspath_prepend(str(tmp_path))
     os.mkfifo(tmp_path / "begun")
+    waits = waits_without_sleeping(monkeypatch)
     worker = WorkerProcess()
     worker.post("make", DEADLINE_S, env_id="watched:Watched-v0", env_kwargs={"begun": str(tmp_path / "begun"), "closed": ""})
-    waits: list[float] = []
-    monkeypatch.setattr(process, "monotonic", lambda: 10.0 + sum(waits))
-    monkeypatch.setattr(
-        worker, "_poll", SimpleNamespace(poll=lambda ms: waits.append(ms / 1000) or [], unregister=lambda fd: None)
-    )
     worker.close(2.0)
     assert sum(waits) == pytest.approx(2.0) and worker.exit_status is not None
 
@@ -605,18 +668,18 @@ def test_request_that_could_not_be_written_is_told_by_who_waits_for_its_reply(st
     worker = start("exec sleep 600")  # which never reads
     worker.post("make", 0.05, env_kwargs={"long": "x" * (1 << 17)})
     with pytest.raises(WorkerTimeout, match="did not answer make in time"):
-        worker.reply(1e6)  # it is over already: half a request is not answered
+        worker.reply("make", 1e6)  # it is over already: half a request is not answered
 
 
 def test_worker_that_ends_before_its_reply_is_found_out_by_who_waits(start: Start) -> None:
     worker = start("exit 7")
-    assert select.select([worker._pidfd], [], [], DEADLINE_S)[0]
-    worker.post("make", DEADLINE_S)
-    with pytest.raises(WorkerExited, match="exited with status 7 while answering make"):
-        worker.reply(DEADLINE_S)
-    worker.post("make", DEADLINE_S)
-    with pytest.raises(WorkerExited, match="exited with status 7 while answering make"):
-        worker.reply(DEADLINE_S)
+    ended = os.pidfd_open(worker.guard_pid)
+    assert select.select([ended], [], [], DEADLINE_S)[0]
+    os.close(ended)
+    for _ in range(2):
+        worker.post("make", DEADLINE_S)
+        with pytest.raises(WorkerExited, match="exited with status 7 while answering make"):
+            worker.reply("make", DEADLINE_S)
 
 
 # -- workers that are started ahead
@@ -625,9 +688,9 @@ def test_worker_that_ends_before_its_reply_is_found_out_by_who_waits(start: Star
 @pytest.fixture
 def ahead() -> Iterator[list[WorkerProcess]]:
     """Those that nobody has taken yet."""
-    yield process._started_ahead
-    while process._started_ahead:
-        process._started_ahead.pop().kill()
+    yield process.started_ahead
+    while process.started_ahead:
+        process.started_ahead.pop().kill()
 
 
 def test_worker_started_ahead_is_taken_by_who_wants_such_a_one(ahead: list[WorkerProcess]) -> None:
@@ -658,7 +721,7 @@ def test_bridge_with_default_settings_takes_the_worker_started_ahead(ahead: list
     process.start_ahead(1)
     [early] = ahead
     with EnvBridge("CartPole-v1", 1, lambda env, episode: episode) as bridge:
-        assert bridge._workers == [early] and ahead == []
+        assert [part.worker for part in bridge.slices] == [early] and ahead == []
         assert bridge.reset().shape == (1, 4)
 
 
@@ -668,20 +731,10 @@ def test_bridge_with_default_settings_takes_the_worker_started_ahead(ahead: list
 def test_no_sleep_is_so_long_that_a_signal_just_before_it_would_go_unheard(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = start("sleep 60", reply=b"")
-    slept_ms: list[float] = []
-
-    class Poll:
-        def poll(self, milliseconds: float) -> list[tuple[int, int]]:
-            slept_ms.append(milliseconds)
-            if len(slept_ms) == 3:
-                monkeypatch.setattr(process, "monotonic", lambda: float("inf"))  # the deadline is over
-            return []
-
-    monkeypatch.setattr(worker, "_poll", Poll())
+    waits = waits_without_sleeping(monkeypatch)
     with pytest.raises(WorkerTimeout):
-        worker._read_reply(1, "make", 1e9)
-    assert len(slept_ms) == 3 and max(slept_ms) <= 1000
+        start("sleep 60", reply=b"").ask("make", 3.0)
+    assert sum(waits) == pytest.approx(3.0) and max(waits) <= 1.0
 
 
 def test_temporary_directory_that_cannot_be_listed_is_no_reason_not_to_start(monkeypatch: pytest.MonkeyPatch) -> None:

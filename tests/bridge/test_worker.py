@@ -11,10 +11,14 @@ import gymnasium
 import numpy as np
 import pytest
 
-from lit_ppo.bridge.protocol import FrameLayout, decode, encode
-from lit_ppo.bridge.worker import NativeHost, SyncHost, Worker, error_to_json
-from lit_ppo.contract import Contract, EnvSpec
+from lit_ppo.bridge.faults import error_to_json
+from lit_ppo.bridge.frame import FrameLayout
+from lit_ppo.bridge.hosts import NativeHost, SyncHost
+from lit_ppo.bridge.protocol import decode, encode
+from lit_ppo.bridge.worker import Worker
+from lit_ppo.contract import Contract, ContractSettings
 from lit_ppo.errors import ContractViolation, EnvironmentRaised, ProtocolError
+from lit_ppo.spaces import EnvSpec
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,11 +88,13 @@ def test_bad_lines_are_answered_and_harm_nothing() -> None:
         "{}": "cmd: expected str, got nothing",
         '{"cmd":"fly"}': "cmd: unknown command 'fly'",
         '{"cmd":"serve"}': "cmd: unknown command 'serve'",
-        '{"cmd":"step","action":[0]}': "step: expected reset before the first step",
+        '{"cmd":"step","action":[0]}': "step: not possible while the environments were not reset yet; "
+        "expected one of attach, close, describe, reset, restore, save",
         '{"cmd":"reset"}': "seed: expected int, got nothing",
         '{"cmd":"reset","seed":-1}': "seeds: expected 1 seeds (non-negative integers or null), got [-1]",
         '{"cmd":"reset","seeds":[1,2]}': "seeds: expected 1 seeds (non-negative integers or null), got [1, 2]",
-        '{"cmd":"make","env_id":"CartPole-v1"}': "make: the environments are made already",
+        '{"cmd":"make","env_id":"CartPole-v1"}': "make: not possible while the environments were not "
+        "reset yet; expected one of attach, close, describe, reset, restore, save",
         '{"cmd":"attach","bytes":640}': "attach: this worker was started without a shared frame",
         '{"cmd":"save"}': "save: sync environments are restored from their journal",
         '{"cmd":"restore","state":{}}': "restore: sync environments are restored from their journal",
@@ -130,7 +136,7 @@ def test_an_observation_that_json_cannot_hold_is_an_error_reply_and_not_the_end(
 def test_a_worker_without_an_environment_says_what_it_needs() -> None:
     make = {"cmd": "make", "env_id": "tests.fault_envs:Spaces-v0", "env_kwargs": {"observation": "discrete"}}
     nothing, made, reset = dialogue([], [{"cmd": "describe"}, make, {"cmd": "reset", "seed": 0}])
-    assert refused(nothing) == "expected make before this"
+    assert refused(nothing) == "describe: not possible while no environments are made yet; expected one of close, make"
     assert made["observation_space"] == {"type": "Discrete", "n": 2, "start": 0, "repr": "Discrete(2)"}
     assert refused(reset) == "env_id=tests.fault_envs:Spaces-v0: observation space Discrete(2) is not supported"
 
@@ -195,7 +201,7 @@ def test_a_frame_that_is_none_of_ours_is_refused() -> None:
 
 # -- the host, in this process
 
-OUTSIDE = "(the declared observation space; contract.check_membership=false accepts it)"
+OUTSIDE = "(the declared observation space; data.contract.check_membership=warn or off accepts it)"
 TUPLE = "step: expected a tuple (obs, reward, terminated, truncated, info), got "
 VERDICTS = {
     "obs nan": "next_obs[1, 1]: expected a finite value, got nan",
@@ -257,7 +263,8 @@ def test_every_wrong_value_of_a_step_is_refused(fault: str, monkeypatch: pytest.
 
     assert set(VALUES) == set(VERDICTS)
     host, views = hosted(monkeypatch, fault=fault, row=1, at_step=2)
-    contract = Contract(EnvSpec("Faulty-v0", (3,), "float32", -2.0, 2.0, 2))
+    strict = ContractSettings(check_membership="error")
+    contract = Contract(EnvSpec("Faulty-v0", (3,), "float32", -2.0, 2.0, 2), strict)
     host.reset([1, 2, 3])
     for step in range(3):
         violation = None

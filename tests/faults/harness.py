@@ -39,6 +39,12 @@ def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = DEADLI
     return result
 
 
+def child_of(guard_pid: int) -> int:
+    """Process number of the worker that a guard has forked, while both live."""
+    # orphans of the worker, which come back to the guard, follow behind it
+    return int(Path(f"/proc/{guard_pid}/task/{guard_pid}/children").read_text().split()[0])
+
+
 class CommandLine:
     """`python -m lit_ppo ...`, started in a directory of its own.
 

@@ -15,9 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from lit_ppo.bridge.client import BridgeSettings, EnvBridge
+from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.process import WorkerProcess
+from lit_ppo.bridge.settings import BridgeSettings
 from lit_ppo.errors import BridgeError
+from tests.faults.harness import child_of
 
 NUM_ENVS = 2
 SETTINGS = BridgeSettings(close_timeout_s=20.0)
@@ -69,8 +71,7 @@ def seed_of(env: int, episode: int) -> int:
 
 def kill(worker: WorkerProcess, who: str) -> None:
     """Kill worker or guard, and wait until neither is there."""
-    assert worker.worker_pid is not None
-    pids = {"worker": worker.worker_pid, "guard": worker._process.pid}
+    pids = {"worker": child_of(worker.guard_pid), "guard": worker.guard_pid}
     ends = [os.pidfd_open(pid) for pid in pids.values()]
     os.kill(pids[who], signal.SIGKILL)
     for end in ends:
@@ -84,7 +85,7 @@ def cycle(is_struck: bool, number: int) -> None:
         bridge.reset()
         for step in range(3):
             if is_struck and step == 1:
-                kill(bridge._workers[0], "worker" if number % 2 else "guard")
+                kill(bridge.slices[0].worker, "worker" if number % 2 else "guard")
             bridge.step(np.full(NUM_ENVS, step % 2))
         assert bridge.restarts == is_struck
 

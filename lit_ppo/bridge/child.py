@@ -1,0 +1,152 @@
+"""The process behind a worker, as the kernel knows it: started, and ended with everything it started.
+
+Our child is the guard, which forks the worker (see `guard`). Which processes are killed follows from what we started and from
+the kernel's own numbers, never from what a worker says.
+"""
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import weakref
+from pathlib import Path
+from typing import Any, Final
+
+from lit_ppo.bridge.command import worker_command
+from lit_ppo.errors import ConfigError
+
+KILL_WAIT_S: Final = 2.0
+_FIRST_FREE_DESCRIPTOR: Final = 3
+
+
+class Child:
+    """A guard and its worker.
+
+    They are killed when this object is collected, and at the latest at the end of this process.
+
+    Args:
+        python: Interpreter to run it with; None for this one.
+        confinement: As in `guard.split`.
+
+    Raises:
+        ConfigError: The interpreter cannot be run, or this is not Linux.
+    """
+
+    def __init__(self, python: str | None, confinement: dict[str, Any]) -> None:
+        if not hasattr(os, "pidfd_open") or not hasattr(os, "memfd_create"):
+            raise ConfigError("lit_ppo's bridge needs Linux (memfd_create, pidfd_open)")
+        _occupy_standard_descriptors()
+        self.frame_fd = os.memfd_create("lit_ppo-frame", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        command, environment = self.command = worker_command(python, confinement)
+        try:
+            self._process = subprocess.Popen(
+                [*command, "--frame-fd", str(self.frame_fd)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                env=environment,
+                pass_fds=(self.frame_fd,),
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(self.frame_fd)
+            raise ConfigError(f"data.python={command[0]}: expected a Python interpreter: {error.strerror}") from error
+        try:
+            self.pidfd = os.pidfd_open(self._process.pid)
+        except OSError:  # no descriptor is left
+            self._process.kill()
+            _release(self._process, [self.frame_fd])
+            raise
+        self._release = weakref.finalize(self, _end_and_release, self._process, self.pidfd, self.frame_fd)
+        assert self._process.stdin is not None and self._process.stdout is not None and self._process.stderr is not None
+        self.requests, self.replies = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self.stderr = self._process.stderr.fileno()
+
+    @property
+    def guard_pid(self) -> int:
+        """Process number of the guard."""
+        return self._process.pid
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether the process has ended within the time."""
+        return _has_ended(self.pidfd, timeout_s)
+
+    def end(self) -> int:
+        """End guard and worker now, and all that the worker started; how the worker ended, as `Popen.returncode`."""
+        _end(self._process, self.pidfd)
+        return self._process.returncode
+
+    def release(self) -> None:
+        """Close all descriptors, after `end`."""
+        self._release()
+
+
+def _occupy_standard_descriptors() -> None:
+    """Open the standard descriptors that are closed, so that no pipe or frame of ours gets the number of one."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < _FIRST_FREE_DESCRIPTOR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+def _end(process: "subprocess.Popen[bytes]", pidfd: int) -> None:
+    """End a guard, and by it its worker; afterwards `returncode` says how the worker ended."""
+    assert process.stdin is not None
+    process.stdin.close()  # the guard sees this, kills everything and ends
+    if process.returncode is not None:
+        return
+    if not _has_ended(pidfd, KILL_WAIT_S):  # the guard itself hangs or is stopped
+        process.kill()
+        _has_ended(pidfd, None)
+    # Until the guard is reaped, its number is that of the session that we started, and of no other.
+    try:
+        how = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:  # other code of this process has reaped it
+        how = None
+    if how is not None and how.si_status == signal.SIGKILL:
+        _kill_session(process.pid)  # a guard that was killed has left behind what the worker had started
+    process.wait()
+
+
+def _has_ended(pidfd: int, timeout_s: float | None) -> bool:
+    """Wait for a process to end, without reaping it."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
+
+
+def _kill_session(session: int) -> None:
+    """Kill every process of a session that we started and whose first process is not reaped yet.
+
+    The numbers come from the kernel: nothing that a worker announces has a say in what is killed.
+    """
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == session:
+            continue
+        try:
+            with open(f"/proc/{entry}/stat", "rb") as stat:
+                fields = stat.read().rsplit(b")", 1)[1].split()
+            if int(fields[3]) == session:
+                os.kill(int(entry), signal.SIGKILL)
+        except (OSError, IndexError):
+            continue  # it ended while we looked
+
+
+def _end_and_release(process: "subprocess.Popen[bytes]", pidfd: int, frame_fd: int) -> None:
+    """End a guard and its worker, and release all that this process has of them."""
+    _end(process, pidfd)
+    if process.returncode == -signal.SIGKILL:  # a guard that was killed could not remove the worker's directory
+        for directory in Path(os.environ.get("TMPDIR", "/tmp")).glob(f"lit_ppo-{process.pid}-*"):
+            shutil.rmtree(directory, ignore_errors=True)
+    _release(process, [pidfd, frame_fd])
+
+
+def _release(process: "subprocess.Popen[bytes]", descriptors: list[int]) -> None:
+    """Close our ends of a process that ends or has ended."""
+    for stream in (process.stdin, process.stdout, process.stderr):
+        assert stream is not None
+        stream.close()
+    process.wait()
+    for descriptor in descriptors:
+        os.close(descriptor)

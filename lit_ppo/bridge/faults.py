@@ -1,0 +1,99 @@
+"""Errors that cross the wire: the worker's half makes them plain data, the trainer's half makes exceptions of them again."""
+
+import traceback
+from typing import Any, Final
+
+from lit_ppo.bridge.protocol import take
+from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentRaised, ProtocolError, shown
+
+_TRACEBACK_CHARACTERS: Final = 16_000
+_MESSAGE_CHARACTERS: Final = 400
+_PRINTED_CHARACTERS: Final = 20_000
+
+
+# -- the worker's half
+
+
+def raised(env: int, during: str, error: BaseException) -> EnvironmentRaised:
+    """What environment code raised, with its own traceback.
+
+    Args:
+        env: Number of the environment in its worker.
+        during: The call that raised.
+        error: What it raised.
+    """
+    text = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
+    return EnvironmentRaised(during, f"{type(error).__name__}: {message_of(error)}", text, env)
+
+
+def call(env: int, during: str, function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call into environment code.
+
+    Raises:
+        EnvironmentRaised: It raised an exception.
+    """
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        raise raised(env, during, error) from None
+
+
+def message_of(error: BaseException) -> str:
+    """The message of any exception, however broken."""
+    try:
+        return str(error)[:_MESSAGE_CHARACTERS]
+    except Exception:  # a broken __str__ must not hide the exception
+        return "<message cannot be shown>"
+
+
+def error_to_json(error: Exception) -> dict[str, Any]:
+    """An error as the body of a reply."""
+    if isinstance(error, ContractViolation):
+        body = {"kind": "violation", "field": error.field, "rule": error.rule, "value": error.value, "env": error.env}
+    elif isinstance(error, EnvironmentRaised):
+        body = {
+            "kind": "raised",
+            "during": error.during,
+            "exception": error.exception,
+            "traceback": error.traceback,
+            "env": error.env,
+        }
+    else:
+        body = {"kind": "refused", "message": message_of(error)}
+    return {"error": body}
+
+
+# -- the trainer's half
+
+
+def error_from_json(error: dict[str, Any], rows: range) -> Exception:
+    """The exception for the body of an error reply.
+
+    Args:
+        error: What `error_to_json` made, or a worker that lies.
+        rows: The trainer's numbers of the worker's environments, which it counts from 0.
+
+    Raises:
+        ProtocolError: The body is malformed.
+    """
+    kind, env = take(error, "kind", str), error.get("env")
+    if kind != "refused" and env is not None:
+        if type(env) is not int or not 0 <= env < len(rows):
+            raise ProtocolError(f"env: expected 0 to {len(rows) - 1}, got {shown(env)}")
+        env = rows[env]
+    if kind == "violation":
+        field, rule, value = (printable(take(error, key, str)) for key in ("field", "rule", "value"))
+        return ContractViolation(field, rule, value, env)
+    if kind == "raised":
+        during, exception, trace = (printable(take(error, key, str)) for key in ("during", "exception", "traceback"))
+        return EnvironmentRaised(during, exception, trace, take({"env": env}, "env", int))
+    if kind == "refused":
+        return ConfigError(printable(take(error, "message", str)))
+    raise ProtocolError(f"error: unknown kind {shown(kind)}")
+
+
+def printable(text: str) -> str:
+    """Text from the other process without control characters, which could steer a terminal; the end of a very long one."""
+    if len(text) > _PRINTED_CHARACTERS:
+        text = f"[...]{text[-_PRINTED_CHARACTERS:]}"
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)

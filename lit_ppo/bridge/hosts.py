@@ -1,0 +1,294 @@
+"""The environments of a worker: made, reset and stepped, their answers checked and written where the trainer reads them.
+
+The only file that steps environments. What a host returns has the declared types and shapes (`contract.admit_*`); the trainer
+checks the values.
+"""
+
+import base64
+import importlib
+import itertools
+import sys
+from collections.abc import Iterable
+from typing import Any, Final
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_ppo.bridge.faults import call, message_of, raised
+from lit_ppo.bridge.protocol import take
+from lit_ppo.contract import admit_flag, admit_observation, admit_reset, admit_reward, admit_step
+from lit_ppo.errors import ContractViolation, ProtocolError, shown
+from lit_ppo.spaces import bound_to_json, require_supported_size
+
+
+def registered_name(env_id: str) -> str:
+    """The name under which Gymnasium knows the environment, once its module is imported.
+
+    Raises:
+        ValueError: There is no such module or environment.
+        EnvironmentRaised: The module raised an exception.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:  # "module:EnvId" imports the module first, as in gymnasium.make
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise raised(0, "import", error) from None
+            raise ValueError(f"env_id={env_id}: there is no module {error.name} on the path {sys.path[:3]}") from None
+        except Exception as error:
+            raise raised(0, "import", error) from None
+    try:
+        gymnasium.spec(name)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"env_id={env_id}: {message_of(error)}") from None
+    return name
+
+
+def space_to_json(space: gymnasium.Space[Any]) -> dict[str, Any]:
+    """A space as the announcement has it."""
+    if isinstance(space, gymnasium.spaces.Box):
+        return {
+            "type": "Box",
+            "shape": list(space.shape),
+            "dtype": str(space.dtype),
+            "low": bound_to_json(space.low),
+            "high": bound_to_json(space.high),
+            "repr": shown(space),
+        }
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "repr": shown(space)}
+    return {"type": type(space).__name__, "repr": shown(space)}
+
+
+class SyncHost:
+    """N environments, stepped one after the other; each episode starts from its own seed."""
+
+    resets_within_step: Final = True
+
+    def __init__(self, env_id: str, num_envs: int, kwargs: dict[str, Any]) -> None:
+        self.num_envs = num_envs
+        self.envs: list[gymnasium.Env[Any, Any]] = []
+        for env in range(num_envs):
+            # the checker looks at less than our contract does, and costs more
+            made = call(env, "make", gymnasium.make, env_id, disable_env_checker=True, **kwargs)
+            if env == 0 and isinstance(made.observation_space, gymnasium.spaces.Box):  # before the others take their memory
+                require_supported_size(env_id, made.observation_space.shape)
+            self.envs.append(made)
+        first = self.envs[0]
+        self.observation_space, self.action_space, self.spec = first.observation_space, first.action_space, first.spec
+        for env, other in enumerate(self.envs):
+            if other.observation_space != self.observation_space or other.action_space != self.action_space:
+                raise ContractViolation("spaces", "the same spaces as env 0", shown(other), env)
+        self.action_start = _first_action(self.action_space)
+
+    def allocate(self, observations: NDArray[Any], rewards: NDArray[np.float64], flags: NDArray[np.uint8]) -> None:
+        """Write all results into these arrays from now on."""
+        self.obs, self.next_obs = observations
+        self.rewards, self.flags = rewards, flags
+        self.terminated, self.truncated, self.reset_flags, self.invalid = flags
+        self.shape, self.dtype = self.obs.shape[1:], self.obs.dtype
+
+    def reset(self, seeds: list[int | None]) -> None:
+        """Begin new episodes where a seed is given; leave the other environments as they are."""
+        for env, seed in enumerate(seeds):
+            if seed is not None:
+                self._reset_one(env, seed)
+
+    def _reset_one(self, env: int, seed: int) -> None:
+        returned = call(env, "reset", self.envs[env].reset, seed=seed)
+        try:
+            self.obs[env] = admit_observation(admit_reset(returned), self.shape, self.dtype)
+        except ContractViolation as violation:
+            raise _of_env(violation, env) from None
+
+    def step_requested(self, requested: dict[str, NDArray[Any]]) -> None:
+        """The step that stands in the shared frame."""
+        self.step(requested["actions"].tolist(), requested["next_seeds"].tolist(), requested["active"].tolist())
+
+    def step(self, actions: list[int], next_seeds: list[int], active: list[int]) -> None:
+        """Step the active environments; where an episode ends, begin the next one."""
+        self.flags[...] = 0
+        next_obs, rewards, start, shape, dtype = self.next_obs, self.rewards, self.action_start, self.shape, self.dtype
+        ended = []
+        rows: Iterable[int] = range(self.num_envs)
+        if not all(active):  # rows that stay where they are
+            self.invalid[...] = [1 - is_active for is_active in active]
+            rewards[...] = 0.0
+            next_obs[...] = self.obs
+            rows = itertools.compress(rows, active)
+        for env in rows:
+            try:
+                returned = self.envs[env].step(actions[env] + start)
+            except Exception as error:
+                raise raised(env, "step", error) from None
+            try:
+                obs, reward, terminated, truncated, _ = admit_step(returned)
+                next_obs[env] = admit_observation(obs, shape, dtype)
+                rewards[env] = admit_reward(reward)
+                if terminated is not False and admit_flag("terminated", terminated):
+                    self.terminated[env] = 1
+                    ended.append(env)
+                if truncated is not False and admit_flag("truncated", truncated):
+                    self.truncated[env] = 1
+                    ended.append(env)
+            except ContractViolation as violation:
+                raise _of_env(violation, env) from None
+        self.obs[...] = next_obs
+        for env in dict.fromkeys(ended):
+            self._reset_one(env, next_seeds[env])
+            self.reset_flags[env] = 1
+
+    def save(self) -> dict[str, Any]:
+        """Not possible: an ordinary environment may keep its state anywhere.
+
+        Raises:
+            ProtocolError: Always.
+        """
+        raise ProtocolError("save: sync environments are restored from their journal")
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Not possible, as `save`.
+
+        Raises:
+            ProtocolError: Always.
+        """
+        raise ProtocolError("restore: sync environments are restored from their journal")
+
+    def close(self) -> None:
+        """Close all environments."""
+        for env, environment in enumerate(self.envs):
+            call(env, "close", environment.close)
+
+
+class NativeHost:
+    """Gymnasium's vector version of an environment: all rows in one numpy program, with one random stream for all.
+
+    Its rows reset in the step after the one that ended an episode (NEXT_STEP); that step is no transition and marked invalid.
+    """
+
+    resets_within_step: Final = False
+
+    def __init__(self, env_id: str, num_envs: int, kwargs: dict[str, Any]) -> None:
+        self.num_envs = num_envs
+        self.vector: gymnasium.vector.VectorEnv[Any, Any, Any] = call(
+            0, "make", gymnasium.make_vec, env_id, num_envs, vectorization_mode="vector_entry_point", **kwargs
+        )
+        mode = self.vector.metadata.get("autoreset_mode")
+        if mode != gymnasium.vector.AutoresetMode.NEXT_STEP:
+            raise ContractViolation("autoreset_mode", "NEXT_STEP", shown(mode), 0)
+        self.observation_space, self.action_space = self.vector.single_observation_space, self.vector.single_action_space
+        self.spec = self.vector.spec
+        self.action_start = _first_action(self.action_space)
+        self._accept_checked_actions(self.vector.unwrapped.action_space)
+
+    def _accept_checked_actions(self, space: gymnasium.Space[Any]) -> None:
+        """Skip the environment's own check of actions that the contract has checked: a sixth of CartPole's step."""
+        self.asked: NDArray[np.int64] | None = None
+        contains = space.contains
+        space.contains = lambda actions: actions is self.asked or contains(actions)  # type: ignore[method-assign, assignment]
+
+    def allocate(self, observations: NDArray[Any], rewards: NDArray[np.float64], flags: NDArray[np.uint8]) -> None:
+        """Write all results into these arrays from now on."""
+        self.observations, self.rewards, self.flags = observations, rewards, flags
+        self.ended = np.zeros(self.num_envs, np.bool_)
+
+    def reset(self, seeds: list[int | None]) -> None:
+        """Begin all episodes anew from the first seed; there is one random stream."""
+        if seeds[0] is None or any(seed is not None for seed in seeds[1:]):
+            raise ProtocolError("reset: expected a seed for row 0 alone: native environments share one random stream")
+        returned = call(0, "reset", self.vector.reset, seed=seeds[0])
+        self._admit_obs(admit_reset(returned))
+        self.ended[:] = False
+
+    def step_requested(self, requested: dict[str, NDArray[Any]]) -> None:
+        """The step that stands in the shared frame."""
+        self.step(requested["actions"])
+
+    def step(self, actions: Any, next_seeds: object = None, active: object = None) -> None:
+        """Step all rows; those whose episode ended in the step before begin the next one instead."""
+        actions = np.asarray(actions)
+        try:
+            self.asked = actions + self.action_start if self.action_start else actions
+            returned = self.vector.step(self.asked)
+        except Exception as error:
+            raise raised(0, "step", error) from None
+        obs, rewards, terminated, truncated, _ = admit_step(returned)
+        self._admit_obs(obs)
+        for name, value, kinds in (("reward", rewards, "fiu"), ("terminated", terminated, "b"), ("truncated", truncated, "b")):
+            if not isinstance(value, np.ndarray) or value.shape != (self.num_envs,) or value.dtype.kind not in kinds:
+                raise ContractViolation(name, f"an array of shape ({self.num_envs},) of kind {kinds}", shown(value), 0)
+        self.rewards[...] = rewards
+        flags = self.flags
+        flags[0], flags[1], flags[3] = terminated, truncated, self.ended
+        np.logical_or(terminated, truncated, out=self.ended)
+
+    def _admit_obs(self, obs: object) -> None:
+        self.observations[...] = admit_observation(obs, self.observations.shape[1:], self.observations.dtype)
+
+    def save(self) -> dict[str, Any]:
+        """The whole state as plain data: arrays, numbers, and the random stream's own state."""
+        environment = self.vector.unwrapped
+        fields = {
+            name: _array_to_json(value) if isinstance(value, np.ndarray) else _number_to_json(value)
+            for name, value in vars(environment).items()
+            if isinstance(value, np.ndarray) or type(value) in (bool, int, float)
+        }
+        return {
+            "fields": fields,
+            "random": environment.np_random.bit_generator.state,
+            "ended": _array_to_json(self.ended),
+            "obs": _array_to_json(self.observations[0]),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what `save` returned."""
+        environment = self.vector.unwrapped
+        stream = environment.np_random.bit_generator  # first: in a fresh environment this makes it, and sets `_np_random_seed`
+        for name, value in take(state, "fields", dict).items():
+            # by what was saved, not by what is there now: many fields of a fresh environment are still None
+            setattr(environment, name, _array_from_json(value) if "dtype" in value else _number_from_json(value))
+        try:
+            stream.state = take(state, "random", dict)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ProtocolError(f"random: expected a bit generator's state: {error}") from error
+        self.ended[...] = _array_from_json(take(state, "ended", dict))
+        self.observations[...] = _array_from_json(take(state, "obs", dict))
+
+    def close(self) -> None:
+        """Close the vector environment."""
+        call(0, "close", self.vector.close)
+
+
+def _first_action(space: gymnasium.Space[Any]) -> int:
+    """The environment's name for action 0; 0 for spaces that can be described only."""
+    return int(space.start) if isinstance(space, gymnasium.spaces.Discrete) else 0
+
+
+HOSTS: Final[dict[str, type[SyncHost] | type[NativeHost]]] = {"sync": SyncHost, "native": NativeHost}
+
+
+def _array_to_json(array: NDArray[Any]) -> dict[str, Any]:
+    return {"dtype": array.dtype.str, "shape": list(array.shape), "data": base64.b64encode(array.tobytes()).decode()}
+
+
+def _array_from_json(value: dict[str, Any]) -> NDArray[Any]:
+    shape = [int(size) for size in take(value, "shape", list)]
+    data = base64.b64decode(take(value, "data", str), validate=True)
+    return np.frombuffer(data, np.dtype(take(value, "dtype", str))).reshape(shape).copy()
+
+
+def _number_to_json(value: float) -> dict[str, Any]:
+    return {"float": value.hex()} if type(value) is float else {"integer": value}  # hex: JSON has no infinities
+
+
+def _number_from_json(value: dict[str, Any]) -> float:
+    if "float" in value:
+        return float.fromhex(take(value, "float", str))
+    number: int = take(value, "integer", int, bool)
+    return number
+
+
+def _of_env(violation: ContractViolation, env: int) -> ContractViolation:
+    return ContractViolation(violation.field, violation.rule, violation.value, env)

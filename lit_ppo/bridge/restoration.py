@@ -1,0 +1,302 @@
+"""How environments come back to where they were in a fresh worker: by replaying their actions, or from a snapshot.
+
+`Replay` is for ordinary environments, each with seeds of its own: a seeded reset and the actions since. `Snapshots` is for
+native vector environments, whose rows share one random stream: the saved state of the whole, and the actions since. What
+else differs between the two kinds (who resets when, which rows may be stepped) is here as well, and nowhere else.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_ppo.bridge.episodes import Episodes
+from lit_ppo.bridge.history import History, Slot
+from lit_ppo.bridge.journal import Journal, digest_rows, from_text, to_text
+from lit_ppo.bridge.reports import FaultReports
+from lit_ppo.bridge.settings import BridgeSettings, Vectorization
+from lit_ppo.bridge.worker_slice import WorkerSlice
+from lit_ppo.contract import Contract
+from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault
+
+STEPS_PER_SNAPSHOT: Final = 4096  # bounds what a failed worker has to be stepped again, and the journal
+_PROBE_STEPS: Final = 3
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a restoration works with: the run's records, its rules, and its workers."""
+
+    env_id: str
+    settings: BridgeSettings
+    slices: Sequence[WorkerSlice]
+    journal: Journal
+    history: History
+    episodes: Episodes
+    reports: FaultReports
+    contract: Contract
+    on_event: Callable[[str], None]
+    retry: Callable[[WorkerSlice, str, Callable[[], None]], None]  # an action, on fresh workers while it fails
+
+    def check_first_obs(self, part: WorkerSlice, obs: NDArray[Any]) -> None:
+        """Check first observations of one slice; a violation names the row of the whole batch."""
+        try:
+            self.contract.check_observations(obs)
+        except ContractViolation as violation:
+            env = part.rows.start + (violation.env or 0)
+            component = violation.field.partition(",")[2]
+            raise ContractViolation(f"obs[{env},{component}", violation.rule, violation.value, env) from None
+
+    def replay_differs(self, part: WorkerSlice, envs: list[int]) -> ContractViolation:
+        """The environments of a slice that are not deterministic."""
+        violation = ContractViolation("replay", "the observations and rewards seen before", "others", envs[0])
+        violation.where = {"worker": part.index, "envs": envs}
+        return violation
+
+
+class Restoration(Protocol):
+    """One way to restore environments."""
+
+    resets_within_step: ClassVar[bool]  # as in `Contract`
+    fixed_settings: ClassVar[tuple[str, ...]]  # of `BridgeSettings`, which a checkpoint fixes
+
+    def __init__(self, recorded: Recorded) -> None: ...
+    def first_seeds(self, part: WorkerSlice) -> list[int | None]:
+        """What the first reset of a slice gets."""
+
+    def after_reset(self, part: WorkerSlice) -> None:
+        """The first reset of a slice has succeeded."""
+
+    def before_step(self, active: NDArray[np.uint8] | None) -> None:
+        """Check which rows are to be stepped (ValueError), and save what is due."""
+
+    def request(self, active: NDArray[np.uint8] | None) -> tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None]:
+        """Next seeds and rows to step, as the workers want them."""
+
+    def expected_invalid(self, active: NDArray[np.uint8] | None) -> bytes:
+        """Which rows of a step must come back as no transition, one byte each."""
+
+    def after_step(self, slot: Slot, any_ended: bool) -> None:
+        """A step stands in the journal."""
+
+    def past_actions(self, env: int) -> list[int]:
+        """Actions since the reset of the episode under way, as far as a replay of them means anything."""
+
+    def rebuild(self, part: WorkerSlice, give_up: set[int]) -> set[int]:
+        """Bring a fresh worker to where the old one was.
+
+        Args:
+            part: The slice.
+            give_up: Rows whose episode is not to be continued.
+
+        Returns:
+            The rows that began a new episode instead.
+        """
+
+    def mark(self) -> dict[str, Any]:
+        """What `state_dict` needs of this moment besides the journal; O(N)."""
+
+    def before_save(self) -> None:
+        """A checkpoint of this very moment is about to be written."""
+
+    def state_dict(self, mark: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint holds besides the journal, as plain data."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+
+
+class Replay:
+    """A seeded reset and the actions since, compared with the digests of what was seen."""
+
+    resets_within_step: ClassVar[bool] = True
+    fixed_settings: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, recorded: Recorded) -> None:
+        self._recorded, self._journal, self._episodes = recorded, recorded.journal, recorded.episodes
+        num_envs = recorded.journal.num_envs
+        self._all_active, self._none_invalid = np.ones(num_envs, np.uint8), bytes(num_envs)
+
+    def first_seeds(self, part: WorkerSlice) -> list[int | None]:
+        seeds: list[int | None] = self._journal.seeds[part.rows].tolist()
+        return seeds
+
+    def after_reset(self, part: WorkerSlice) -> None:
+        pass
+
+    def before_step(self, active: NDArray[np.uint8] | None) -> None:
+        if active is None:
+            return
+        shape = (self._journal.num_envs,)
+        if active.dtype != np.uint8 or active.shape != shape or active.tobytes().strip(b"\x00\x01"):
+            raise ValueError(f"active: expected uint8 zeros and ones of shape {shape}, got {active!r}")
+
+    def request(self, active: NDArray[np.uint8] | None) -> tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None]:
+        return self._episodes.next_seeds, self._all_active if active is None else active
+
+    def expected_invalid(self, active: NDArray[np.uint8] | None) -> bytes:
+        return self._none_invalid if active is None else (1 - active).tobytes()
+
+    def after_step(self, slot: Slot, any_ended: bool) -> None:
+        if any_ended:
+            for env in np.flatnonzero(slot.terminated | slot.truncated).tolist():
+                self._begin_episode(env, slot.obs[env])
+
+    def _begin_episode(self, env: int, first_obs: NDArray[Any]) -> None:
+        """The next episode of `env` has begun, from its seed."""
+        self._journal.begin(env, int(self._episodes.next_seeds[env]), first_obs)
+        self._episodes.advance(env)
+
+    def past_actions(self, env: int) -> list[int]:
+        return self._journal.actions(env)
+
+    def rebuild(self, part: WorkerSlice, give_up: set[int]) -> set[int]:
+        journal, rows, settings = self._journal, part.rows, self._recorded.settings
+        self._recorded.history.digest()
+        envs = range(rows.start, rows.stop)
+        give_up = give_up | {env for env in envs if journal.lost[env]}
+        kept = [env for env in envs if env not in give_up]
+        first = digest_rows(part.reset(journal.seeds[rows].tolist()))
+        diverged = {env for env in kept if first[env - rows.start] != journal.first_digests[env]}
+        episodes = {env: journal.episode(env) for env in kept}
+        actions, active = np.zeros(len(envs), np.int32), np.zeros(len(envs), np.uint8)
+        for k in range(max((len(recorded) for recorded, _ in episodes.values()), default=0)):
+            replayed = [env for env in kept if env not in diverged and k < len(episodes[env][0])]
+            active[:] = 0
+            for env in replayed:
+                active[env - rows.start], actions[env - rows.start] = 1, episodes[env][0][k]
+            digests, ended = part.replay_step(actions, active)
+            diverged |= {env for env in replayed if digests[env - rows.start] != episodes[env][1][k] or ended[env - rows.start]}
+        if diverged:
+            if settings.on_replay_mismatch == "error":
+                raise self._recorded.replay_differs(part, sorted(diverged))
+            self._recorded.on_event(
+                f"{self._recorded.env_id} is not deterministic: the replay of env {sorted(diverged)} did not come back to what "
+                "was seen; a new episode begins there"
+            )
+        self._give_up(part, give_up | diverged)
+        return give_up | diverged
+
+    def _give_up(self, part: WorkerSlice, envs: set[int]) -> None:
+        """Begin new episodes in place of those of these rows."""
+        if not envs:
+            return
+        rows = part.rows
+        seeds = [int(self._episodes.next_seeds[env]) if env in envs else None for env in range(rows.start, rows.stop)]
+        try:
+            obs = part.reset(seeds)
+            self._recorded.check_first_obs(part, obs)
+        except EnvironmentFault as fault:
+            complete = self._recorded.reports.complete(fault, rows.start, [], begins=True)
+            if complete.where["env"] in envs:
+                self._episodes.skip(complete.where["env"])
+            raise complete from None
+        for env in sorted(envs):
+            self._begin_episode(env, obs[env - rows.start])
+        self._episodes.given_up += len(envs)
+
+    def mark(self) -> dict[str, Any]:
+        return {}
+
+    def before_save(self) -> None:
+        pass
+
+    def state_dict(self, mark: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class Snapshots:
+    """The saved state of a native vector environment, and the actions since."""
+
+    resets_within_step: ClassVar[bool] = False
+    fixed_settings: ClassVar[tuple[str, ...]] = ("num_workers",)
+
+    def __init__(self, recorded: Recorded) -> None:
+        self._recorded, self._journal = recorded, recorded.journal
+        self._snapshots: list[dict[str, Any]] = [{} for _ in recorded.slices]
+        self._ended_before = bytes(recorded.journal.num_envs)
+        self._saved_at = 0  # step of the journal
+
+    def first_seeds(self, part: WorkerSlice) -> list[int | None]:
+        first = int(self._journal.seeds[part.rows.start])
+        return [first, *[None] * (part.rows.stop - part.rows.start - 1)]
+
+    def after_reset(self, part: WorkerSlice) -> None:
+        """Take a first snapshot that is known to work: the environment goes the same way again from it."""
+        snapshot = part.save()
+        actions = np.zeros(part.rows.stop - part.rows.start, np.int32)
+        seen = [part.replay_step(actions)[0] for _ in range(_PROBE_STEPS)]
+        part.restore(snapshot)
+        again = [part.replay_step(actions)[0] for _ in range(_PROBE_STEPS)]
+        part.restore(snapshot)
+        if not np.array_equal(seen, again):
+            raise ConfigError(f"data.vectorization=native: {self._recorded.env_id} cannot be saved as plain data; use sync")
+        self._snapshots = [
+            *self._snapshots[: part.index],
+            snapshot,
+            *self._snapshots[part.index + 1 :],
+        ]  # marks keep the old one
+        self._ended_before, self._saved_at = bytes(self._journal.num_envs), self._journal.steps
+
+    def before_step(self, active: NDArray[np.uint8] | None) -> None:
+        if active is not None:
+            raise ValueError("step: native environments are stepped all together")
+        if self._journal.steps - self._saved_at >= STEPS_PER_SNAPSHOT:
+            self.before_save()
+
+    def request(self, active: NDArray[np.uint8] | None) -> tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None]:
+        return None, None
+
+    def expected_invalid(self, active: NDArray[np.uint8] | None) -> bytes:
+        return self._ended_before
+
+    def after_step(self, slot: Slot, any_ended: bool) -> None:
+        self._ended_before = (slot.terminated | slot.truncated).tobytes()
+
+    def past_actions(self, env: int) -> list[int]:
+        return []
+
+    def rebuild(self, part: WorkerSlice, give_up: set[int]) -> set[int]:
+        self._recorded.history.digest()
+        part.restore(self._snapshots[part.index])
+        envs = range(part.rows.start, part.rows.stop)
+        actions, digests = zip(*(self._journal.episode(env) for env in envs), strict=True)
+        for k in range(len(actions[0])):
+            replayed, _ = part.replay_step(np.array([column[k] for column in actions], np.int32))
+            if (replayed != np.array([column[k] for column in digests])).any():
+                raise self._recorded.replay_differs(part, list(envs))
+        return set()
+
+    def mark(self) -> dict[str, Any]:
+        return {"snapshots": self._snapshots, "ended": self._ended_before}
+
+    def before_save(self) -> None:
+        """Save all environments; their journal begins anew."""
+        snapshots: list[dict[str, Any]] = []
+        for part in self._recorded.slices:
+
+            def save(part: WorkerSlice = part, worker: object = part.worker) -> None:
+                if part.worker is not worker:  # it failed, and its successor is fresh
+                    self.rebuild(part, set())
+                snapshots.append(part.save())
+
+            self._recorded.retry(part, "save", save)
+        self._snapshots = snapshots
+        self._recorded.history.digest()
+        self._journal.begin_all()
+        self._saved_at = self._journal.steps
+
+    def state_dict(self, mark: dict[str, Any]) -> dict[str, Any]:
+        return {"snapshots": mark["snapshots"], "ended": to_text(mark["ended"])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._snapshots, self._ended_before = list(state["snapshots"]), from_text(state["ended"])
+        self._saved_at = int(self._journal.begins.min())
+
+
+RESTORATIONS: Final[dict[Vectorization, type[Replay] | type[Snapshots]]] = {"sync": Replay, "native": Snapshots}

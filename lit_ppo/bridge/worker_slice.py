@@ -1,0 +1,195 @@
+"""One worker and its slice of the environments: started, asked, awaited, replaced."""
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_ppo.bridge import protocol
+from lit_ppo.bridge.frame import FrameLayout
+from lit_ppo.bridge.history import Slot
+from lit_ppo.bridge.journal import digest_rows
+from lit_ppo.bridge.settings import BridgeSettings
+from lit_ppo.errors import BridgeError, ConfigError, ProtocolError, WorkerExited, shown
+from lit_ppo.spaces import EnvSpec, spec_from_json
+
+
+class Wire(Protocol):
+    """What a slice needs of its worker; `process.WorkerProcess` is the real one."""
+
+    name: str
+    requested: dict[str, NDArray[Any]]  # empty once the worker was killed
+    replied: dict[str, NDArray[Any]]
+
+    def ask(self, command: str, deadline_s: float, **fields: Any) -> dict[str, Any]: ...
+    def post(self, command: str, deadline_s: float, **fields: Any) -> None: ...
+    def reply(self, command: str, deadline_s: float) -> dict[str, Any]: ...
+    def attach(self, layout: FrameLayout, deadline_s: float) -> None: ...
+    def ring(self, deadline: float) -> None: ...
+    def await_step(self, deadline: float) -> None: ...
+    def close(self, deadline_s: float) -> None: ...
+    def kill(self) -> None: ...
+
+
+StartWorker = Callable[[str | None, str, range, dict[str, Any]], Wire]  # as `process.started_worker`
+
+
+class WorkerSlice:
+    """The rows that one worker hosts, and the worker that hosts them now.
+
+    The worker makes its environments while the caller goes on; `await_made` waits for them.
+
+    Args:
+        index: Number of the worker.
+        num_rows: How many environments each worker hosts.
+        env_id, env_kwargs: As in `EnvBridge`.
+        settings: How processes are run.
+        resets_within_step: As in `Contract`.
+        start_worker: Starts a worker process.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        num_rows: int,
+        env_id: str,
+        env_kwargs: dict[str, Any],
+        settings: BridgeSettings,
+        resets_within_step: bool,
+        start_worker: StartWorker,
+    ) -> None:
+        self.index, self.rows = index, slice(index * num_rows, (index + 1) * num_rows)
+        self._num_rows, self._env_id, self._env_kwargs = num_rows, env_id, env_kwargs
+        self._settings, self._resets_within_step, self._start_worker = settings, resets_within_step, start_worker
+        self.versions: dict[str, Any] = {}
+        self.sandbox_layers: dict[str, Any] = {}
+        self.worker = self._spawn()
+
+    def _spawn(self) -> Wire:
+        settings = self._settings
+        worker = self._start_worker(
+            settings.python,
+            f"env worker {self.index} of {settings.num_workers} ({self._env_id})",
+            range(self.rows.start, self.rows.stop),
+            {"cwd": settings.worker_cwd, "rlimits": settings.rlimits or {}, "strict": settings.sandbox == "strict"},
+        )
+        worker.post(
+            "make",
+            settings.start_timeout_s,
+            env_id=self._env_id,
+            num_envs=self._num_rows,
+            vectorization=settings.vectorization,
+            env_kwargs=self._env_kwargs,
+        )
+        return worker
+
+    def await_made(self) -> EnvSpec:
+        """Wait until a fresh worker has made its environments, and share the frame with it; what they announce.
+
+        Raises:
+            ConfigError: The environment cannot be made or trained on.
+            ProtocolError, BridgeError: The handshake failed.
+        """
+        settings, worker = self._settings, self.worker
+        announced = worker.reply("make", settings.start_timeout_s)
+        expected = {"protocol": protocol.PROTOCOL_VERSION, "env_id": self._env_id, "num_envs": self._num_rows}
+        for key, value in expected.items():
+            if protocol.take(announced, key, type(value)) != value:
+                raise ProtocolError(f"{worker.name}: expected {key} {value}, got {shown(announced[key])}")
+        try:
+            spec = spec_from_json(announced)
+            layout = FrameLayout(self._num_rows, spec.obs_shape, spec.obs_dtype, self._resets_within_step)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        self.versions = protocol.take(announced, "versions", dict)
+        self.sandbox_layers = protocol.take(announced, "sandbox", dict)
+        worker.attach(layout, settings.start_timeout_s)
+        return spec
+
+    def replace(self) -> None:
+        """Kill the worker and start a fresh one."""
+        self.worker.kill()
+        self.worker = self._spawn()
+
+    def reset(self, seeds: list[int | None]) -> NDArray[Any]:
+        """Begin episodes where a seed is given; a copy of the observations to act on, shape (rows, *obs_shape)."""
+        self.worker.ask("reset", self._settings.step_timeout_s, seeds=seeds)
+        return self.obs()
+
+    def obs(self) -> NDArray[Any]:
+        """A copy of the observations to act on, shape (rows, *obs_shape)."""
+        copy: NDArray[Any] = self.worker.replied["observations"][0].copy()
+        return copy
+
+    def ask_step(
+        self,
+        actions: NDArray[np.int64],
+        next_seeds: NDArray[np.int64] | None,
+        active: NDArray[np.uint8] | None,
+        deadline: float,
+    ) -> Exception | None:
+        """Ask for a step; a failure is returned, to be handled once the other workers are busy.
+
+        Args:
+            actions: Of all environments, shape (N,).
+            next_seeds: Seeds of the episodes that follow, shape (N,); None where the worker does not use them.
+            active: Rows to step, shape (N,); None where the worker does not look at them.
+            deadline: By the monotonic clock.
+        """
+        requested, rows = self.worker.requested, self.rows
+        if not requested:
+            return WorkerExited(f"{self.worker.name} had ended before this step")
+        requested["actions"][...] = actions[rows]
+        if next_seeds is not None:
+            requested["next_seeds"][...] = next_seeds[rows]
+        if active is not None:
+            requested["active"][...] = active[rows]
+        try:
+            self.worker.ring(deadline)
+        except (BridgeError, ProtocolError) as error:
+            return error
+        return None
+
+    def await_step(self, slot: Slot, deadline: float) -> None:
+        """Wait for the answer and copy it into this worker's part of `slot`.
+
+        Raises:
+            EnvironmentFault, BridgeError, ProtocolError: There was none.
+        """
+        self.worker.await_step(deadline)
+        replied = self.worker.replied
+        observations, rewards, flags = slot.parts[self.index]
+        observations[...], rewards[...], flags[...] = replied["observations"], replied["rewards"], replied["flags"]
+
+    def replay_step(
+        self, actions: NDArray[np.int32], active: NDArray[np.uint8] | None = None
+    ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+        """One step outside the journal.
+
+        Args:
+            actions: Of this worker's environments, shape (rows,).
+            active: Rows to step, shape (rows,); None for all.
+
+        Returns:
+            Digests of the answers, and which rows ended an episode; shape (rows,) each.
+        """
+        worker = self.worker
+        worker.requested["actions"][...] = actions
+        worker.requested["active"][...] = 1 if active is None else active
+        deadline = monotonic() + self._settings.step_timeout_s
+        worker.ring(deadline)
+        worker.await_step(deadline)
+        replied = worker.replied
+        ended: NDArray[np.bool_] = np.logical_or.reduce(replied["flags"][:3])
+        return digest_rows(replied["observations"][-1], replied["rewards"]), ended
+
+    def save(self) -> dict[str, Any]:
+        """The whole state of a native vector environment, as plain data."""
+        state: dict[str, Any] = protocol.take(self.worker.ask("save", self._settings.step_timeout_s), "state", dict)
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put a native vector environment back to what `save` returned."""
+        self.worker.ask("restore", self._settings.step_timeout_s, state=state)
