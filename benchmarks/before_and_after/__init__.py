@@ -1,0 +1,1 @@
+"""Compares two checkouts of lit_ppo: results, speed, cost of a boundary, structure."""
