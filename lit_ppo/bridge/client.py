@@ -201,7 +201,6 @@ class EnvBridge:
         """Begin a new episode everywhere; the first observations, shape (N, *obs_shape)."""
         contract = self.contract
         self._refuse_if_closed("reset")
-        self._history.digest()
         self._journal.begin_all()
         self._episodes.start([0] * self.num_envs)
         self._journal.seeds[:] = [self._episodes.seed_of(env, 0) for env in range(self.num_envs)]
@@ -324,7 +323,6 @@ class EnvBridge:
             if state[key] != value:
                 raise ConfigError(f"data.{key}={value}: the checkpoint holds episodes with {key}={state[key]}; use that")
         spec = self.spec
-        self._history.digest()
         self._journal.load_state_dict(state["journal"])
         self._episodes.start(state["episodes"])
         self._restoration.load_state_dict(state)

@@ -287,7 +287,6 @@ class Snapshots:
 
             self._recorded.retry(part, "save", save)
         self._snapshots = snapshots
-        self._recorded.history.digest()
         self._journal.begin_all()
         self._saved_at = self._journal.steps
 

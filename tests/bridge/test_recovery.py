@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lit_ppo.bridge import restoration
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.settings import BridgeSettings
 from lit_ppo.errors import ProtocolError, WorkerExited, WorkerTimeout
@@ -81,8 +82,13 @@ def test_failures_while_a_failure_is_made_good_change_nothing(vectorization: str
         assert (seen, state) == expected[:2] and restarts == 2, number
 
 
+@pytest.mark.parametrize("interval", [13, 4096])
 @pytest.mark.parametrize("vectorization", ["sync", "native"])
-def test_state_of_a_mark_is_that_of_its_moment_and_can_be_continued(vectorization: str) -> None:
+def test_state_of_a_mark_is_that_of_its_moment_and_can_be_continued(
+    vectorization: str, interval: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if a snapshot was taken since."""
+    monkeypatch.setattr(restoration, "STEPS_PER_SNAPSHOT", interval)
     exchanges = Exchanges()
     settings = BridgeSettings(vectorization=vectorization, num_workers=2)  # type: ignore[arg-type]
 
@@ -102,7 +108,12 @@ def test_state_of_a_mark_is_that_of_its_moment_and_can_be_continued(vectorizatio
         assert exchanges.log.count("save") == saves  # what stands there suffices
     with bridge() as resumed:
         assert resumed.load_state_dict(state).tobytes() == obs.tobytes()
-        assert [resumed.step(actions).obs.tobytes() for actions in ACTIONS[10:]] == [row.tobytes() for row in expected]
+        saves = exchanges.log.count("save")
+        assert [resumed.step(actions).obs.tobytes() for actions in ACTIONS[10:13]] == [row.tobytes() for row in expected[:3]]
+        assert exchanges.log.count("save") == saves
+        assert [resumed.step(actions).obs.tobytes() for actions in ACTIONS[13:]] == [row.tobytes() for row in expected[3:]]
+        # the interval counts from the snapshot that was loaded, not from the loading
+        assert exchanges.log.count("save") == saves + (2 if (vectorization, interval) == ("native", 13) else 0)
 
 
 def test_native_environments_are_saved_for_checkpoints_and_not_for_marks() -> None:
@@ -118,3 +129,14 @@ def test_native_environments_are_saved_for_checkpoints_and_not_for_marks() -> No
         assert exchanges.log.count("save") == 1  # that of the reset
         bridge.state_dict()
         assert exchanges.log.count("save") == 2
+
+
+def test_mark_outlives_the_history() -> None:
+    exchanges = Exchanges()
+    with EnvBridge("CartPole-v1", 1, lambda env, episode: episode, start_worker=exchanges.start) as bridge:
+        bridge.reset()
+        bridge.step(np.zeros(1, np.int64))
+        mark, state = bridge.mark(), bridge.state_dict()
+        for _ in range(bridge.history_steps + 10):
+            bridge.step(np.zeros(1, np.int64))
+        assert bridge.state_dict(mark) == state
