@@ -68,7 +68,7 @@ class BareLoop:
 
 def _module(minibatch_size: int) -> PPOModule:
     return PPOModule(
-        4, 2, minibatch_size=minibatch_size, learning_rate=2.5e-4, learning_rate_decay_steps=None, max_grad_norm=0.5
+        4, 2, minibatch_size=minibatch_size, learning_rate=2.5e-4, learning_rate_decay="constant", max_grad_norm=0.5
     )
 
 

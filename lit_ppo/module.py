@@ -29,6 +29,8 @@ from lit_ppo.update import ActorCritic, CompiledGradients, EagerGradients, LossS
 
 log = logging.getLogger(__name__)
 
+_RUN_LENGTH_KEY = "lit_ppo_run_env_steps"  # of a checkpoint
+
 # A Trainer flag that manual optimisation cannot honour, its harmless value, and the setting that does the job.
 _FLAGS_NOT_HONOURED = {
     "gradient_clip_val": (None, "use --model.max_grad_norm"),
@@ -49,15 +51,15 @@ class PPOModule(LightningModule):
         actor_hidden_sizes: Sizes of the actor's hidden layers.
         critic_hidden_sizes: Sizes of the critic's hidden layers.
         activation: Between the layers of both.
-        learning_rate: Adam's step size at the start.
-        learning_rate_decay_steps: Env steps over which the learning rate goes down to 0 in a straight line; None for constant.
+        learning_rate: Adam's step size at the start of the run.
+        learning_rate_decay: Whether the learning rate decays linearly to 0 over the run, or stays constant.
         adam_epsilon: Adam's epsilon.
         gamma: Discount factor, in [0, 1].
         gae_lambda: Weight of longer returns in the advantages, in [0, 1].
         update_epochs: Passes over each rollout, K.
         minibatch_size: Transitions in one optimizer step; a rollout is split into the fewest equal parts not larger than this.
         clip_epsilon: How far the probability ratio may leave 1 before it stops to pay.
-        clip_decay_steps: Env steps over which `clip_epsilon` goes down to 0 in a straight line; None for constant.
+        clip_decay: Whether `clip_epsilon` decays linearly to 0 over the run, or stays constant.
         value_clip: How far the critic may leave its old prediction before it stops to pay, in units of return; None: no limit.
         value_coefficient: Weight of the value loss.
         entropy_coefficient: Weight of the entropy bonus.
@@ -67,6 +69,8 @@ class PPOModule(LightningModule):
         compile: Whether to compile networks, loss and gradients with torch.compile: pays for itself in long runs only, and
             needs a C++ compiler. Without one, or if somebody listens to backward passes (a callback, a hook on a parameter),
             the run goes on as if this were not set, with a warning.
+        total_env_steps: Env steps of the whole run, over which learning rate and clip range decay; the run stops at the first
+            update that reaches them. None: `trainer.max_epochs` rollouts.
         seed: Seed of the weights and the minibatches.
 
     Raises:
@@ -81,14 +85,14 @@ class PPOModule(LightningModule):
         critic_hidden_sizes: Sequence[int] = (64, 64),
         activation: Activation = "tanh",
         learning_rate: float = 3e-3,
-        learning_rate_decay_steps: int | None = 50_000,
+        learning_rate_decay: Literal["linear", "constant"] = "linear",
         adam_epsilon: float = 1e-5,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         update_epochs: int = 4,
         minibatch_size: int = 64,
         clip_epsilon: float = 0.4,
-        clip_decay_steps: int | None = None,
+        clip_decay: Literal["linear", "constant"] = "constant",
         value_clip: float | None = None,
         value_coefficient: float = 0.5,
         entropy_coefficient: float = 0.0,
@@ -96,6 +100,7 @@ class PPOModule(LightningModule):
         max_grad_norm: float | None = 0.5,
         target_kl: float | None = None,
         compile: bool = False,
+        total_env_steps: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -110,6 +115,8 @@ class PPOModule(LightningModule):
         self._is_observed = True  # steps of the optimizer go through Lightning's hooks
         self._gradients: EagerGradients | CompiledGradients | None = None  # made when fit starts
         self.is_updating = False  # the parameters are half way; stays true when an update fails
+        self.run_env_steps: int | None = None  # of the whole run, over which schedules run; None: unknown, nothing decays
+        self._run_env_steps_before: int | None = None  # the same of the run that is resumed
 
     def forward(self, obs: Tensor) -> Tensor:
         """Greedy actions, shape (B,), for observations of shape (B, obs_size)."""
@@ -150,12 +157,50 @@ class PPOModule(LightningModule):
                 f"model.minibatch_size={self.hparams['minibatch_size']}: expected at most "
                 f"data.horizon * data.num_envs = {data.horizon} * {data.num_envs} = {transitions}"
             )
+        self.run_env_steps = self._run_length(transitions)
         self._is_observed = _is_observed(self.trainer, self)
         num_minibatches = math.ceil(transitions / self.hparams["minibatch_size"])
         sizes = {transitions // num_minibatches, math.ceil(transitions / num_minibatches)}
         if data.bridge_settings.vectorization == "native" or data.bridge_settings.on_violation == "restart":
             sizes.add(max(1, min(sizes) - 1))  # there will be rows that are no transition
         self._gradients = self._make_gradients(sorted(sizes, reverse=True))
+
+    def _run_length(self, transitions_per_update: int) -> int | None:
+        """Env steps of the whole run; None if it has no length in env steps and nothing decays.
+
+        Raises:
+            ConfigError: A schedule needs the length.
+        """
+        settings = self.hparams
+        decaying = [name for name in ("learning_rate_decay", "clip_decay") if settings[name] == "linear"]
+        length: int | None = settings["total_env_steps"]
+        if length is None and self.trainer.max_epochs is not None and self.trainer.max_epochs >= 0:
+            length = self.trainer.max_epochs * transitions_per_update
+        if decaying and length is None:
+            raise ConfigError(
+                f"model.{decaying[0]}=linear: expected a run of known length; set model.total_env_steps or trainer.max_epochs"
+            )
+        before = self._run_env_steps_before
+        if decaying and before is not None and before != length:
+            log.warning("the schedules run over %d env steps now, %d before", length, before)
+        return length
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the length of the run."""
+        checkpoint[_RUN_LENGTH_KEY] = self.run_env_steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the length of the run that is resumed."""
+        self._run_env_steps_before = checkpoint.get(_RUN_LENGTH_KEY)
+
+    def on_train_start(self) -> None:
+        """A run that had reached its last env step before it was resumed has nothing left to do."""
+        self._stop_at_the_end()
+
+    def _stop_at_the_end(self) -> None:
+        total = self.hparams["total_env_steps"]
+        if total is not None and self.trainer.datamodule.env_steps >= total:  # type: ignore[attr-defined]
+            self.trainer.should_stop = True
 
     def make_batch(self, rollout: Rollout, update: int, env_steps: int) -> Batch:
         """What an update learns from a rollout of this policy."""
@@ -176,10 +221,12 @@ class PPOModule(LightningModule):
         settings = dict(self.hparams)
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list) and self._gradients is not None
-        learning_rate = functional.linear_decay(
-            settings["learning_rate"], batch.env_steps, settings["learning_rate_decay_steps"]
+        learning_rate, clip_epsilon = (
+            functional.linear_decay(
+                settings[name], batch.env_steps, self.run_env_steps if settings[decay] == "linear" else None
+            )
+            for name, decay in (("learning_rate", "learning_rate_decay"), ("clip_epsilon", "clip_decay"))
         )
-        clip_epsilon = functional.linear_decay(settings["clip_epsilon"], batch.env_steps, settings["clip_decay_steps"])
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         advantages = batch.advantages
@@ -214,13 +261,15 @@ class PPOModule(LightningModule):
         self.trainer.datamodule.end_update()  # type: ignore[attr-defined]
 
     def on_train_epoch_end(self) -> None:
-        """Hand the diagnostics of the update to the loggers, over env steps.
+        """Hand the diagnostics of the update to the loggers, over env steps, and end a run that has reached its last one.
 
         Not through `self.log`: that costs half a millisecond for each number, which is more than an optimizer step.
+        Lightning calls checkpoint callbacks after this hook, so they see the end of the run and save its last update.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         for logger in self.trainer.loggers:
             logger.log_metrics({**data.metrics, **self.metrics}, step=data.env_steps)
+        self._stop_at_the_end()
 
     def _make_gradients(self, minibatch_sizes: Sequence[int]) -> EagerGradients | CompiledGradients:
         """What computes losses and gradients: compiled, if that is asked for and can be done; a warning says why not."""
@@ -358,8 +407,10 @@ def _require_ranges(settings: dict[str, Any]) -> None:
         require(name, 0 <= settings[name] <= 1, "a number in [0, 1]")
     for name in ("learning_rate", "adam_epsilon", "clip_epsilon"):
         require(name, 0 < settings[name] < math.inf, "a number above 0")
+    for name in ("learning_rate_decay", "clip_decay"):
+        require(name, settings[name] in ("linear", "constant"), "linear or constant")
     for name in ("value_coefficient", "entropy_coefficient"):
         require(name, 0 <= settings[name] < math.inf, "a number of at least 0")
-    for name in ("learning_rate_decay_steps", "clip_decay_steps", "value_clip", "max_grad_norm", "target_kl"):
+    for name in ("total_env_steps", "value_clip", "max_grad_norm", "target_kl"):
         require(name, settings[name] is None or 0 < settings[name] < math.inf, "a number above 0, or null")
     require("seed", settings["seed"] >= 0, "at least 0")

@@ -57,7 +57,7 @@ class Run:
             self.module, self.data = fit(
                 updates,
                 *callbacks,
-                module=cartpole_module(learning_rate=0.01, learning_rate_decay_steps=2000, **settings),
+                module=cartpole_module(learning_rate=0.01, total_env_steps=2000, **settings),
                 data=small_data("CartPole-v1", **data),
                 ckpt_path=ckpt_path,
             )
@@ -83,7 +83,7 @@ class Run:
     ids=["sync-1", "sync-8", "sync-8-in-2-workers", "sync-64", "native-8", "native-64"],
 )
 def test_run_resumed_half_way_equals_the_run_in_one_go_bit_for_bit(data: dict[str, Any]) -> None:
-    settings = {"target_kl": 0.01, "clip_decay_steps": 3000, "update_epochs": 3}
+    settings = {"target_kl": 0.01, "clip_decay": "linear", "update_epochs": 3}
     straight, resumed = Run("straight", [2 * N], data, **settings), Run("resumed", [N, 2 * N], data, **settings)
     assert same(parameters(straight.module), parameters(resumed.module))
     assert straight.curve.read_bytes() == resumed.curve.read_bytes()
