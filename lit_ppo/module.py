@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,8 +24,8 @@ from lit_ppo import distributions, functional, seeding
 from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.networks import Activation, Actor, Critic
-from lit_ppo.rollout import Batch, Rollout, make_batch
-from lit_ppo.update import ActorCritic, CompiledGradients, EagerGradients, LossSettings, Minibatch
+from lit_ppo.rollout import Batch, Rollout, RolloutSource, make_batch
+from lit_ppo.update import ActorCritic, CompiledGradients, EagerGradients, LossSettings
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ class PPOModule(LightningModule):
         self._updated_at: float | None = None
         self._is_observed = True  # steps of the optimizer go through Lightning's hooks
         self._gradients: EagerGradients | CompiledGradients | None = None  # made when fit starts
+        self.learnt_update: int | None = None  # number of the newest update of this run
         self.is_updating = False  # the parameters are half way; stays true when an update fails
         self.run_env_steps: int | None = None  # of the whole run, over which schedules run; None: unknown, nothing decays
         self._run_env_steps_before: int | None = None  # the same of the run that is resumed
@@ -149,20 +150,21 @@ class PPOModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse what would be ignored or cannot work."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.refuse_flags(self.trainer)
-        transitions = data.horizon * data.num_envs
+        source = self._source
+        transitions = source.horizon * source.num_envs
         if self.hparams["minibatch_size"] > transitions:
             raise ConfigError(
                 f"model.minibatch_size={self.hparams['minibatch_size']}: expected at most "
-                f"data.horizon * data.num_envs = {data.horizon} * {data.num_envs} = {transitions}"
+                f"data.horizon * data.num_envs = {source.horizon} * {source.num_envs} = {transitions}"
             )
+        self.learnt_update = None
         self.run_env_steps = self._run_length(transitions)
         self._is_observed = _is_observed(self.trainer, self)
         num_minibatches = math.ceil(transitions / self.hparams["minibatch_size"])
         sizes = {transitions // num_minibatches, math.ceil(transitions / num_minibatches)}
-        if data.bridge_settings.vectorization == "native" or data.bridge_settings.on_violation == "restart":
-            sizes.add(max(1, min(sizes) - 1))  # there will be rows that are no transition
+        if source.has_invalid_rows:
+            sizes.add(max(1, min(sizes) - 1))
         self._gradients = self._make_gradients(sorted(sizes, reverse=True))
 
     def _run_length(self, transitions_per_update: int) -> int | None:
@@ -199,31 +201,30 @@ class PPOModule(LightningModule):
 
     def _stop_at_the_end(self) -> None:
         total = self.hparams["total_env_steps"]
-        if total is not None and self.trainer.datamodule.env_steps >= total:  # type: ignore[attr-defined]
+        if total is not None and self._source.env_steps >= total:
             self.trainer.should_stop = True
 
-    def make_batch(self, rollout: Rollout, update: int, env_steps: int) -> Batch:
-        """What an update learns from a rollout of this policy."""
-        return make_batch(
-            rollout,
-            self.actor,
-            self.critic,
-            gamma=self.hparams["gamma"],
-            gae_lambda=self.hparams["gae_lambda"],
-            device=self.device,
-            update=update,
-            env_steps=env_steps,
-        )
+    @property
+    def _source(self) -> RolloutSource:
+        return cast(RolloutSource, self.trainer.datamodule)  # type: ignore[attr-defined]
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def make_batch(self, rollout: Rollout) -> Batch:
+        """What an update learns from a rollout of this policy."""
+        # as precise as the policy that acted, also where the update itself is in mixed precision
+        with torch.autocast(self.device.type, enabled=False):
+            settings = {name: self.hparams[name] for name in ("gamma", "gae_lambda")}
+            return make_batch(rollout, self.actor, self.critic, **settings)
+
+    def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """One PPO update."""
+        batch = self.make_batch(rollout)
         start, self.is_updating = perf_counter(), True
         settings = dict(self.hparams)
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list) and self._gradients is not None
         learning_rate, clip_epsilon = (
             functional.linear_decay(
-                settings[name], batch.env_steps, self.run_env_steps if settings[decay] == "linear" else None
+                settings[name], rollout.env_steps, self.run_env_steps if settings[decay] == "linear" else None
             )
             for name, decay in (("learning_rate", "learning_rate_decay"), ("clip_epsilon", "clip_decay"))
         )
@@ -232,10 +233,10 @@ class PPOModule(LightningModule):
         advantages = batch.advantages
         if settings["normalize_advantages"] == "rollout":
             advantages = functional.normalize(advantages)
-        columns = (batch.obs, batch.actions, batch.old_log_probs, batch.old_values, advantages, batch.returns)
+        columns = batch._replace(advantages=advantages)
         num_transitions = len(batch.actions)
         num_minibatches = math.ceil(num_transitions / settings["minibatch_size"])
-        permutations = seeding.generator(settings["seed"], "minibatches", batch.update)
+        permutations = seeding.generator(settings["seed"], "minibatches", rollout.update)
         losses: list[Tensor] = []
         log_ratios: list[Tensor] = []
         # K passes over one rollout; older data would be off-policy
@@ -243,7 +244,7 @@ class PPOModule(LightningModule):
             order = torch.randperm(num_transitions, generator=permutations).to(self.device)
             shuffled = [column[order].tensor_split(num_minibatches) for column in columns]
             log_ratios = []
-            for minibatch in map(Minibatch._make, zip(*shuffled, strict=True)):
+            for minibatch in map(Batch._make, zip(*shuffled, strict=True)):
                 loss, log_ratio, gradient_norm = self._gradients(minibatch, clip_epsilon)
                 self._step(optimizer, loss.total, gradient_norm)
                 losses += [*loss, gradient_norm]
@@ -257,8 +258,7 @@ class PPOModule(LightningModule):
         self.metrics["time/update_steps_per_s"] = num_transitions / (now - start)
         if self._updated_at is not None:  # evaluation, checkpoints and callbacks included
             self.metrics["time/overall_steps_per_s"] = num_transitions / (now - self._updated_at)
-        self._updated_at, self.is_updating = now, False
-        self.trainer.datamodule.end_update()  # type: ignore[attr-defined]
+        self._updated_at, self.is_updating, self.learnt_update = now, False, rollout.update
 
     def on_train_epoch_end(self) -> None:
         """Hand the diagnostics of the update to the loggers, over env steps, and end a run that has reached its last one.
@@ -266,9 +266,9 @@ class PPOModule(LightningModule):
         Not through `self.log`: that costs half a millisecond for each number, which is more than an optimizer step.
         Lightning calls checkpoint callbacks after this hook, so they see the end of the run and save its last update.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        source = self._source
         for logger in self.trainer.loggers:
-            logger.log_metrics({**data.metrics, **self.metrics}, step=data.env_steps)
+            logger.log_metrics({**source.metrics, **self.metrics}, step=source.env_steps)
         self._stop_at_the_end()
 
     def _make_gradients(self, minibatch_sizes: Sequence[int]) -> EagerGradients | CompiledGradients:
@@ -287,8 +287,8 @@ class PPOModule(LightningModule):
             for size in minibatch_sizes:
                 obs, actions = torch.zeros(size, self.hparams["obs_size"]), torch.zeros(size, dtype=torch.int64)
                 # a tensor for each column: were they one, the program would be made for that
-                columns = Minibatch(obs, actions, *(torch.zeros(size) for _ in range(4)))
-                minibatch = Minibatch(*(column.to(self.device) for column in precision.convert_input(columns)))
+                columns = Batch(obs, actions, *(torch.zeros(size) for _ in range(4)))
+                minibatch = Batch(*(column.to(self.device) for column in precision.convert_input(columns)))
                 with precision.train_step_context():
                     compiled(minibatch, self.hparams["clip_epsilon"])
         except Exception as error:  # of whatever stage of the compiler
@@ -334,20 +334,15 @@ class PPOModule(LightningModule):
             "optimizer/steps": float(len(columns)),
         }
 
-    # -- greedy episodes outside of fit: the datamodule plays, Lightning reports
+    def validation_step(self, results: EpisodeResults, batch_idx: int) -> None:
+        """Report greedy episodes, which the datamodule has played."""
+        self._report(results, "val")
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Play the episodes that the batch asks for."""
-        self._play(batch, "val")
+    def test_step(self, results: EpisodeResults, batch_idx: int) -> None:
+        """Report greedy episodes, which the datamodule has played."""
+        self._report(results, "test")
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Play the episodes that the batch asks for."""
-        self._play(batch, "test")
-
-    def _play(self, batch: dict[str, Any], stage: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        results: EpisodeResults = data.play(self.actor, batch["purpose"], batch["num_episodes"], self.device)
-        data.results = results
+    def _report(self, results: EpisodeResults, stage: str) -> None:
         values = {
             "episodes": len(results.returns),
             "return_mean": results.mean,

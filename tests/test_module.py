@@ -18,9 +18,9 @@ from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.module import PPOModule
-from lit_ppo.rollout import Batch
+from lit_ppo.rollout import Batch, Rollout
 from lit_ppo.update import CompiledGradients
-from tests.runs import KeptData, bare_trainer, cartpole_module, fit, parameters, same, small_data, small_module
+from tests.runs import bare_trainer, cartpole_module, fit, parameters, same, small_data, small_module
 from tests.toy_envs import EPISODE_STEPS
 
 
@@ -69,12 +69,12 @@ def test_first_minibatch_of_an_update_finds_the_policy_that_acted(losses: list[S
 
 
 def test_every_pass_sees_every_transition_once_in_an_order_of_its_own(losses: list[SimpleNamespace]) -> None:
-    module, data = fit(1, module=small_module(update_epochs=3, minibatch_size=8))
+    module, _ = fit(1, module=small_module(update_epochs=3, minibatch_size=8))
     # 20 transitions in the fewest parts of at most 8, as equal as can be
     assert [len(loss.returns) for loss in losses] == [7, 7, 6] * 3
     passes = [torch.cat([loss.returns for loss in losses[k : k + 3]]) for k in (0, 3, 6)]
     for returns in passes:
-        assert returns.sort().values.equal(data.batches[0].returns.sort().values)
+        assert returns.sort().values.equal(module.batches[0].returns.sort().values)
     assert not passes[0].equal(passes[1]) and not passes[1].equal(passes[2])
     assert module.metrics["optimizer/steps"] == 9
 
@@ -94,9 +94,9 @@ def test_order_of_the_minibatches_is_another_in_each_update_and_for_each_seed(mo
 
 @pytest.mark.parametrize("over", ["minibatch", "rollout", "off"])
 def test_advantages_are_normalised_over_what_the_setting_says(over: str, losses: list[SimpleNamespace]) -> None:
-    _, data = fit(1, module=small_module(update_epochs=1, normalize_advantages=over))
+    module, _ = fit(1, module=small_module(update_epochs=1, normalize_advantages=over))
     minibatches = [loss.advantages for loss in losses]
-    whole, raw = torch.cat(minibatches), data.batches[0].advantages
+    whole, raw = torch.cat(minibatches), module.batches[0].advantages
     if over == "minibatch":
         assert all(
             float(part.mean()) == pytest.approx(0, abs=1e-6) and float(part.std()) == pytest.approx(1, abs=1e-4)
@@ -156,7 +156,7 @@ def test_last_update_of_a_run_that_reached_its_env_steps_is_saved_and_nothing_mo
     checkpoints = lambda: RunCheckpoint(str(tmp_path), every_n_updates=1000)  # noqa: E731
     fit(200, checkpoints(), module=small_module(total_env_steps=50))
     _, data = fit(200, checkpoints(), module=small_module(total_env_steps=50), ckpt_path=str(tmp_path / "last.ckpt"))
-    assert (data.update, data.env_steps, data.batches) == (3, 60, [])
+    assert (data.update, data.env_steps, data.rollouts) == (3, 60, [])
 
 
 @pytest.mark.parametrize(("total", "warned"), [(60, []), (80, ["the schedules run over 80 env steps now, 60 before"])])
@@ -268,14 +268,14 @@ def test_training_draws_nothing_from_global_random_streams() -> None:
 # -- updates that must not happen
 
 
-class PoisonedData(KeptData):
+class PoisonedModule(PPOModule):
     """From update 1 on, every return is `poison`."""
 
     poison = math.nan
 
-    def next_batch(self) -> Batch:
-        batch = super().next_batch()
-        return batch if batch.update == 0 else batch._replace(returns=torch.full_like(batch.returns, self.poison))
+    def make_batch(self, rollout: Rollout) -> Batch:
+        batch = super().make_batch(rollout)
+        return batch if rollout.update == 0 else batch._replace(returns=torch.full_like(batch.returns, self.poison))
 
 
 @pytest.mark.parametrize(
@@ -291,8 +291,8 @@ class PoisonedData(KeptData):
 )
 def test_non_finite_update_is_refused_with_parameters_as_they_were(poison: float, message: str) -> None:
     after_one_update = parameters(fit(1)[0])
-    module, data = small_module(), small_data(cls=PoisonedData)
-    data.poison = poison
+    module, data = small_module(PoisonedModule), small_data()
+    module.poison = poison
     with pytest.raises(NonFiniteUpdate, match=message):
         fit(2, module=module, data=data)
     assert same(parameters(module), after_one_update)

@@ -45,6 +45,7 @@ class Run:
     def __init__(self, directory: str, parts: list[int], data: dict[str, Any], **settings: Any) -> None:
         Path(directory).mkdir()
         self.curve = Path(directory) / "curve.json"
+        self.rollouts: list[Any] = []
         self.batches: list[Any] = []
         for number, updates in enumerate(parts):
             ckpt_path = str(Path(directory) / CKPT) if number else None
@@ -61,7 +62,8 @@ class Run:
                 data=small_data("CartPole-v1", **data),
                 ckpt_path=ckpt_path,
             )
-            self.batches += self.data.batches
+            self.rollouts += self.data.rollouts
+            self.batches += self.module.batches
         self.checkpoint = torch.load(Path(directory) / CKPT, weights_only=True)
         self.checkpoint["callbacks"] = {
             # paths differ between two directories, and nothing else may
@@ -89,11 +91,12 @@ def test_run_resumed_half_way_equals_the_run_in_one_go_bit_for_bit(data: dict[st
     assert straight.curve.read_bytes() == resumed.curve.read_bytes()
     assert TrainLog.read(resumed.curve).steps == [
         0,
-        *(straight.batches[update].env_steps for update in (2, 4)),
+        *(straight.rollouts[update].env_steps for update in (2, 4)),
         straight.data.env_steps,
     ]
-    # every batch: observations, actions, values, counters; so the next actions after the break as well
-    assert differences([tuple(batch) for batch in straight.batches], [tuple(batch) for batch in resumed.batches]) == []
+    # every rollout and batch: observations, actions, values, counters; so the next actions after the break as well
+    for mine, other in ((straight.rollouts, resumed.rollouts), (straight.batches, resumed.batches)):
+        assert differences(mine, other) == []
     # optimizer, schedules, loops, datamodule with its half-finished episodes, callbacks
     assert differences(straight.checkpoint, resumed.checkpoint) == []
     steps = straight.module.metrics.pop("optimizer/steps")
@@ -118,7 +121,7 @@ def test_resuming_three_times_changes_nothing() -> None:
 def test_resumed_run_stops_at_max_epochs_counted_from_the_first_update() -> None:
     fit(2, RunCheckpoint())
     _, data = fit(3, RunCheckpoint(), ckpt_path=CKPT)
-    assert len(data.batches) == 1 and data.update == 3
+    assert len(data.rollouts) == 1 and data.update == 3
 
 
 def test_run_that_was_solved_has_nothing_left_to_do() -> None:
@@ -126,7 +129,7 @@ def test_run_that_was_solved_has_nothing_left_to_do() -> None:
     _, first = fit(5, *callbacks())
     _, second = fit(5, *callbacks(), ckpt_path=CKPT)
     assert first.update == second.update == 1
-    assert second.batches == []
+    assert second.rollouts == []
 
 
 def test_checkpoint_of_a_validation_needs_no_environments_of_training() -> None:
