@@ -12,15 +12,13 @@ from time import perf_counter
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import SingleDeviceStrategy
-from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torchmetrics.functional import explained_variance
 
 from lit_ppo import distributions, functional, seeding
+from lit_ppo.compat_lightning import backward_listener, needs_optimizer_hooks, step_without_hooks
 from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.networks import Activation, Actor, Critic
@@ -112,7 +110,7 @@ class PPOModule(LightningModule):
         self.critic = Critic(obs_size, critic_hidden_sizes, activation, weights)
         self.metrics: dict[str, float] = {}  # of the newest update
         self._updated_at: float | None = None
-        self._is_observed = True  # steps of the optimizer go through Lightning's hooks
+        self._calls_hooks = True  # Lightning's, around each backward pass and optimizer step
         self._gradients: EagerGradients | CompiledGradients | None = None  # made when fit starts
         self.learnt_update: int | None = None  # number of the newest update of this run
         self.is_updating = False  # the parameters are half way; stays true when an update fails
@@ -160,7 +158,7 @@ class PPOModule(LightningModule):
             )
         self.learnt_update = None
         self.run_env_steps = self._run_length(transitions)
-        self._is_observed = _is_observed(self.trainer, self)
+        self._calls_hooks = needs_optimizer_hooks(self.trainer, self)
         num_minibatches = math.ceil(transitions / self.hparams["minibatch_size"])
         sizes = {transitions // num_minibatches, math.ceil(transitions / num_minibatches)}
         if source.has_invalid_rows:
@@ -275,10 +273,10 @@ class PPOModule(LightningModule):
         """What computes losses and gradients: compiled, if that is asked for and can be done; a warning says why not."""
         names = (field.name for field in dataclasses.fields(LossSettings))
         networks, settings = ActorCritic(self.actor, self.critic), LossSettings(**{name: self.hparams[name] for name in names})
-        eager = EagerGradients(networks, settings, self.manual_backward if self._is_observed else torch.autograd.backward)
+        eager = EagerGradients(networks, settings, self.manual_backward if self._calls_hooks else torch.autograd.backward)
         if not self.hparams["compile"]:
             return eager
-        if listener := _backward_listener(self.trainer, self):
+        if listener := backward_listener(self.trainer, self):
             log.warning("model.compile: nothing is compiled: %s listens to backward passes, and there would be none", listener)
             return eager
         precision = self.trainer.precision_plugin
@@ -296,7 +294,7 @@ class PPOModule(LightningModule):
             return eager
         return compiled
 
-    def _step(self, optimizer: Any, loss: Tensor, gradient_norm: Tensor) -> None:
+    def _step(self, optimizer: LightningOptimizer, loss: Tensor, gradient_norm: Tensor) -> None:
         """One optimizer step.
 
         Raises:
@@ -307,13 +305,10 @@ class PPOModule(LightningModule):
                 f"update {self.current_epoch}: the loss is {loss.item()} and the norm of its gradients {gradient_norm.item()}; "
                 "the parameters are those of the last good step. Try a smaller model.learning_rate or scale the rewards"
             )
-        if self._is_observed:
+        if self._calls_hooks:
             optimizer.step()
-        else:  # what is left of Lightning's step: the count
-            progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-            progress.increment_ready()
-            optimizer.optimizer.step()
-            progress.increment_completed()
+        else:
+            step_without_hooks(self.trainer, optimizer)
 
     def _measure(
         self, batch: Batch, losses: list[Tensor], log_ratio: Tensor, learning_rate: float, clip_epsilon: float
@@ -352,35 +347,6 @@ class PPOModule(LightningModule):
             "length_mean": sum(results.lengths) / len(results.lengths),
         }
         self.log_dict({f"{stage}/{name}": float(value) for name, value in values.items()}, batch_size=1)
-
-
-def _backward_listener(trainer: Trainer, module: PPOModule) -> str | None:
-    """Who would notice if there were no backward passes; None if nobody would."""
-    hooks = ("on_before_backward", "on_after_backward")
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if any(is_overridden(hook, callback, Callback) for hook in hooks):
-            return type(callback).__name__
-    if any(is_overridden(hook, module, LightningModule) for hook in (*hooks, "backward")):
-        return type(module).__name__
-    if trainer._detect_anomaly:
-        return "trainer.detect_anomaly"
-    for name, parameter in module.named_parameters():
-        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
-            return f"a hook on {name}"
-    return next((f"a hook on {name}" for name, layer in module.named_modules() if layer._backward_hooks), None)
-
-
-def _is_observed(trainer: Trainer, module: PPOModule) -> bool:
-    """Whether anybody would notice if optimizer steps did not go through Lightning's hooks, which cost a tenth of an update."""
-    hook = "on_before_optimizer_step"
-    return (
-        _backward_listener(trainer, module) is not None
-        or any(is_overridden(hook, callback, Callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        or is_overridden(hook, module, LightningModule)
-        or type(trainer.strategy) is not SingleDeviceStrategy
-        or type(trainer.precision_plugin) is not Precision
-        or type(trainer.profiler) is not PassThroughProfiler  # type: ignore[attr-defined]
-    )
 
 
 def _require_ranges(settings: dict[str, Any]) -> None:

@@ -142,7 +142,11 @@ class CompiledGradients:
     """
 
     def __init__(self, networks: ActorCritic, settings: LossSettings) -> None:
-        owned = [parameter for layer in networks.modules() for parameter in layer._parameters.values() if parameter is not None]
+        owned = [
+            parameter
+            for layer in networks.modules()
+            for _, parameter in layer.named_parameters(recurse=False, remove_duplicate=False)
+        ]
         if len({id(parameter) for parameter in owned}) < len(owned):
             raise ValueError("two layers share one parameter")
         self._parameters = {name: parameter for name, parameter in networks.named_parameters() if parameter.requires_grad}

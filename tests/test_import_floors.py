@@ -16,11 +16,12 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
 }
 FLOORS = {
-    0: """errors exit_codes contract curve functional networks distributions seeding plot run_lock deferred_dynamo bridge
+    0: """errors exit_codes contract curve functional networks distributions seeding plot run_lock compat_torch bridge
         bridge.protocol bridge.journal bridge.doorbell bridge.guard bridge.sandbox""",
     1: "bridge.worker bridge.process bridge.client",
     2: "rollout evaluation replay update",
-    3: """module data checkpoint_io callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation
+    3: """module data checkpoint_io compat_lightning
+        callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_summary
         callbacks.stop_when_solved""",
     4: "cli __main__",
@@ -43,7 +44,7 @@ NARROWER = {
     "lit_ppo.run_lock": set(),
     "lit_ppo.contract": {"numpy"},
     "lit_ppo.plot": {"matplotlib"},
-    "lit_ppo.deferred_dynamo": {"torch"},
+    "lit_ppo.compat_torch": {"torch"},
     "lit_ppo.replay": {"numpy"},
     "lit_ppo.bridge.protocol": {"numpy"},
     "lit_ppo.bridge.journal": {"numpy"},
