@@ -16,7 +16,8 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
 }
 FLOORS = {
-    0: """errors exit_codes contract curve functional networks distributions seeding plot run_lock compat_torch bridge
+    0: """errors exit_codes contract curve functional networks distributions seeding plot run_lock bridge
+        compat_torch ppo_settings
         bridge.protocol bridge.journal bridge.doorbell bridge.guard bridge.sandbox""",
     1: "bridge.worker bridge.process bridge.client",
     2: "rollout evaluation replay update",
