@@ -19,7 +19,7 @@ def start_workers() -> None:
 if __name__ == "__main__":  # Lightning's launchers import this file again
     start_workers()
 
-    from lit_ppo.deferred_dynamo import defer_dynamo
+    from lit_ppo.compat_torch import defer_dynamo
 
     defer_dynamo()
 

@@ -1,84 +1,76 @@
-"""RolloutDataModule: the environments as Lightning data; each epoch is one fresh rollout.
+"""RolloutDataModule: the environments as a LightningDataModule; each epoch is one new rollout.
 
-The dataset is handed to the Trainer as it is, without a DataLoader: it has a length (1), so nothing is fetched ahead, and no
-global random stream is touched (a DataLoader draws from it each time it is iterated).
+The dataset goes to the Trainer without a DataLoader, which would draw from torch's global random generator in each iteration.
+It has a length (1), so Lightning fetches nothing ahead.
 """
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import IterableDataset
 
 from lit_ppo import distributions, seeding
-from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.bridge.client import BridgeMark, EnvBridge
 from lit_ppo.bridge.settings import BridgeSettings
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault
 from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
-from lit_ppo.module import PPOModule
 from lit_ppo.replay import write_report
-from lit_ppo.rollout import Batch, EpisodeStatistics, Policy, Rollout, collect_rollout
+from lit_ppo.rollout import EpisodeStatistics, Learner, Policy, Rollout, collect_rollout
 from lit_ppo.spaces import EnvSpec
 
 log = logging.getLogger(__name__)
+Item = TypeVar("Item")
 
 
-class RolloutDataset(IterableDataset[Batch]):
-    """One rollout of the current policy for each pass.
+class OneItem(IterableDataset[Item]):
+    """A dataset of one item, which is made on demand, anew in each pass.
 
     Args:
-        data: Whose environments are stepped.
+        make: Collects a rollout, or plays greedy episodes.
     """
 
-    def __init__(self, data: "RolloutDataModule") -> None:
-        self._data = data
+    def __init__(self, make: Callable[[], Item]) -> None:
+        self._make = make
 
     def __len__(self) -> int:
         return 1
 
-    def __iter__(self) -> Iterator[Batch]:
-        yield self._data.next_batch()  # a generator: nothing is collected before the first `next`
+    def __iter__(self) -> Iterator[Item]:
+        yield self._make()  # a generator: nothing is made before the first `next`
 
 
-class GreedyEpisodes(IterableDataset[dict[str, Any]]):
-    """One batch, which asks for greedy episodes; they are played in the module's step.
+class _Boundary(NamedTuple):
+    """An update boundary: what a checkpoint of it is made from."""
 
-    Args:
-        purpose: To which the episodes' seeds belong.
-        num_episodes: How many.
-    """
-
-    def __init__(self, purpose: seeding.Purpose, num_episodes: int) -> None:
-        self._batch = {"purpose": purpose, "num_episodes": num_episodes}
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        yield self._batch
+    update: int
+    env_steps: int
+    statistics: dict[str, Any]
+    mark: BridgeMark | None  # None: now
 
 
 class RolloutDataModule(LightningDataModule):
     """N environments behind the bridge, and the rollouts collected in them.
 
     Args:
-        env_id: Gymnasium id, or `module:EnvId` for one of your own.
+        env_id: Gymnasium id, or `module:EnvId` to import a module first.
         env_kwargs: Passed to `gymnasium.make`.
-        num_envs: Environments that are stepped together, N.
+        num_envs: Number of environments stepped together, N.
         horizon: Steps of each environment in one rollout, T.
-        seed: Seed of the episodes and of the actions' noise.
-        contract: What the environment's values must satisfy beyond the rules that always hold.
-        evaluation_envs: Greedy episodes that are played at a time.
-        validation_episodes: Greedy episodes played by `validate`.
-        test_episodes: Greedy episodes played by `test`.
-        report_dir: Where faults of the environment leave their reports; None for no reports.
-        **bridge: How the environment processes are run: the fields of `BridgeSettings`.
+        seed: Seed of the episodes and of the sampled actions.
+        contract: Rules for the environment's values in addition to those that always hold.
+        evaluation_envs: Number of greedy episodes played at a time.
+        validation_episodes: Number of greedy episodes played by `validate`.
+        test_episodes: Number of greedy episodes played by `test`.
+        report_dir: Directory for the reports of environment faults; None for no reports.
+        **bridge: How the environment processes run: the fields of `BridgeSettings`.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -121,29 +113,31 @@ class RolloutDataModule(LightningDataModule):
         self.update, self.env_steps = 0, 0
         self.metrics: dict[str, float] = {}  # of the newest rollout
         self.results: EpisodeResults | None = None  # of the newest validate or test
-        self.reward_threshold: float | None = None  # the environment's own, once it is known
+        self.reward_threshold: float | None = None  # the environment's own; None until `spec` is read
         self._bridge: EnvBridge | None = None
         self._player: GreedyPlayer | None = None
         self._obs: Any = None
-        self._boundary: dict[str, Any] | None = None
-        self.is_waiting = False  # for an environment: nothing of ours is half done
+        self._boundary: _Boundary | None = None  # the one before the newest rollout
+        self._has_warned_of_space = False
+        self.is_waiting = False  # for an environment; a signal may interrupt it without loss
         self._stage: str | None = None
+        self._statistics = EpisodeStatistics(num_envs)
 
     # -- the environments
 
     @property
     def spec(self) -> EnvSpec:
-        """What the environment says of itself; starts its evaluation process if need be.
+        """The environment's spaces and thresholds; starts the evaluation process if it does not run yet.
 
         Raises:
-            ConfigError: The environment cannot be made or trained on.
+            ConfigError: The environment cannot be made, or lit_ppo cannot train on it.
         """
         bridge = self.player.bridge
         try:
             spec = bridge.spec
-        except ConfigError as error:  # the bridge does not know that it is configured under `data`
+        except ConfigError as error:  # the bridge's messages lack the prefix of its options
             raise ConfigError(str(error) if str(error).startswith("data.") else f"data.{error}") from error
-        if len(spec.obs_shape) != 1:  # the bridge steps any shape; it is the networks that take vectors
+        if len(spec.obs_shape) != 1:  # the bridge steps any shape, but the networks take vectors only
             raise ConfigError(
                 f"data.env_id={spec.env_id}: observations of shape {spec.obs_shape} are not supported; "
                 "lit_ppo trains on Box observations of rank 1"
@@ -166,7 +160,7 @@ class RolloutDataModule(LightningDataModule):
 
     @property
     def player(self) -> GreedyPlayer:
-        """Plays greedy episodes, in a process apart from training."""
+        """Plays greedy episodes in a process of its own."""
         if self._player is None:
             self._player = GreedyPlayer(
                 self.env_id,
@@ -175,6 +169,7 @@ class RolloutDataModule(LightningDataModule):
                 settings=_for_evaluation(self.bridge_settings),
                 contract=self.contract_settings,
                 on_event=log.warning,
+                on_warning=self._warn_of_space,
                 on_fault=self._report,
             )
         return self._player
@@ -182,14 +177,14 @@ class RolloutDataModule(LightningDataModule):
     def play(
         self, policy: Policy, purpose: seeding.Purpose, num_episodes: int, device: torch.device, first_episode: int = 0
     ) -> EpisodeResults:
-        """Greedy episodes, from seeds that belong to `purpose` and to the number of updates made so far.
+        """Play greedy episodes, with seeds that depend on `purpose` and on the number of updates so far.
 
         Args:
             policy: The actor.
-            purpose: What the episodes are played for.
-            num_episodes: How many.
-            device: Where the actor is.
-            first_episode: Number of the first one, for more episodes of the same purpose.
+            purpose: Use of the episodes; each has its own range of seeds.
+            num_episodes: Number of episodes.
+            device: Device of the actor's parameters.
+            first_episode: Number of the first episode; those before it were played in an earlier call.
         """
         numbers = range(first_episode, first_episode + num_episodes)
         seeds = [seeding.episode_seed(self.seed, purpose, 0, self.update, number) for number in numbers]
@@ -199,12 +194,18 @@ class RolloutDataModule(LightningDataModule):
         return results
 
     def _report(self, fault: EnvironmentFault) -> None:
-        """Leave a report from which the fault can be replayed."""
+        """Write a report from which the fault can be replayed."""
         if self.report_dir is not None:
             try:
                 fault.where["report"] = write_report(fault, Path(self.report_dir))
-            except OSError as error:  # the fault itself matters more
+            except OSError as error:  # must not hide the fault itself
                 log.warning("%s: the report cannot be written: %s", self.report_dir, error)
+
+    def _warn_of_space(self, text: str) -> None:
+        """Log that an observation is outside its space, once for training and evaluation together."""
+        if not self._has_warned_of_space:
+            self._has_warned_of_space = True
+            log.warning(text)
 
     def _training_seed(self, env: int, episode: int) -> int:
         return seeding.episode_seed(self.seed, "training", 0, env, episode)
@@ -212,7 +213,7 @@ class RolloutDataModule(LightningDataModule):
     # -- Lightning's side
 
     def setup(self, stage: str) -> None:
-        """Spawn the training environments for `fit`; they boot and make them while Lightning goes on."""
+        """Start the training environments for `fit`; they boot while Lightning continues."""
         self._stage = stage
         if stage == "fit" and self._bridge is None:
             self._bridge = EnvBridge(
@@ -223,78 +224,89 @@ class RolloutDataModule(LightningDataModule):
                 settings=self.bridge_settings,
                 contract=self.contract_settings,
                 on_event=log.warning,
+                on_warning=self._warn_of_space,
                 on_fault=self._report,
             )
-            self._statistics = EpisodeStatistics(self.num_envs)
-            self._rollout = Rollout(self.horizon, self.num_envs, self.spec.obs_shape)
+            self._evaluation_spec = self.spec  # raises now if the networks cannot take its observations
 
-    def train_dataloader(self) -> RolloutDataset:
-        """One rollout for each epoch."""
-        return RolloutDataset(self)
+    def train_dataloader(self) -> OneItem[Rollout]:
+        """One rollout in each epoch."""
+        return OneItem(self.next_rollout)
 
-    def val_dataloader(self) -> "GreedyEpisodes | list[GreedyEpisodes]":
-        """What `validate` plays; during `fit` the `GreedyEvaluation` callback evaluates instead."""
-        if self._stage == "fit":
-            return []
-        return GreedyEpisodes("evaluation", self.validation_episodes)
+    def val_dataloader(self) -> OneItem[EpisodeResults] | list[OneItem[EpisodeResults]]:
+        """The episodes of `validate`; during `fit` the `GreedyEvaluation` callback evaluates instead."""
+        return [] if self._stage == "fit" else OneItem(partial(self._results_of, "evaluation", self.validation_episodes))
 
-    def test_dataloader(self) -> "GreedyEpisodes":
-        """What `test` plays."""
-        return GreedyEpisodes("test", self.test_episodes)
+    def test_dataloader(self) -> OneItem[EpisodeResults]:
+        """The episodes of `test`."""
+        return OneItem(partial(self._results_of, "test", self.test_episodes))
 
-    def next_batch(self) -> Batch:
-        """Collect one rollout with the module's actor and make it a batch.
+    @property
+    def _learner(self) -> Learner:
+        assert self.trainer is not None
+        return cast(Learner, self.trainer.lightning_module)
 
-        Until `end_update`, `state_dict` stays what it was before: if the environments or the update fail, the checkpoint
-        that is written then continues from the last boundary.
-        """
+    def _results_of(self, purpose: seeding.Purpose, num_episodes: int) -> EpisodeResults:
+        self.results = self.play(self._learner.actor, purpose, num_episodes, self._learner.device)
+        return self.results
+
+    @property
+    def has_invalid_rows(self) -> bool:
+        """Whether a rollout may contain rows that are not transitions: resets of native environments, abandoned episodes."""
+        return self.bridge_settings.vectorization == "native" or self.bridge_settings.on_violation == "restart"
+
+    def next_rollout(self) -> Rollout:
+        """Collect one rollout with the learner's actor."""
         start = perf_counter()
-        assert self.trainer is not None and self._bridge is not None
-        module = self.trainer.lightning_module
-        assert isinstance(module, PPOModule)
+        assert self._bridge is not None
+        learner = self._learner
         self.is_waiting = True
         if self._obs is None:
-            if self._bridge.spec != self.spec:
-                raise ContractViolation("spaces", f"{self.spec} as in evaluation", f"{self._bridge.spec}")
+            if self._bridge.spec != self._evaluation_spec:
+                raise ContractViolation("spaces", f"{self._evaluation_spec} as in evaluation", f"{self._bridge.spec}")
             self._obs = self._bridge.reset()
-        self._boundary = self.state_dict()
-        shape = (self.horizon, self.num_envs, self.num_actions)
-        noise = distributions.gumbel_noise(shape, seeding.generator(self.seed, "actions", self.update))
-        self._obs = collect_rollout(self._rollout, self._bridge, self._obs, module.actor, noise.to(module.device))
+        self._boundary = self._boundary_at(self._bridge.mark())
+        shape = (self.horizon, self.num_envs, self._evaluation_spec.num_actions)
+        noise = distributions.gumbel_noise(shape, seeding.generator(self.seed, "actions", self.update)).to(learner.device)
+        rollout = collect_rollout(self._bridge, self._obs, learner.actor, noise, update=self.update, env_steps=self.env_steps)
+        self._obs = rollout.obs[-1].numpy().copy()  # a view would keep the whole rollout in memory
         self.is_waiting = False
         collected = perf_counter()
-        batch = module.make_batch(self._rollout, self.update, self.env_steps)
-        ended = self._statistics.update(self._rollout)
+        ended, transitions = self._statistics.update(rollout), int(rollout.valid.sum())
         self.update += 1
-        self.env_steps += len(batch.actions)
+        self.env_steps += transitions
         self.metrics = {
             "env/steps": float(self.env_steps),
             "env/restarts": float(self._bridge.restarts),
             "env/abandoned_episodes": float(self._bridge.abandoned_episodes),
             "episodes/ended": float(len(ended.returns)),
-            "time/collection_steps_per_s": len(batch.actions) / (collected - start),
+            "time/collection_steps_per_s": transitions / (collected - start),
         }
         if ended.returns:
             self.metrics["episodes/return"] = sum(ended.returns) / len(ended.returns)
             self.metrics["episodes/length"] = sum(ended.lengths) / len(ended.lengths)
-        return batch
-
-    def end_update(self) -> None:
-        """The rollout has been learnt from: this is a boundary."""
-        self._boundary = None
+        return rollout
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, statistics, and every half-finished episode as its journal, at the newest boundary: plain data."""
-        if self._boundary is not None:
-            return self._boundary
-        state: dict[str, Any] = {"update": self.update, "env_steps": self.env_steps, "seed": self.seed}
+        """Counters, statistics, and every unfinished episode as its journal: plain data.
+
+        Always the state at an update boundary. While a rollout is collected, and until the module has learnt from it, that is
+        the boundary before the rollout: if the environments or the update fail, the run continues from there.
+        """
+        boundary = self._boundary
+        if boundary is None or self._learner.learnt_update == boundary.update:
+            boundary = self._boundary_at(None)
+        state: dict[str, Any] = {"update": boundary.update, "env_steps": boundary.env_steps, "seed": self.seed}
         if self._obs is not None and self._bridge is not None:
-            state["statistics"] = self._statistics.state_dict()
-            state["bridge"] = self._bridge.state_dict()
+            state["statistics"] = boundary.statistics
+            state["bridge"] = self._bridge.state_dict(boundary.mark)
         return state
 
+    def _boundary_at(self, mark: BridgeMark | None) -> _Boundary:
+        return _Boundary(self.update, self.env_steps, self._statistics.state_dict(), mark)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken (for `fit`); other stages need only the counters."""
+        """Continue where `state_dict` was taken; stages other than `fit` need only the counters."""
         self.update, self.env_steps = state["update"], state["env_steps"]
         if self._stage != "fit" or "bridge" not in state:
             return
@@ -307,11 +319,11 @@ class RolloutDataModule(LightningDataModule):
         self.close()
 
     def on_exception(self, exception: BaseException) -> None:
-        """End the environment processes; Lightning calls no `teardown` then."""
+        """End the environment processes; Lightning does not call `teardown` after an exception."""
         self.close()
 
     def close(self) -> None:
-        """End the environment processes; may be called again."""
+        """End the environment processes; safe to call more than once."""
         for owner in (self._bridge, self._player):
             if owner is not None:
                 owner.close()
@@ -319,5 +331,5 @@ class RolloutDataModule(LightningDataModule):
 
 
 def _for_evaluation(settings: BridgeSettings) -> BridgeSettings:
-    """The same treatment of processes, in one worker, with a seed for each episode."""
+    """The same settings with one worker and ordinary environments, which take a seed for each episode."""
     return dataclasses.replace(settings, vectorization="sync", num_workers=1)

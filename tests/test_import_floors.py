@@ -16,13 +16,15 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
 }
 FLOORS = {
-    0: """errors exit_codes spaces contract curve functional networks distributions seeding plot run_lock deferred_dynamo
+    0: """errors exit_codes spaces contract curve functional networks distributions seeding plot run_lock compat_torch
+        ppo_settings
         bridge bridge.settings bridge.protocol bridge.frame bridge.faults bridge.doorbell bridge.journal bridge.episodes
         bridge.restart_budget bridge.guard bridge.sandbox""",
     1: """bridge.hosts bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.history bridge.reports
         bridge.worker_slice bridge.restoration bridge.recovery bridge.client""",
     2: "rollout evaluation replay update",
-    3: """module data checkpoint_io callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation
+    3: """module data checkpoint_io compat_lightning
+        callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_summary
         callbacks.stop_when_solved""",
     4: "cli __main__",
@@ -45,7 +47,7 @@ NARROWER = {
     "lit_ppo.run_lock": set(),
     "lit_ppo.contract": {"numpy"},
     "lit_ppo.plot": {"matplotlib"},
-    "lit_ppo.deferred_dynamo": {"torch"},
+    "lit_ppo.compat_torch": {"torch"},
     "lit_ppo.replay": {"numpy"},
     "lit_ppo.spaces": {"numpy"},
     **{f"lit_ppo.bridge.{name}": {"numpy"} for name in ("frame", "journal", "episodes")},

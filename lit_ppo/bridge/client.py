@@ -54,7 +54,8 @@ class EnvBridge:
         env_kwargs: Passed to `gymnasium.make`.
         settings: How processes are run.
         contract: Demands on values beyond the rules that always hold.
-        on_event: Called with a line of text after a restart, an abandoned episode, a warning of the contract.
+        on_event: Called with a line of text after a restart or an abandoned episode.
+        on_warning: Called with the contract's warning (see `ContractSettings.check_membership`); None for `on_event`.
         on_fault: Called with each fault of an environment, once it has its place and its report.
         start_worker: Starts a worker process.
 
@@ -72,6 +73,7 @@ class EnvBridge:
         settings: BridgeSettings | None = None,
         contract: ContractSettings | None = None,
         on_event: Callable[[str], None] = lambda text: None,
+        on_warning: Callable[[str], None] | None = None,
         on_fault: Callable[[EnvironmentFault], None] = lambda fault: None,
         start_worker: StartWorker = started_worker,
     ) -> None:
@@ -85,7 +87,8 @@ class EnvBridge:
             protocol.encode(self.env_kwargs)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"env_kwargs: expected plain data that JSON can hold: {error}") from error
-        self._contract_settings, self._on_event = contract or ContractSettings(), on_event
+        self._contract_settings = contract or ContractSettings()
+        self._on_event, self._on_warning = on_event, on_warning or on_event
         self._journal, self._episodes = Journal(num_envs), Episodes(num_envs, episode_seed)
         run = {
             "env_id": env_id,
@@ -175,7 +178,9 @@ class EnvBridge:
                 raise ContractViolation("spaces", f"the same in every worker: {specs[0]}", f"{spec} in worker {index}")
         self._reports.versions = self.versions
         resets_within_step = self._restoration_kind.resets_within_step
-        contract = Contract(specs[0], self._contract_settings, resets_within_step=resets_within_step, on_warning=self._on_event)
+        contract = Contract(
+            specs[0], self._contract_settings, resets_within_step=resets_within_step, on_warning=self._on_warning
+        )
         rows = [part.rows for part in self.slices]
         self._history = History(specs[0], self.num_envs, 2 if resets_within_step else 1, rows, self._journal)
         self._recorded = Recorded(
