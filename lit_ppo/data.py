@@ -17,7 +17,8 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import IterableDataset
 
 from lit_ppo import distributions, seeding
-from lit_ppo.bridge.client import BridgeMark, EnvBridge
+from lit_ppo.bridge.checkpoint import BridgeMark
+from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.settings import BridgeSettings
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault

@@ -9,9 +9,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from lit_ppo.bridge.journal import Journal
+from lit_ppo.bridge.worker_slice import WorkerSlice
+from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.contract import ContractSettings
 from lit_ppo.data import OneItem, RolloutDataModule
 from lit_ppo.errors import ConfigError, ContractViolation
+from lit_ppo.module import PPOModule
 from lit_ppo.rollout import Batch, Rollout
 from tests.runs import IDENTITY, KeptData, KeptModule, ScriptedPlay, bare_trainer, fit, small_data, small_module
 from tests.toy_envs import EPISODE_STEPS
@@ -201,6 +205,41 @@ def test_observations_that_the_networks_cannot_take_are_refused_before_anything_
         assert str(raised.value) == refused
     data.close()
     assert children() == before
+
+
+# -- boundaries
+
+
+def test_native_environments_are_not_saved_at_every_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    save = WorkerSlice.save
+    monkeypatch.setattr(WorkerSlice, "save", lambda part: (saved.append(part.index), save(part))[1])
+    data = RolloutDataModule("CartPole-v1", num_envs=2, horizon=8, vectorization="native", evaluation_envs=1)
+    module = PPOModule(data.obs_size, data.num_actions, minibatch_size=16)
+    bare_trainer(5).fit(module, data)
+    assert saved == [0]  # in the first reset, where it is proved to work
+
+
+def test_boundary_before_a_rollout_is_made_text_of_only_when_it_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    state_dict = Journal.state_dict
+    monkeypatch.setattr(Journal, "state_dict", lambda journal, mark: (written.append(mark.end), state_dict(journal, mark))[1])
+    fit(4)
+    assert written == []
+
+
+# -- observations outside their space
+
+
+def test_training_and_evaluation_warn_once_together(caplog: pytest.LogCaptureFixture) -> None:
+    leaving = {"env_id": "tests.fault_envs:Faulty-v0", "env_kwargs": {"fault": "obs outside", "at_step": 1}}
+    data = RolloutDataModule(**leaving, num_envs=2, horizon=8, evaluation_envs=1)
+    module = PPOModule(data.obs_size, data.num_actions, minibatch_size=16)
+    trainer = bare_trainer(2)
+    trainer.callbacks.append(GreedyEvaluation(num_episodes=1))
+    trainer.fit(module, data)
+    warnings = [record.getMessage() for record in caplog.records if "declared observation space" in record.getMessage()]
+    assert len(warnings) == 1 and "got 3.0" in warnings[0]
 
 
 # -- processes

@@ -21,7 +21,7 @@ FLOORS = {
         bridge bridge.settings bridge.protocol bridge.frame bridge.faults bridge.doorbell bridge.journal bridge.episodes
         bridge.restart_budget bridge.guard bridge.sandbox""",
     1: """bridge.hosts bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.history bridge.reports
-        bridge.worker_slice bridge.restoration bridge.recovery bridge.client""",
+        bridge.worker_slice bridge.restoration bridge.recovery bridge.checkpoint bridge.client""",
     2: "rollout evaluation replay update",
     3: """module data checkpoint_io compat_lightning
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation

@@ -8,7 +8,6 @@ happened.
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
@@ -16,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_ppo.bridge import protocol
+from lit_ppo.bridge.checkpoint import BridgeMark, require_same_environments
 from lit_ppo.bridge.episodes import Episodes
 from lit_ppo.bridge.history import History
-from lit_ppo.bridge.journal import Journal, JournalMark, from_text, to_text
+from lit_ppo.bridge.journal import Journal, from_text
 from lit_ppo.bridge.process import started_worker
 from lit_ppo.bridge.recovery import Recovery
 from lit_ppo.bridge.reports import FaultReports
@@ -28,18 +28,6 @@ from lit_ppo.bridge.worker_slice import StartWorker, WorkerSlice
 from lit_ppo.contract import Contract, ContractSettings, VectorStep
 from lit_ppo.errors import BridgeError, ConfigError, ContractViolation, EnvironmentFault
 from lit_ppo.spaces import EnvSpec
-
-
-@dataclass(frozen=True, eq=False)
-class BridgeMark:
-    """Where all episodes were at one moment: O(N), whatever their length."""
-
-    journal: JournalMark
-    restoration: dict[str, Any]
-    obs: NDArray[Any]  # (N, *obs_shape)
-    episodes: list[int]
-    restarts: int
-    abandoned_episodes: int
 
 
 class EnvBridge:
@@ -90,6 +78,12 @@ class EnvBridge:
         self._contract_settings = contract or ContractSettings()
         self._on_event, self._on_warning = on_event, on_warning or on_event
         self._journal, self._episodes = Journal(num_envs), Episodes(num_envs, episode_seed)
+        self._identity = {
+            "env_id": env_id,
+            "num_envs": num_envs,
+            "vectorization": self.settings.vectorization,
+            "num_workers": self.settings.num_workers,
+        }
         run = {
             "env_id": env_id,
             "env_kwargs": self.env_kwargs,
@@ -282,7 +276,7 @@ class EnvBridge:
     # -- checkpoints
 
     def mark(self) -> BridgeMark:
-        """This moment, between steps, after `reset`: what `state_dict` can be asked for later, for as long as it is kept."""
+        """This moment, between steps and after `reset`; `state_dict` can be asked for it as long as it is kept."""
         if not self._was_reset:
             raise ValueError("mark: expected reset before this")
         return BridgeMark(
@@ -302,18 +296,7 @@ class EnvBridge:
             self._restoration.before_save()
             mark = self.mark()
         self._history.digest()
-        return {
-            "env_id": self.env_id,
-            "num_envs": self.num_envs,
-            "vectorization": self.settings.vectorization,
-            "num_workers": self.settings.num_workers,
-            "episodes": mark.episodes,
-            "obs": to_text(mark.obs.tobytes()),
-            "restarts": mark.restarts,
-            "abandoned_episodes": mark.abandoned_episodes,
-            "journal": self._journal.state_dict(mark.journal),
-            **self._restoration.state_dict(mark.restoration),
-        }
+        return mark.state_dict(self._identity, self._journal, self._restoration)
 
     def load_state_dict(self, state: dict[str, Any]) -> NDArray[Any]:
         """Bring fresh workers to where `state_dict` was taken; the observations to act on, shape (N, *obs_shape).
@@ -322,11 +305,7 @@ class EnvBridge:
             ConfigError: The state is of other environments; the message says what differs.
         """
         self._refuse_if_closed("load_state_dict")
-        mine = {"env_id": self.env_id, "num_envs": self.num_envs, "vectorization": self.settings.vectorization}
-        mine |= {name: getattr(self.settings, name) for name in self._restoration_kind.fixed_settings}
-        for key, value in mine.items():
-            if state[key] != value:
-                raise ConfigError(f"data.{key}={value}: the checkpoint holds episodes with {key}={state[key]}; use that")
+        require_same_environments(state, self._identity, self._restoration_kind.fixed_settings)
         spec = self.spec
         self._journal.load_state_dict(state["journal"])
         self._episodes.start(state["episodes"])

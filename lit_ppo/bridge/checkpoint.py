@@ -1,0 +1,58 @@
+"""What a checkpoint holds of the environments, and which environments may continue from it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from lit_ppo.bridge.journal import Journal, JournalMark, to_text
+from lit_ppo.bridge.restoration import Restoration
+from lit_ppo.errors import ConfigError
+
+_ALWAYS_FIXED = ("env_id", "num_envs", "vectorization")
+
+
+@dataclass(frozen=True, eq=False)
+class BridgeMark:
+    """Where all episodes were at one moment: O(N), whatever their length."""
+
+    journal: JournalMark
+    restoration: dict[str, Any]
+    obs: NDArray[Any]  # (N, *obs_shape), to act on next
+    episodes: list[int]
+    restarts: int
+    abandoned_episodes: int
+
+    def state_dict(self, identity: dict[str, Any], journal: Journal, restoration: Restoration) -> dict[str, Any]:
+        """As plain data; every step before the mark must have its digest.
+
+        Args:
+            identity: Environment, number of environments and workers, vectorization.
+            journal, restoration: Those that made the mark.
+        """
+        return {
+            **identity,
+            "episodes": self.episodes,
+            "obs": to_text(self.obs.tobytes()),
+            "restarts": self.restarts,
+            "abandoned_episodes": self.abandoned_episodes,
+            "journal": journal.state_dict(self.journal),
+            **restoration.state_dict(self.restoration),
+        }
+
+
+def require_same_environments(state: dict[str, Any], identity: dict[str, Any], fixed_settings: Iterable[str]) -> None:
+    """Refuse the state of other environments.
+
+    Args:
+        state: As `BridgeMark.state_dict` made it.
+        identity: Of the environments that are to continue from it.
+        fixed_settings: What must be the same besides environment, number and vectorization.
+
+    Raises:
+        ConfigError: Says what differs.
+    """
+    for key in (*_ALWAYS_FIXED, *fixed_settings):
+        if state[key] != identity[key]:
+            raise ConfigError(f"data.{key}={identity[key]}: the checkpoint holds episodes with {key}={state[key]}; use that")
