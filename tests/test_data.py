@@ -235,9 +235,7 @@ def test_training_and_evaluation_warn_once_together(caplog: pytest.LogCaptureFix
     leaving = {"env_id": "tests.fault_envs:Faulty-v0", "env_kwargs": {"fault": "obs outside", "at_step": 1}}
     data = RolloutDataModule(**leaving, num_envs=2, horizon=8, evaluation_envs=1)
     module = PPOModule(data.obs_size, data.num_actions, minibatch_size=16)
-    trainer = bare_trainer(2)
-    trainer.callbacks.append(GreedyEvaluation(num_episodes=1))
-    trainer.fit(module, data)
+    bare_trainer(2, GreedyEvaluation(num_episodes=1)).fit(module, data)
     warnings = [record.getMessage() for record in caplog.records if "declared observation space" in record.getMessage()]
     assert len(warnings) == 1 and "got 3.0" in warnings[0]
 

@@ -240,14 +240,13 @@ class EnvBridge:
         """
         if not self._was_reset or self._is_closed:
             raise ValueError("step: expected reset before the first step, and no step after close")
-        contract, journal, restoration = self.contract, self._journal, self._restoration
+        contract, journal, restoration = self._recorded.contract, self._journal, self._restoration
         contract.check_actions(actions)
         if len(actions) != self.num_envs:
             raise ValueError(f"actions: expected shape ({self.num_envs},), got {actions.shape}")
-        restoration.before_step(active)
+        next_seeds, rows = restoration.before_step(active)
         deadline = monotonic() + self.settings.step_timeout_s
-        requested = restoration.request(active)
-        failures = [part.ask_step(actions, *requested, deadline) for part in self.slices]
+        failures = [part.ask_step(actions, next_seeds, rows, deadline) for part in self.slices]
         self._history.digest_when_due()  # the workers are busy now anyway
         slot = self._history.slot()
         for part, failure in zip(self.slices, failures, strict=True):

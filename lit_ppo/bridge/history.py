@@ -61,12 +61,12 @@ class History:
 
     def digest_when_due(self) -> None:
         """Digest the steps that have none, once there are enough of them."""
-        if self._journal.undigested >= self._steps_of_a_digest:
+        if self._journal.steps - self._journal.digested >= self._steps_of_a_digest:
             self.digest()
 
     def digest(self) -> None:
         """Give the journal the digests it lacks, while the observations are still here."""
-        while missing := self._journal.undigested:
+        while missing := self._journal.steps - self._journal.digested:
             first = (self._journal.steps - missing) % self.steps
             block = slice(first, min(first + missing, self.steps))
             self._journal.add_digests(self._observations[block, -1], self._rewards[block])

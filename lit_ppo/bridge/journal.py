@@ -78,7 +78,7 @@ class Journal:
         self.lost = np.zeros(num_envs, np.bool_)  # episodes that can no longer be rebuilt
         self.steps = 0  # of all environments, never counted anew
         self._base = 0  # the step of row 0
-        self._digested = 0  # steps before this one have their digests
+        self.digested = 0  # steps before this one have their digests; the observations of later ones must be at hand
         self._actions = np.empty((_FIRST_ROWS, num_envs), np.int32)
         self._digests = np.empty((_FIRST_ROWS, num_envs), np.uint64)
         self._marks: weakref.WeakSet[JournalMark] = weakref.WeakSet()
@@ -103,14 +103,9 @@ class Journal:
 
     def add_digests(self, next_obs: NDArray[Any], rewards: NDArray[np.float64]) -> None:
         """Digests of the oldest steps that have none yet: shapes (K, N, *obs_shape) and (K, N)."""
-        row = self._digested - self._base
+        row = self.digested - self._base
         self._digests[row : row + len(rewards)] = digest_rows(next_obs, rewards)
-        self._digested += len(rewards)
-
-    @property
-    def undigested(self) -> int:
-        """Number of steps without digests; their observations must still be at hand."""
-        return self.steps - self._digested
+        self.digested += len(rewards)
 
     @property
     def room(self) -> int:
@@ -122,7 +117,7 @@ class Journal:
         self.lost |= too_old
         self.begins[too_old] = self.steps
         # rows are kept for the episodes under way, for those of each mark, and until they have their digests
-        oldest = min(int(self.begins.min()), self._digested, *(int(mark.begins.min()) for mark in self._marks))
+        oldest = min(int(self.begins.min()), self.digested, *(int(mark.begins.min()) for mark in self._marks))
         keep = slice(oldest - self._base, self.steps - self._base)
         rows = keep.stop - keep.start
         size = len(self._actions) if rows <= len(self._actions) // 2 else 2 * len(self._actions)
@@ -185,7 +180,7 @@ class Journal:
         rows = max(_FIRST_ROWS, longest + 1)
         self._marks.clear()
         self._base, self.steps = self.steps, self.steps + longest
-        self._digested = self.steps
+        self.digested = self.steps
         self._actions = np.full((rows, self.num_envs), NOT_STEPPED, np.int32)
         self._digests = np.zeros((rows, self.num_envs), np.uint64)
         for env, (episode, digests) in enumerate(zip(actions, state["digests"], strict=True)):

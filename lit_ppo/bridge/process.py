@@ -10,7 +10,7 @@ import os
 import signal
 from mmap import mmap
 from time import monotonic, perf_counter
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from numpy.typing import NDArray
 
@@ -102,18 +102,16 @@ class WorkerProcess:
         """Whether a worker that is started now with these arguments would be the same."""
         return self._child.command == worker_command(python, confinement)
 
-    def _move(self, order: str, request: str) -> None:
-        """Follow the table.
+    def _refuse(self, request: str) -> NoReturn:
+        """Raise for an order that the table does not have in this state.
 
         Raises:
             WorkerExited: The worker was ended.
             BridgeError: It owes something else, which it will not give any more.
         """
-        if (following := _NEXT[self._state].get(order)) is None:
-            if self._state is ENDED:
-                raise self._exited(request)
-            raise BridgeError(f"{self.name}: {request} is not possible while it {self._state}")
-        self._state = following
+        if self._state is ENDED:
+            raise self._exited(request)
+        raise BridgeError(f"{self.name}: {request} is not possible while it {self._state}")
 
     # -- control messages
 
@@ -135,7 +133,7 @@ class WorkerProcess:
         """
         self._post_failure = None
         try:
-            self._move("post", command)
+            self._state = _NEXT[self._state].get("post") or self._refuse(command)
             self._sequence += 1
             message = protocol.encode({"cmd": command, "seq": self._sequence, **fields})
             self._write(message, command, monotonic() + deadline_s)
@@ -168,7 +166,8 @@ class WorkerProcess:
         try:
             while (line := self.channel.next_line()) is None:
                 self._wait(request, deadline)
-            self._move("reply" if sequence > 0 else "await_step", request)  # an answer has come, whatever it is
+            order = "reply" if sequence > 0 else "await_step"  # an answer has come, whatever it is
+            self._state = _NEXT[self._state].get(order) or self._refuse(request)
             message = protocol.decode(line)
         except ProtocolError as error:
             raise ProtocolError(f"{self.name}: {error}") from error
@@ -194,7 +193,7 @@ class WorkerProcess:
 
     def ring(self, deadline: float) -> None:
         """Ask for the step that stands in the frame."""
-        self._move("ring", "step")
+        self._state = _NEXT[self._state].get("ring") or self._refuse("step")
         self._step_number += 1  # our own count: the worker can overwrite the one in the frame
         self._words[REQUEST_WORD] = self._step_number
         try:
@@ -221,7 +220,7 @@ class WorkerProcess:
         if self._words[STATUS_WORD] != STATUS_DONE:
             body = self._read_reply(-number, "step", deadline)
             raise error_from_json(protocol.take(body, "error", dict), self.rows)
-        self._move("await_step", "step")
+        self._state = _NEXT[self._state].get("await_step") or self._refuse("step")
         if number % STEPS_PER_DRAIN == 0 and (rest := self.channel.message_bytes()):
             raise ProtocolError(f"{self.name}: expected nothing but doorbells between steps, got {shown(rest[:80])}")
 

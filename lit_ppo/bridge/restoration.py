@@ -23,6 +23,8 @@ from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault
 
 STEPS_PER_SNAPSHOT: Final = 4096  # bounds what a failed worker has to be stepped again, and the journal
 _PROBE_STEPS: Final = 3
+Requested = tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None]  # next seeds and rows to step, shape (N,) each
+_NOTHING_REQUESTED: Final[Requested] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,10 @@ class Restoration(Protocol):
     def after_reset(self, part: WorkerSlice) -> None:
         """The first reset of a slice has succeeded."""
 
-    def before_step(self, active: NDArray[np.uint8] | None) -> None:
-        """Check which rows are to be stepped (ValueError), and save what is due."""
+    def before_step(self, active: NDArray[np.uint8] | None) -> Requested:
+        """Check which rows are to be stepped (ValueError), and save what is due; as `request`."""
 
-    def request(self, active: NDArray[np.uint8] | None) -> tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None]:
+    def request(self, active: NDArray[np.uint8] | None) -> Requested:
         """Next seeds and rows to step, as the workers want them."""
 
     def expected_invalid(self, active: NDArray[np.uint8] | None) -> bytes:
@@ -117,7 +119,7 @@ class Replay:
     def __init__(self, recorded: Recorded) -> None:
         self._recorded, self._journal, self._episodes = recorded, recorded.journal, recorded.episodes
         num_envs = recorded.journal.num_envs
-        self._all_active, self._none_invalid = np.ones(num_envs, np.uint8), bytes(num_envs)
+        self._all_requested, self._no_row_invalid = (self._episodes.next_seeds, np.ones(num_envs, np.uint8)), bytes(num_envs)
 
     def first_seeds(self, part: WorkerSlice) -> list[int | None]:
         seeds: list[int | None] = self._journal.seeds[part.rows].tolist()
@@ -126,18 +128,19 @@ class Replay:
     def after_reset(self, part: WorkerSlice) -> None:
         pass
 
-    def before_step(self, active: NDArray[np.uint8] | None) -> None:
+    def before_step(self, active: NDArray[np.uint8] | None) -> Requested:
         if active is None:
-            return
+            return self._all_requested
         shape = (self._journal.num_envs,)
         if active.dtype != np.uint8 or active.shape != shape or active.tobytes().strip(b"\x00\x01"):
             raise ValueError(f"active: expected uint8 zeros and ones of shape {shape}, got {active!r}")
+        return self.request(active)
 
-    def request(self, active: NDArray[np.uint8] | None) -> tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None]:
-        return self._episodes.next_seeds, self._all_active if active is None else active
+    def request(self, active: NDArray[np.uint8] | None) -> Requested:
+        return self._all_requested if active is None else (self._episodes.next_seeds, active)
 
     def expected_invalid(self, active: NDArray[np.uint8] | None) -> bytes:
-        return self._none_invalid if active is None else (1 - active).tobytes()
+        return self._no_row_invalid if active is None else (1 - active).tobytes()
 
     def after_step(self, slot: Slot, any_ended: bool) -> None:
         if any_ended:
@@ -243,14 +246,15 @@ class Snapshots:
         ]  # marks keep the old one
         self._ended_before, self._saved_at = bytes(self._journal.num_envs), self._journal.steps
 
-    def before_step(self, active: NDArray[np.uint8] | None) -> None:
+    def before_step(self, active: NDArray[np.uint8] | None) -> Requested:
         if active is not None:
             raise ValueError("step: native environments are stepped all together")
         if self._journal.steps - self._saved_at >= STEPS_PER_SNAPSHOT:
             self.before_save()
+        return _NOTHING_REQUESTED
 
-    def request(self, active: NDArray[np.uint8] | None) -> tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None]:
-        return None, None
+    def request(self, active: NDArray[np.uint8] | None) -> Requested:
+        return _NOTHING_REQUESTED
 
     def expected_invalid(self, active: NDArray[np.uint8] | None) -> bytes:
         return self._ended_before
