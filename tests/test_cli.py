@@ -19,7 +19,10 @@ import pytest
 import torch
 import yaml
 
+import lit_ppo
 from lit_ppo import cli, exit_codes
+from lit_ppo.callbacks.run_config import CONFIG_KEY
+from lit_ppo.checkpoint_io import read_checkpoint
 from lit_ppo.curve import TrainLog
 from tests.runs import IDENTITY
 
@@ -212,6 +215,45 @@ def test_smoke_config_runs(run: Run) -> None:
     assert update_of("checkpoints/last.ckpt") == 2
 
 
+# -- keyword arguments of the environment
+
+
+VERBATIM = {
+    "number": 3,
+    "digits": "123",
+    "word": "null",
+    "nothing": None,
+    "flag": "true",
+    "list": ["1", 2],
+    "tree": {"a": "1e3"},
+}
+
+
+def env_kwargs_of(printed: str) -> Any:
+    return yaml.safe_load(printed)["data"]["env_kwargs"]
+
+
+def test_env_kwargs_arrive_as_yaml_writes_them(run: Run) -> None:
+    """From the command line, a configuration file, and the configuration that either of them prints."""
+    typed = run(f"fit --data.env_kwargs={json.dumps(VERBATIM, separators=(',', ':'))} --print_config")
+    assert env_kwargs_of(typed.out) == VERBATIM
+    Path("run.yaml").write_text(typed.out)
+    assert env_kwargs_of(run("fit --config run.yaml --print_config").out) == VERBATIM
+
+
+def test_env_kwargs_reach_the_environment_and_a_resumed_run_unchanged(run: Run) -> None:
+    env = 'tests.toy_envs:Verbatim-v0 --data.env_kwargs={"digits":"123","word":"null"}'
+    assert run(f"fit {SMALL} --data.env_id {env}").code == exit_codes.DONE
+    assert read_checkpoint("checkpoints/last.ckpt")[CONFIG_KEY]["data"]["env_kwargs"] == {"digits": "123", "word": "null"}
+    ended = run("fit --ckpt_path last --trainer.max_epochs 3")
+    assert (ended.code, update_of("checkpoints/last.ckpt")) == (exit_codes.DONE, 3)
+
+
+def test_single_item_of_env_kwargs_is_refused_since_its_type_would_be_lost(run: Run) -> None:
+    message = "--data.env_kwargs.level: expected the mapping as a whole, such as --data.env_kwargs='{level: 3}'"
+    assert run("fit --data.env_kwargs.level=3") == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {message}\n")
+
+
 # -- bad settings
 
 
@@ -401,9 +443,51 @@ def test_plot_command_draws_the_curve_of_a_run(run: Run, trained: None) -> None:
 
 def test_checkpoints_hold_the_settings_of_their_run_as_plain_data(run: Run) -> None:
     run(f"fit {SMALL} --model.gamma 0.9")
-    settings = torch.load("checkpoints/last.ckpt", weights_only=True)[cli.CONFIG_KEY]
+    settings = torch.load("checkpoints/last.ckpt", weights_only=True)[CONFIG_KEY]
     assert settings["model"]["gamma"] == 0.9 and settings["data"]["num_envs"] == 2
     json.dumps(settings)
+
+
+# -- commands and their help
+
+
+def test_help_lists_all_commands(run: Run) -> None:
+    ended = run("--help")
+    assert (ended.code, ended.err) == (exit_codes.DONE, "")
+    listed = [line.split()[0] for line in ended.out.splitlines() if line.startswith("    ") and line[4] != " "]
+    assert listed == ["fit", "validate", "test", "plot", "replay"]
+
+
+def test_version_is_that_of_the_package(run: Run) -> None:
+    assert run("--version") == Ended(exit_codes.DONE, f"lit_ppo {lit_ppo.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_help_of_a_training_command_shows_our_options_first_and_the_trainers_last(command: str, run: Run) -> None:
+    lines = run(f"{command} --help").out.splitlines()
+    titles = [line.partition(":")[0] for line in lines if line and line[0] not in " " and line.endswith(":")]
+    contract = "What the environment's values must satisfy beyond the rules that always hold"
+    callbacks = ["interrupt", "evaluation", "solved", "curve", "checkpoint"]
+    assert titles == ["options", "run", "model", "data", contract, *callbacks, "trainer", "Linked arguments", "examples"]
+    assert len(lines) - lines.index("examples:") - 1 == 5
+
+
+def test_examples_of_the_help_are_valid(run: Run, trained: None) -> None:
+    Path("my.yaml").write_text("trainer: {max_epochs: 3}")
+    examples = [line.strip() for help in ("--help", "fit --help") for line in run(help).out.splitlines() if line[:4] == "  py"]
+    assert len(examples) == 10
+    for example in examples:
+        line = example.partition(" > ")[0].removeprefix("python -m lit_ppo ")
+        if line.partition(" ")[0] in ("fit", "test"):
+            ended = run(line if "--print_config" in line else f"{line} --print_config")
+            assert (ended.code, ended.err) == (exit_codes.DONE, "")
+
+
+@pytest.mark.parametrize("line", ["", "--config a.yaml fit"])
+def test_line_that_does_not_begin_with_a_command_is_refused(line: str, run: Run) -> None:
+    ended = run(line)
+    assert (ended.code, ended.err.count("\n")) == (exit_codes.USAGE, 1)
+    assert "expected one of fit, validate, test, plot, replay" in ended.err
 
 
 def test_word_that_is_no_command_is_refused_with_all_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,9 @@ FLOORS = {
     2: "rollout evaluation replay update",
     3: """module data checkpoint_io callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_summary
-        callbacks.stop_when_solved""",
-    4: "cli __main__",
+        callbacks.stop_when_solved option_parser resume_settings""",
+    4: "commands commands.train commands.plot commands.replay",
+    5: "cli __main__",
 }
 FLOOR_OF = {f"lit_ppo.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
 STANDARD = sys.stdlib_module_names
@@ -34,6 +35,7 @@ ALLOWED = {
     2: {"numpy", "torch"},
     3: {"numpy", "torch", "lightning", "torchmetrics", "tqdm", "yaml"},
     4: {"numpy", "torch", "lightning"},
+    5: set(),
 }
 NARROWER = {
     "lit_ppo": set(),
@@ -43,6 +45,10 @@ NARROWER = {
     "lit_ppo.run_lock": set(),
     "lit_ppo.contract": {"numpy"},
     "lit_ppo.plot": {"matplotlib"},
+    "lit_ppo.commands": set(),
+    "lit_ppo.commands.plot": set(),
+    "lit_ppo.commands.replay": set(),
+    "lit_ppo.option_parser": {"jsonargparse", "lightning", "yaml"},
     "lit_ppo.deferred_dynamo": {"torch"},
     "lit_ppo.replay": {"numpy"},
     "lit_ppo.bridge.protocol": {"numpy"},
@@ -103,6 +109,12 @@ def test_worker_process_loads_neither_torch_nor_lightning() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "gymnasium" in run.stdout.split()
     assert {"torch", "lightning", "torchmetrics", "jsonargparse", "yaml", "matplotlib"}.isdisjoint(run.stdout.split())
+
+
+def test_commands_that_do_not_train_start_without_torch() -> None:
+    code = "import sys; from lit_ppo.cli import command_parser; command_parser(); print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert {"torch", "lightning", "numpy", "jsonargparse", "matplotlib"}.isdisjoint(run.stdout.split())
 
 
 def test_package_itself_loads_nothing_but_the_standard_library() -> None:

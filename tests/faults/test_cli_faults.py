@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from lit_ppo import exit_codes
+from lit_ppo import cli, exit_codes
 from lit_ppo.checkpoint_io import read_checkpoint
-from lit_ppo.replay import main as replay
 from tests.bridge.test_client import ANNOUNCED, liar
 from tests.bridge.test_worker import VERDICTS
 from tests.faults.harness import LAST, CommandLine, fit_of, outcome, wait_for
@@ -87,10 +86,10 @@ def test_environment_that_raises_ends_the_run_with_its_traceback_and_a_report_th
         f"(env {told['env']}, episode {told['episode']}, step 20, seed {told['seed']}, report data/reports/{report.name})",
     ):
         assert part in ended.err
-    assert "lit_ppo/cli.py" not in ended.err  # and not ours
+    assert "lit_ppo/commands/train.py" not in ended.err  # and not ours
     assert (told["step"], len(told["actions"]), told["value"]) == (20, 21, "RuntimeError: the pole is on fire")
     assert update_of(tmp_path / "run") >= 1  # the boundary before the fault
-    replay([str(report)])
+    cli.main(["replay", str(report)])
     assert "happens again: env 0 raised in step: RuntimeError: the pole is on fire" in capsys.readouterr().out
 
 
@@ -102,7 +101,7 @@ def test_replay_says_so_when_a_fault_does_not_happen_again(
     assert ended.code == exit_codes.ENVIRONMENT
     assert "obs[1, 1]: expected a finite value, got nan" in ended.err and "Traceback" not in ended.err
     assert update_of(tmp_path / "run") >= 1
-    replay([str(report_in(tmp_path / "run"))])
+    cli.main(["replay", str(report_in(tmp_path / "run"))])
     assert "does not happen again: 4 steps from seed" in capsys.readouterr().out
 
 

@@ -1,0 +1,258 @@
+"""`python -m lit_ppo fit | validate | test`: LightningCLI with this project's classes, defaults and rules for checkpoints.
+
+A typed setting wins over the checkpoint's, the checkpoint's wins over the default. Every expected error ends in one line on
+standard error and a documented exit code.
+"""
+
+import logging
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from lit_ppo import exit_codes
+from lit_ppo.callbacks.curve_export import CurveExport
+from lit_ppo.callbacks.graceful_exit import GracefulExit, RunInterrupted
+from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
+from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
+from lit_ppo.callbacks.run_config import RunConfig
+from lit_ppo.callbacks.run_progress import RunProgress
+from lit_ppo.callbacks.run_summary import RunSummary
+from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
+from lit_ppo.checkpoint_io import VerifiedCheckpointIO
+from lit_ppo.commands import PROGRAM, TRAINING
+from lit_ppo.data import RolloutDataModule
+from lit_ppo.errors import ConfigError
+from lit_ppo.exit_codes import fail
+from lit_ppo.module import PPOModule
+from lit_ppo.option_parser import HelpFormatter, OptionParser, add_env_kwargs, condensed
+from lit_ppo.resume_settings import checkpoint_at, differences, merged, refuse_fixed, saved_settings
+
+_CALLBACKS: Final = {  # in the order in which they act
+    "interrupt": (GracefulExit, "interrupt: how a signal ends the run"),
+    "evaluation": (GreedyEvaluation, "evaluation: greedy episodes during training"),
+    "solved": (StopWhenSolved, "solved: when the run ends early"),
+    "curve": (CurveExport, "curve: the evaluation returns as JSON"),
+    "progress": (RunProgress, "progress: one bar for the whole run, on a terminal only"),
+    "checkpoint": (RunCheckpoint, "checkpoint: best.ckpt and last.ckpt"),
+}
+_TRAINER_DEFAULTS: Final[dict[str, Any]] = {
+    "accelerator": "cpu",  # networks this small are slower on an accelerator
+    "max_epochs": 200,
+    "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs", "name": ""}},
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+_EXAMPLES: Final = f"""examples:
+  {PROGRAM} fit --data.env_id=LunarLander-v3 --solved.threshold=200
+  {PROGRAM} fit --config my.yaml --model.learning_rate=3e-4
+  {PROGRAM} fit --print_config > my.yaml
+  {PROGRAM} fit --ckpt_path=last --trainer.max_epochs=400
+  {PROGRAM} test --ckpt_path=best --data.test_episodes=1000"""
+_NOT_TYPED: Final = 2**62 - 1
+# Lightning's advice that does not apply here: the data loader is an environment, the metrics go to the loggers directly.
+_IRRELEVANT_WARNINGS: Final = (
+    ".*does not have many workers.*",
+    ".*The number of training batches.*",
+    ".*is smaller than the logging interval.*",
+    ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+    ".*GPU available but not used.*",
+    ".*Experiment logs directory.*",
+    ".*total length of `list` across ranks is zero.*",
+)
+
+
+class LitPPOCLI(LightningCLI):
+    """LightningCLI with this project's classes, defaults, links and rules for checkpoints."""
+
+    def __init__(self, args: ArgsType = None, run: bool = True) -> None:
+        self._arguments = args
+        of_command = {"usage": f"{PROGRAM} COMMAND [options]", "epilog": _EXAMPLES}
+        of_commands = {name: {**of_command, "description": TRAINING[name]} for name in self.subcommands()}
+        super().__init__(
+            PPOModule,
+            RolloutDataModule,
+            save_config_callback=RunConfig,
+            trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [RunSummary()]},
+            seed_everything_default=0,
+            parser_kwargs={"prog": PROGRAM, "formatter_class": HelpFormatter, **of_commands},
+            parser_class=OptionParser,
+            args=args,
+            run=run,
+            auto_configure_optimizers=False,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The training commands and the arguments that they skip; only the command that is asked for is worked out."""
+        asked = list(sys.argv[1:] if self._arguments is None else self._arguments)[:1]
+        return {
+            # results are printed as our own table; checkpoints are never unpickled; --ckpt_path is ours
+            command: LightningCLI.subcommands()[command] | {"verbose", "weights_only", "ckpt_path"}
+            for command in (asked if set(asked) & set(TRAINING) else TRAINING)
+        }
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The options of the run as a whole."""
+        run = parser.add_argument_group("run")
+        run.add_argument("--seed_everything", type=int, default=0, help="Seed of weights, episodes, actions and minibatches.")
+        run.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="Checkpoint to start from: last or best, in checkpoint.dirpath, or a path. Its settings replace the defaults.",
+        )
+        run.add_argument(
+            "--torch_threads",
+            type=int,
+            default=1,
+            help="CPU threads of torch; more than 1 pays only for networks far larger than the default ones.",
+        )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Ours first, the Trainer's last."""
+        parser.add_lightning_class_args(PPOModule, "model")
+        parser.add_class_arguments(RolloutDataModule, "data", fail_untyped=False, sub_configs=True, skip={"env_kwargs"})
+        assert parser.groups is not None
+        groups: dict[str, Any] = parser.groups
+        add_env_kwargs(groups["data"])
+        groups["model"].title, groups["data"].title = "model: networks and PPO update", "data: environments and rollouts"
+        for key, (callback, title) in _CALLBACKS.items():
+            parser.add_lightning_class_args(callback, key)
+            groups[key].title = title
+        parser.add_lightning_class_args(Trainer, "trainer")
+        groups["trainer"].title = "trainer: Lightning's options"
+        parser.set_defaults({f"trainer.{key}": value for key, value in _TRAINER_DEFAULTS.items()})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("data.obs_size", "model.obs_size", apply_on="instantiate")
+        parser.link_arguments("data.num_actions", "model.num_actions", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Let a checkpoint's settings replace the defaults, and refuse typed ones that cannot change on resume."""
+        command = self.config.get("subcommand")
+        given = self.config[command].ckpt_path if command else None
+        if given is None:
+            return
+        path = checkpoint_at(given, Path(self.config[command].checkpoint.dirpath))
+        saved, typed = saved_settings(path), self._typed(command)
+        if command == "fit":
+            refuse_fixed(saved, typed)
+            for line in differences(saved, typed):
+                print(f"changed since {path}: {line}", file=sys.stderr)
+        self.config = self.parser.parse_object({"subcommand": command, command: merged(saved, typed)})
+        self.config[command].ckpt_path = str(path)
+
+    def _typed(self, command: str) -> dict[str, Any]:
+        """The settings that were typed, on the command line or in configuration files, without the defaults."""
+        arguments = list(sys.argv[1:] if self._arguments is None else self._arguments)
+        # links need their source, so the seed gets a value first that what is typed replaces
+        arguments.insert(arguments.index(command) + 1, f"--seed_everything={_NOT_TYPED}")
+        typed: dict[str, Any] = self.parser.parse_args(arguments, defaults=False)[command].as_dict()
+        typed.pop("config", None)
+        if typed["seed_everything"] == _NOT_TYPED:
+            del typed["seed_everything"]
+        for section in ("data", "model"):
+            typed.get(section, {}).pop("seed", None)  # linked
+        return typed
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ConfigError:
+            raise
+        except ValueError as error:  # of jsonargparse, for a class that cannot be made: a logger that is not installed
+            raise ConfigError(condensed(str(error))) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self._get(self.config_init, "trainer")
+        callbacks = self._parser(self.subcommand).callback_keys
+        for key, wanted in {"progress": config.enable_progress_bar, "checkpoint": config.enable_checkpointing}.items():
+            if wanted is False:  # Lightning would refuse the flag because of the callback
+                callbacks.remove(key)
+        config.plugins = [*(config.plugins or []), VerifiedCheckpointIO()]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            raise ConfigError(f"trainer (accelerator={config.accelerator}, devices={config.devices}): {error}") from error
+
+    def _set_seed(self) -> None:
+        """Nothing here draws from the global streams; they are seeded for what a user's own code may draw."""
+        seed, num_threads = self._get(self.config, "seed_everything"), self._get(self.config, "torch_threads")
+        if not 0 <= seed < 1 << 32:
+            raise ConfigError(f"seed_everything={seed}: expected 0 to 2^32 - 1")
+        if num_threads < 1:
+            raise ConfigError(f"torch_threads={num_threads}: expected at least 1")
+        seed_everything(seed, workers=True, verbose=False)
+        torch.set_num_threads(num_threads)
+
+    def before_instantiate_classes(self) -> None:
+        quiet_lightning()
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train; a run that a signal ended exits as the signal would have it."""
+        self.model.refuse_flags(self.trainer)  # Lightning would refuse some itself, without saying what to use instead
+        interrupt: GracefulExit = self._get(self.config_init, "interrupt")
+        try:
+            self.trainer.fit(**kwargs, ckpt_path=self._get(self.config, "ckpt_path"))
+        except RunInterrupted as interrupted:
+            fail(f"{interrupted}; {self._way_on()}", 128 + (interrupt.received or 0))
+        if interrupt.received is not None:
+            fail(f"{signal.Signals(interrupt.received).name}: {self._way_on()}", 128 + interrupt.received)
+
+    def _way_on(self) -> str:
+        """What somebody can do whose run was interrupted."""
+        last = Path(self._get(self.config, "checkpoint").dirpath) / "last.ckpt"
+        return "continue with --ckpt_path last" if last.is_file() else "nothing was saved yet; start again"
+
+    def validate(self, **kwargs: Any) -> None:
+        """Play greedy episodes and print their returns."""
+        self.trainer.validate(**kwargs, ckpt_path=self._get(self.config, "ckpt_path"), verbose=False)
+        self._print_results()
+
+    def test(self, **kwargs: Any) -> None:
+        """Play greedy episodes on test seeds and print their returns."""
+        self.trainer.test(**kwargs, ckpt_path=self._get(self.config, "ckpt_path"), verbose=False)
+        self._print_results()
+
+    def _print_results(self) -> None:
+        results = self.datamodule.results
+        solved: StopWhenSolved = self._get(self.config_init, "solved")
+        threshold = solved.threshold if solved.threshold is not None else self.datamodule.reward_threshold
+        rows = [
+            ("episodes", f"{len(results.returns)}"),
+            ("mean return", f"{results.mean:.2f}"),
+            ("std", f"{results.std:.2f}"),
+            ("min", f"{min(results.returns):.2f}"),
+            ("max", f"{max(results.returns):.2f}"),
+        ]
+        if threshold is not None:
+            rows.append((f"solved (mean >= {threshold:g})", "yes" if results.mean >= threshold else "no"))
+        width = max(len(name) for name, _ in rows)
+        print("\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows))
+
+
+def quiet_lightning() -> None:
+    """Silence Lightning's remarks about hardware, products and data loaders; its real warnings stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in _IRRELEVANT_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+
+
+def main() -> None:
+    """Run the command in `sys.argv`."""
+    try:
+        LitPPOCLI()
+    except Exception as error:
+        code = exit_codes.USAGE if isinstance(error, MisconfigurationException) else exit_codes.of(error)
+        if code is None:
+            raise
+        fail(f"trainer: {error}" if isinstance(error, MisconfigurationException) else str(error), code)

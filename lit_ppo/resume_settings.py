@@ -1,0 +1,106 @@
+"""What the settings of a checkpoint mean for a run that resumes it: which it keeps, which may change, which are refused."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from lit_ppo.callbacks.run_config import CONFIG_KEY
+from lit_ppo.checkpoint_io import previous_of, read_checkpoint
+from lit_ppo.errors import CheckpointError, ConfigError
+
+# A checkpoint's settings that replace the defaults.
+_SECTIONS_OF_A_RUN: Final = ("seed_everything", "model", "data", "evaluation", "solved", "curve", "checkpoint")
+_TRAINER_KEYS_OF_A_RUN: Final = ("max_epochs", "max_steps", "precision", "deterministic", "logger")
+# Settings that cannot change on resume: the saved episodes or parameters would not fit.
+_FIXED_ON_RESUME: Final = (
+    "data.env_id",
+    "data.env_kwargs",
+    "data.num_envs",
+    "data.vectorization",
+    "model.actor_hidden_sizes",
+    "model.critic_hidden_sizes",
+    "model.activation",
+)
+
+
+def checkpoint_at(given: str, directory: Path) -> Path:
+    """The path of the checkpoint to resume; the previous one, with a message, if that file is damaged.
+
+    Args:
+        given: `last` or `best`, or a path.
+        directory: Where `last` and `best` are.
+
+    Raises:
+        CheckpointError: There is no undamaged checkpoint.
+    """
+    path = directory / f"{given}.ckpt" if given in ("last", "best") else Path(given)
+    if not path.is_file():
+        raise CheckpointError(f"ckpt_path={given}: expected a checkpoint at {path}, found none")
+    try:
+        read_checkpoint(path)
+    except CheckpointError as error:
+        previous = previous_of(path)
+        if not previous.is_file():
+            raise
+        read_checkpoint(previous)
+        print(f"{error}; falling back to {previous}", file=sys.stderr)
+        return previous
+    return path
+
+
+def saved_settings(path: Path) -> dict[str, Any]:
+    """The settings of a checkpoint's run that its continuation keeps unless others are typed.
+
+    Raises:
+        CheckpointError: The checkpoint holds no settings.
+    """
+    settings = read_checkpoint(path).get(CONFIG_KEY)
+    if settings is None:
+        raise CheckpointError(f"{path}: expected the settings of its run, found none: it was not written by this command line")
+    saved = {key: settings[key] for key in _SECTIONS_OF_A_RUN if key in settings}
+    saved["trainer"] = {key: settings["trainer"][key] for key in _TRAINER_KEYS_OF_A_RUN if key in settings["trainer"]}
+    for section in ("data", "model"):
+        saved[section] = {key: value for key, value in saved[section].items() if key != "seed"}  # linked
+    return saved
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Settings of `base`, with those of `over` in their place, section by section."""
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def differences(saved: dict[str, Any], typed: dict[str, Any]) -> list[str]:
+    """Each typed setting that differs from the saved one, as `key: saved -> typed`."""
+    before = dict(_leaves(saved))
+    return [
+        f"{key}: {before[key]} -> {value}" for key, value in _leaves(typed) if key in before and before[key] != _listed(value)
+    ]
+
+
+def refuse_fixed(saved: dict[str, Any], typed: dict[str, Any]) -> None:
+    """Refuse typed settings that cannot change on resume.
+
+    Raises:
+        ConfigError: There is one that differs from the saved setting.
+    """
+    before, now = dict(_leaves(saved)), dict(_leaves(typed))
+    for key in _FIXED_ON_RESUME:
+        if key in now and _listed(now[key]) != before.get(key):
+            raise ConfigError(f"{key}={now[key]}: the checkpoint's run has {before.get(key)}, which cannot change on resume")
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value and key != "env_kwargs":
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
