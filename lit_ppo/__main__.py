@@ -2,6 +2,8 @@
 
 import sys
 
+from lit_ppo import interrupts
+
 _WORKERS = {"fit": 2, "validate": 1, "test": 1}  # of each command that trains or plays
 
 
@@ -18,7 +20,8 @@ def start_workers(command: str) -> None:
 
 
 def main() -> None:
-    """Run the command in `sys.argv`."""
+    """Run the command in `sys.argv`; a signal ends it in one line, whatever is being imported."""
+    interrupts.install()
     if len(sys.argv) > 1 and sys.argv[1] in _WORKERS:
         start_workers(sys.argv[1])
 

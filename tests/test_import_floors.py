@@ -16,8 +16,8 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
 }
 FLOORS = {
-    0: """errors exit_codes contract curve functional networks distributions seeding plot run_lock deferred_dynamo bridge
-        bridge.protocol bridge.journal bridge.doorbell bridge.guard bridge.sandbox""",
+    0: """errors exit_codes interrupts contract curve functional networks distributions seeding plot run_lock deferred_dynamo
+        bridge bridge.protocol bridge.journal bridge.doorbell bridge.guard bridge.sandbox""",
     1: "bridge.worker bridge.process bridge.client",
     2: "rollout evaluation replay update",
     3: """module data checkpoint_io callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation
@@ -41,6 +41,7 @@ NARROWER = {
     "lit_ppo": set(),
     "lit_ppo.errors": set(),
     "lit_ppo.exit_codes": set(),
+    "lit_ppo.interrupts": set(),
     "lit_ppo.curve": set(),
     "lit_ppo.run_lock": set(),
     "lit_ppo.contract": {"numpy"},

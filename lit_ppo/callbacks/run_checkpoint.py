@@ -2,12 +2,13 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_ppo import interrupts
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.errors import CheckpointError, ConfigError
@@ -15,6 +16,7 @@ from lit_ppo.module import PPOModule
 from lit_ppo.run_lock import RunLock
 
 log = logging.getLogger(__name__)
+_DIRECTORY: Final = "checkpoints"
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -31,13 +33,14 @@ class RunCheckpoint(ModelCheckpoint):
         ConfigError: A setting is out of its range.
     """
 
-    def __init__(self, dirpath: str = "checkpoints", every_n_updates: int = 10) -> None:
+    def __init__(self, dirpath: str = _DIRECTORY, every_n_updates: int = 10) -> None:
         if every_n_updates < 1:
             raise ConfigError(f"checkpoint.every_n_updates={every_n_updates}: expected at least 1")
         super().__init__(
             dirpath=dirpath, filename="best", monitor="eval/return", mode="max", save_last=True, enable_version_counter=False
         )
         self.every_n_updates = every_n_updates
+        self._way_on = f"continue with --ckpt_path {'last' if dirpath == _DIRECTORY else Path(dirpath) / 'last.ckpt'}"
         self._best: tuple[bool, float] | None = None
         self._last_update = -1  # -1: training has not begun
         self._lock: RunLock | None = None
@@ -113,6 +116,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._last_update = update
         self.last_model_path = self.format_checkpoint_name({}, self.CHECKPOINT_NAME_LAST)
         self._save_checkpoint(trainer, self.last_model_path)
+        interrupts.advise(self._way_on)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": None if self._best is None else list(self._best), "best_model_path": self.best_model_path}

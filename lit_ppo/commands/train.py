@@ -30,6 +30,7 @@ from lit_ppo.commands import PROGRAM, TRAINING
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import ConfigError
 from lit_ppo.exit_codes import fail
+from lit_ppo.interrupts import advice, discard_unread_output
 from lit_ppo.module import PPOModule
 from lit_ppo.option_parser import HelpFormatter, OptionParser, add_env_kwargs, condensed
 from lit_ppo.resume_settings import checkpoint_at, differences, merged, refuse_fixed, saved_settings
@@ -197,20 +198,17 @@ class LitPPOCLI(LightningCLI):
         quiet_lightning()
 
     def fit(self, **kwargs: Any) -> None:
-        """Train; a run that a signal ended exits as the signal would have it."""
+        """Train; a run that a signal ended exits with that signal's code."""
         self.model.refuse_flags(self.trainer)  # Lightning would refuse some itself, without saying what to use instead
         interrupt: GracefulExit = self._get(self.config_init, "interrupt")
+        reason = ""
         try:
             self.trainer.fit(**kwargs, ckpt_path=self._get(self.config, "ckpt_path"))
         except RunInterrupted as interrupted:
-            fail(f"{interrupted}; {self._way_on()}", 128 + (interrupt.received or 0))
+            reason = f"{interrupted}; "
         if interrupt.received is not None:
-            fail(f"{signal.Signals(interrupt.received).name}: {self._way_on()}", 128 + interrupt.received)
-
-    def _way_on(self) -> str:
-        """What somebody can do whose run was interrupted."""
-        last = Path(self._get(self.config, "checkpoint").dirpath) / "last.ckpt"
-        return "continue with --ckpt_path last" if last.is_file() else "nothing was saved yet; start again"
+            discard_unread_output()  # else the line below or the flush at exit could wait for ever
+            fail(f"{reason or f'{signal.Signals(interrupt.received).name}: '}{advice()}", 128 + interrupt.received)
 
     def validate(self, **kwargs: Any) -> None:
         """Play greedy episodes and print their returns."""

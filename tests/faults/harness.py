@@ -47,9 +47,10 @@ class CommandLine:
     Args:
         directory: Where it works; made if there is none.
         arguments: Of the command line.
+        out, err: Descriptors for its output and messages; None for files that `ended` reads.
     """
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, out: int | None = None, err: int | None = None) -> None:
         directory.mkdir(exist_ok=True)
         self.directory = directory
         self._mark = f"PYTHONLITPPOTEST={uuid4()}"  # workers get the variables that begin with PYTHON
@@ -68,8 +69,8 @@ class CommandLine:
             cwd=directory,
             env=self._environment,
             stdin=subprocess.DEVNULL,
-            stdout=self._out,
-            stderr=self._err,
+            stdout=self._out if out is None else out,
+            stderr=self._err if err is None else err,
         )
 
     def processes(self) -> list[int]:
