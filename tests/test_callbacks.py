@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from lit_ppo.callbacks.curve_export import CurveExport
+from lit_ppo.callbacks.curve_export import CurveExport, slug
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.run_progress import RunProgress
@@ -277,6 +277,29 @@ def test_curve_notes_where_the_run_was_solved() -> None:
 def test_curve_without_a_path_is_not_written() -> None:
     fit(1, GreedyEvaluation(1, 1), CurveExport(None))
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("env_id", "name"),
+    [
+        ("CartPole-v1", "cartpole"),
+        ("LunarLander-v3", "lunarlander"),
+        ("my.package:MyEnv-v0", "myenv"),
+        ("ALE/Pong-v5", "ale_pong"),
+        ("MiniGrid-DoorKey-5x5-v0", "minigrid-doorkey-5x5"),
+        ("GymV26Environment", "gymv26environment"),
+        ("a:b/../C d-v1", "b_c_d"),
+    ],
+)
+def test_name_of_an_environment_is_safe_in_a_path(env_id: str, name: str) -> None:
+    assert slug(env_id) == name
+
+
+def test_curve_is_named_after_its_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    fit(1, GreedyEvaluation(1, 1), CurveExport(), RunSummary())
+    path = "data/rl/ppo_identity_trainlog.json"
+    assert TrainLog.read(path).steps == [0, 20]
+    assert f"curve: {path}" in capsys.readouterr().out.splitlines()
 
 
 def test_curve_that_cannot_be_written_is_the_disks_fault() -> None:

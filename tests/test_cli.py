@@ -24,6 +24,7 @@ from lit_ppo import cli, exit_codes
 from lit_ppo.callbacks.run_config import CONFIG_KEY
 from lit_ppo.checkpoint_io import read_checkpoint
 from lit_ppo.curve import TrainLog
+from lit_ppo.run_lock import RunLock
 from tests.runs import IDENTITY
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -164,6 +165,7 @@ def test_own_environment_and_paths_can_be_named(run: Run) -> None:
     assert TrainLog.read("my/curve.json").title == f"PPO on {IDENTITY}: greedy evaluation return"
     assert Path("my/checkpoints/last.ckpt").is_file() and Path("my/checkpoints/config.yaml").is_file()
     assert not Path("data/rl").exists() and not Path("checkpoints").exists()
+    assert "curve: my/curve.json" in ended.out.splitlines()
 
 
 def test_curve_and_logger_can_be_turned_off(run: Run) -> None:
@@ -213,6 +215,54 @@ def test_smoke_config_runs(run: Run) -> None:
     ended = run(f"fit --config {path}")
     assert (ended.code, ended.err) == (exit_codes.DONE, "")
     assert update_of("checkpoints/last.ckpt") == 2
+
+
+# -- directories that cannot be written
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ("--checkpoint.dirpath=taken/a", ["taken/a: cannot be written: "]),
+        ("--curve.path=taken/a.json", ["curve.path=taken/a.json: cannot be written: "]),
+        ("--trainer.logger.save_dir=taken/a", ["trainer.logger.save_dir=taken/a: cannot be written: "]),
+        ("--checkpoint.dirpath=full", ["full/config.yaml: cannot be written: Is a directory (errno 21)"]),
+    ],
+)
+def test_directory_that_cannot_be_written_ends_in_one_line_and_exit_code_5(setting: str, parts: list[str], run: Run) -> None:
+    Path("taken").touch()
+    Path("full/config.yaml").mkdir(parents=True)
+    ended = run(f"fit {SMALL} {setting}")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.CHECKPOINT, "", 1)
+    assert ended.err.startswith("lit_ppo: error: ") and all(part in ended.err for part in parts)
+
+
+def test_log_that_cannot_be_written_ends_test_and_validate_with_exit_code_5(run: Run) -> None:
+    Path("taken").touch()
+    for command in ("test", "validate"):
+        ended = run(f"{command} --trainer.logger.save_dir=taken/a")
+        assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.CHECKPOINT, "", 1)
+
+
+def test_error_of_ones_own_callback_keeps_its_traceback(run: Run) -> None:
+    with pytest.raises(FileNotFoundError):
+        run(f"fit {SMALL} --trainer.callbacks=tests.toy_callbacks.ReadsAbsentFile")
+
+
+def test_report_that_cannot_be_written_does_not_hide_the_fault(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    Path("taken").touch()
+    ended = run(f"fit {SMALL} --data.env_id tests.fault_envs:NaN-v0 --data.report_dir taken/reports")
+    assert (ended.code, ended.err.count("\n")) == (exit_codes.ENVIRONMENT, 1)
+    assert "taken/reports: the report cannot be written: " in caplog.text
+
+
+def test_run_that_is_refused_leaves_the_config_of_the_run_that_holds_the_directory(run: Run, trained: None) -> None:
+    before = Path("checkpoints/config.yaml").read_bytes()
+    lock = RunLock(Path("checkpoints"))
+    ended = run(f"fit {SMALL} --model.gamma 0.5")
+    lock.release()
+    assert ended.code == exit_codes.USAGE and "writes there" in ended.err
+    assert Path("checkpoints/config.yaml").read_bytes() == before
 
 
 # -- keyword arguments of the environment

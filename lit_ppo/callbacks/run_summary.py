@@ -1,4 +1,4 @@
-"""RunSummary: a few lines at the end of a run: how it went, and where its results are."""
+"""RunSummary: a few lines at the end of a run: its outcome, and where its files are."""
 
 from time import perf_counter
 
@@ -25,7 +25,7 @@ class RunSummary(Callback):
         self._training_s = perf_counter() - self._start
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how the run went and where its results are."""
+        """Print the outcome and the files."""
         if trainer.is_global_zero:
             print("\n".join(self._summary(trainer)), flush=True)
 
@@ -41,8 +41,8 @@ class RunSummary(Callback):
                     for name, path in (("best", callback.best_model_path), ("last", callback.last_model_path))
                     if path
                 ]
-            if isinstance(callback, CurveExport) and callback.path is not None:
-                lines.append(f"curve: {callback.path}")
+            if isinstance(callback, CurveExport) and callback.path_for(trainer) is not None:
+                lines.append(f"curve: {callback.path_for(trainer)}")
         return lines
 
     def _verdict(self, trainer: Trainer, solved: StopWhenSolved) -> str:

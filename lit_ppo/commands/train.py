@@ -7,7 +7,10 @@ standard error and a documented exit code.
 import logging
 import signal
 import sys
+import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +18,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 
 from lit_ppo import exit_codes
 from lit_ppo.callbacks.curve_export import CurveExport
@@ -28,7 +32,7 @@ from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.checkpoint_io import VerifiedCheckpointIO
 from lit_ppo.commands import PROGRAM, TRAINING
 from lit_ppo.data import RolloutDataModule
-from lit_ppo.errors import ConfigError
+from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.exit_codes import fail
 from lit_ppo.interrupts import advice, discard_unread_output
 from lit_ppo.module import PPOModule
@@ -203,7 +207,8 @@ class LitPPOCLI(LightningCLI):
         interrupt: GracefulExit = self._get(self.config_init, "interrupt")
         reason = ""
         try:
-            self.trainer.fit(**kwargs, ckpt_path=self._get(self.config, "ckpt_path"))
+            with _logger_errors():
+                self.trainer.fit(**kwargs, ckpt_path=self._get(self.config, "ckpt_path"))
         except RunInterrupted as interrupted:
             reason = f"{interrupted}; "
         if interrupt.received is not None:
@@ -212,12 +217,14 @@ class LitPPOCLI(LightningCLI):
 
     def validate(self, **kwargs: Any) -> None:
         """Play greedy episodes and print their returns."""
-        self.trainer.validate(**kwargs, ckpt_path=self._get(self.config, "ckpt_path"), verbose=False)
+        with _logger_errors():
+            self.trainer.validate(**kwargs, ckpt_path=self._get(self.config, "ckpt_path"), verbose=False)
         self._print_results()
 
     def test(self, **kwargs: Any) -> None:
         """Play greedy episodes on test seeds and print their returns."""
-        self.trainer.test(**kwargs, ckpt_path=self._get(self.config, "ckpt_path"), verbose=False)
+        with _logger_errors():
+            self.trainer.test(**kwargs, ckpt_path=self._get(self.config, "ckpt_path"), verbose=False)
         self._print_results()
 
     def _print_results(self) -> None:
@@ -235,6 +242,23 @@ class LitPPOCLI(LightningCLI):
             rows.append((f"solved (mean >= {threshold:g})", "yes" if results.mean >= threshold else "no"))
         width = max(len(name) for name, _ in rows)
         print("\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows))
+
+
+@contextmanager
+def _logger_errors() -> Iterator[None]:
+    """Turn a logger's failure to write into an expected error.
+
+    Raises:
+        CheckpointError: An OSError was raised in a logger.
+    """
+    try:
+        yield
+    except OSError as error:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            logger = frame.f_locals.get("self")
+            if isinstance(logger, Logger):
+                raise CheckpointError(f"trainer.logger.save_dir={logger.save_dir}: cannot be written: {error}") from error
+        raise
 
 
 def quiet_lightning() -> None:

@@ -17,7 +17,7 @@ from lit_ppo.checkpoint_io import read_checkpoint
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60.0
 FAULTY = "tests.fault_envs:Faulty-v0"
-CURVE = "data/rl/ppo_cartpole_trainlog.json"
+CURVE = "data/rl/ppo_faulty_trainlog.json"
 LAST = "checkpoints/last.ckpt"
 
 
