@@ -5,7 +5,7 @@ The environment's process runs this file too, so it imports nothing: public name
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Contract": "lit_ppo.contract",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lit_ppo.callbacks.run_config import CONFIG_KEY
-from lit_ppo.checkpoint_io import previous_of, read_checkpoint
+from lit_ppo.checkpoint_io import previous_of, read_checkpoint, verified_bytes
 from lit_ppo.errors import CheckpointError, ConfigError
 
 # A checkpoint's settings that replace the defaults.
@@ -38,12 +38,12 @@ def checkpoint_at(given: str, directory: Path) -> Path:
     if not path.is_file():
         raise CheckpointError(f"ckpt_path={given}: expected a checkpoint at {path}, found none")
     try:
-        read_checkpoint(path)
+        verified_bytes(path)
     except CheckpointError as error:
         previous = previous_of(path)
         if not previous.is_file():
             raise
-        read_checkpoint(previous)
+        verified_bytes(previous)
         print(f"{error}; falling back to {previous}", file=sys.stderr)
         return previous
     return path
