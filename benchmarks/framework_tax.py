@@ -23,7 +23,7 @@ from lit_ppo.callbacks.run_progress import RunProgress
 from lit_ppo.commands.train import quiet_lightning
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.module import PPOModule
-from lit_ppo.rollout import Batch
+from lit_ppo.rollout import Batch, Rollout
 
 CASES: Final = {128: (4, 128), 2048: (64, 128)}  # minibatch: num_envs, horizon; 4 epochs x 4 minibatches
 _WARM_UP: Final = 3
@@ -68,36 +68,48 @@ class BareLoop:
 
 def _module(minibatch_size: int) -> PPOModule:
     return PPOModule(
-        4, 2, minibatch_size=minibatch_size, learning_rate=2.5e-4, learning_rate_decay_steps=None, max_grad_norm=0.5
+        4, 2, minibatch_size=minibatch_size, learning_rate=2.5e-4, learning_rate_decay="constant", max_grad_norm=0.5
     )
 
 
-class SameBatch(RolloutDataModule):
+class SameBatch(PPOModule):
+    """Makes one batch, of its first rollout, and learns from that in every update."""
+
+    batch: Batch | None = None
+
+    def make_batch(self, rollout: Rollout) -> Batch:
+        if self.batch is None:
+            self.batch = super().make_batch(rollout)
+        return self.batch
+
+
+class SameRollout(RolloutDataModule):
     """The first rollout again and again; while it is fetched, the bare loop has its turn."""
 
     def __init__(self, minibatch_size: int, num_updates: int) -> None:
         num_envs, horizon = CASES[minibatch_size]
         super().__init__(num_envs=num_envs, horizon=horizon)
         self.bare, self.left = BareLoop(minibatch_size), num_updates + _WARM_UP
-        self.batch: Batch | None = None
+        self.rollout: Rollout | None = None
         self.epochs: list[float] = []
         self.bare_updates: list[float] = []
         self._returned: float | None = None
 
-    def next_batch(self) -> Batch:
+    def next_rollout(self) -> Rollout:
         fetched = perf_counter()
         if self._returned is not None:
             self.epochs.append(fetched - self._returned)
-        if self.batch is None:
-            self.batch = super().next_batch()
+        assert self.trainer is not None
+        if self.rollout is None:
+            self.rollout = super().next_rollout()
+        batch = self.trainer.lightning_module.make_batch(self.rollout)
         start = perf_counter()
-        self.bare.update(self.batch)
+        self.bare.update(batch)
         self.bare_updates.append(perf_counter() - start)
         self.left -= 1
-        assert self.trainer is not None
         self.trainer.should_stop = self.left < 0
         self._returned = perf_counter()
-        return self.batch
+        return self.rollout
 
 
 class Clock(Callback):
@@ -118,7 +130,7 @@ class Clock(Callback):
 def measure(minibatch_size: int, num_updates: int) -> list[Row]:
     """Paired times of one update, in milliseconds."""
     torch.manual_seed(0)
-    module, data = _module(minibatch_size), SameBatch(minibatch_size, num_updates)
+    module, data = _module(minibatch_size), SameRollout(minibatch_size, num_updates)
     clock = Clock(module)
     trainer = Trainer(
         accelerator="cpu",

@@ -108,10 +108,8 @@ def collection(vectorization: Any, num_envs: int) -> Iterator[Any]:
 def collect(data: Any) -> float:
     """One rollout made a batch; seconds."""
     start = perf_counter()
-    data.next_batch()
-    seconds = perf_counter() - start
-    data.end_update()
-    return seconds
+    data.trainer.lightning_module.make_batch(data.next_rollout())
+    return perf_counter() - start
 
 
 def cost_of_a_step(vectorization: Any, sizes: tuple[int, ...], rounds: int) -> list[Row]:

@@ -93,7 +93,7 @@ def run_lit_ppo(
         4,
         2,
         learning_rate=LEARNING_RATE,
-        learning_rate_decay_steps=None,
+        learning_rate_decay="constant",
         minibatch_size=minibatch_size,
         clip_epsilon=0.2,
         max_grad_norm=0.5,

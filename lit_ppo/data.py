@@ -6,10 +6,11 @@ global random stream is touched (a DataLoader draws from it each time it is iter
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -20,46 +21,28 @@ from lit_ppo.bridge.client import BridgeSettings, EnvBridge
 from lit_ppo.contract import ContractSettings, EnvSpec
 from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault
 from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
-from lit_ppo.module import PPOModule
 from lit_ppo.replay import write_report
-from lit_ppo.rollout import Batch, EpisodeStatistics, Policy, Rollout, collect_rollout
+from lit_ppo.rollout import EpisodeStatistics, Learner, Policy, Rollout, collect_rollout
 
 log = logging.getLogger(__name__)
+Item = TypeVar("Item")
 
 
-class RolloutDataset(IterableDataset[Batch]):
-    """One rollout of the current policy for each pass.
+class OneItem(IterableDataset[Item]):
+    """A dataset of one item, which is made when it is asked for, and made anew in each pass.
 
     Args:
-        data: Whose environments are stepped.
+        make: Collects a rollout, or plays greedy episodes.
     """
 
-    def __init__(self, data: "RolloutDataModule") -> None:
-        self._data = data
+    def __init__(self, make: Callable[[], Item]) -> None:
+        self._make = make
 
     def __len__(self) -> int:
         return 1
 
-    def __iter__(self) -> Iterator[Batch]:
-        yield self._data.next_batch()  # a generator: nothing is collected before the first `next`
-
-
-class GreedyEpisodes(IterableDataset[dict[str, Any]]):
-    """One batch, which asks for greedy episodes; they are played in the module's step.
-
-    Args:
-        purpose: To which the episodes' seeds belong.
-        num_episodes: How many.
-    """
-
-    def __init__(self, purpose: seeding.Purpose, num_episodes: int) -> None:
-        self._batch = {"purpose": purpose, "num_episodes": num_episodes}
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        yield self._batch
+    def __iter__(self) -> Iterator[Item]:
+        yield self._make()  # a generator: nothing is made before the first `next`
 
 
 class RolloutDataModule(LightningDataModule):
@@ -123,7 +106,7 @@ class RolloutDataModule(LightningDataModule):
         self._bridge: EnvBridge | None = None
         self._player: GreedyPlayer | None = None
         self._obs: Any = None
-        self._boundary: dict[str, Any] | None = None
+        self._boundary: dict[str, Any] | None = None  # the state before the newest rollout
         self.is_waiting = False  # for an environment: nothing of ours is half done
         self._stage: str | None = None
 
@@ -224,67 +207,77 @@ class RolloutDataModule(LightningDataModule):
                 on_fault=self._report,
             )
             self._statistics = EpisodeStatistics(self.num_envs)
-            self._rollout = Rollout(self.horizon, self.num_envs, self.spec.obs_shape)
+            self._evaluation_spec = self.spec  # refuses now what the networks cannot take
 
-    def train_dataloader(self) -> RolloutDataset:
-        """One rollout for each epoch."""
-        return RolloutDataset(self)
+    def train_dataloader(self) -> OneItem[Rollout]:
+        """One rollout in each epoch."""
+        return OneItem(self.next_rollout)
 
-    def val_dataloader(self) -> "GreedyEpisodes | list[GreedyEpisodes]":
-        """What `validate` plays; during `fit` the `GreedyEvaluation` callback evaluates instead."""
-        if self._stage == "fit":
-            return []
-        return GreedyEpisodes("evaluation", self.validation_episodes)
+    def val_dataloader(self) -> OneItem[EpisodeResults] | list[OneItem[EpisodeResults]]:
+        """The episodes of `validate`; during `fit` the `GreedyEvaluation` callback evaluates instead."""
+        return [] if self._stage == "fit" else OneItem(partial(self._results_of, "evaluation", self.validation_episodes))
 
-    def test_dataloader(self) -> "GreedyEpisodes":
-        """What `test` plays."""
-        return GreedyEpisodes("test", self.test_episodes)
+    def test_dataloader(self) -> OneItem[EpisodeResults]:
+        """The episodes of `test`."""
+        return OneItem(partial(self._results_of, "test", self.test_episodes))
 
-    def next_batch(self) -> Batch:
-        """Collect one rollout with the module's actor and make it a batch.
+    @property
+    def _learner(self) -> Learner:
+        assert self.trainer is not None
+        return cast(Learner, self.trainer.lightning_module)
 
-        Until `end_update`, `state_dict` stays what it was before: if the environments or the update fail, the checkpoint
-        that is written then continues from the last boundary.
-        """
+    def _results_of(self, purpose: seeding.Purpose, num_episodes: int) -> EpisodeResults:
+        self.results = self.play(self._learner.actor, purpose, num_episodes, self._learner.device)
+        return self.results
+
+    @property
+    def has_invalid_rows(self) -> bool:
+        """Whether a rollout may contain rows that are not transitions: resets of native environments, skipped episodes."""
+        return self.bridge_settings.vectorization == "native" or self.bridge_settings.on_violation == "restart"
+
+    def next_rollout(self) -> Rollout:
+        """Collect one rollout with the learner's actor."""
         start = perf_counter()
-        assert self.trainer is not None and self._bridge is not None
-        module = self.trainer.lightning_module
-        assert isinstance(module, PPOModule)
+        assert self._bridge is not None
+        learner = self._learner
         self.is_waiting = True
         if self._obs is None:
-            if self._bridge.spec != self.spec:
-                raise ContractViolation("spaces", f"{self.spec} as in evaluation", f"{self._bridge.spec}")
+            if self._bridge.spec != self._evaluation_spec:
+                raise ContractViolation("spaces", f"{self._evaluation_spec} as in evaluation", f"{self._bridge.spec}")
             self._obs = self._bridge.reset()
-        self._boundary = self.state_dict()
-        shape = (self.horizon, self.num_envs, self.num_actions)
-        noise = distributions.gumbel_noise(shape, seeding.generator(self.seed, "actions", self.update))
-        self._obs = collect_rollout(self._rollout, self._bridge, self._obs, module.actor, noise.to(module.device))
+        self._boundary = self._state()
+        shape = (self.horizon, self.num_envs, self._evaluation_spec.num_actions)
+        noise = distributions.gumbel_noise(shape, seeding.generator(self.seed, "actions", self.update)).to(learner.device)
+        rollout = collect_rollout(self._bridge, self._obs, learner.actor, noise, update=self.update, env_steps=self.env_steps)
+        self._obs = rollout.obs[-1].numpy().copy()  # a view would keep the whole rollout in memory
         self.is_waiting = False
         collected = perf_counter()
-        batch = module.make_batch(self._rollout, self.update, self.env_steps)
-        ended = self._statistics.update(self._rollout)
+        ended, transitions = self._statistics.update(rollout), int(rollout.valid.sum())
         self.update += 1
-        self.env_steps += len(batch.actions)
+        self.env_steps += transitions
         self.metrics = {
             "env/steps": float(self.env_steps),
             "env/restarts": float(self._bridge.restarts),
             "env/abandoned_episodes": float(self._bridge.abandoned_episodes),
             "episodes/ended": float(len(ended.returns)),
-            "time/collection_steps_per_s": len(batch.actions) / (collected - start),
+            "time/collection_steps_per_s": transitions / (collected - start),
         }
         if ended.returns:
             self.metrics["episodes/return"] = sum(ended.returns) / len(ended.returns)
             self.metrics["episodes/length"] = sum(ended.lengths) / len(ended.lengths)
-        return batch
-
-    def end_update(self) -> None:
-        """The rollout has been learnt from: this is a boundary."""
-        self._boundary = None
+        return rollout
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, statistics, and every half-finished episode as its journal, at the newest boundary: plain data."""
-        if self._boundary is not None:
+        """Counters, statistics, and every unfinished episode as its journal: plain data.
+
+        Always the state at an update boundary. While a rollout is collected, and until the module has learnt from it, that is
+        the boundary before the rollout: if the environments or the update fail, the run continues from there.
+        """
+        if self._boundary is not None and self._learner.learnt_update != self._boundary["update"]:
             return self._boundary
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"update": self.update, "env_steps": self.env_steps, "seed": self.seed}
         if self._obs is not None and self._bridge is not None:
             state["statistics"] = self._statistics.state_dict()

@@ -173,7 +173,7 @@ def clip_fraction(log_ratio: Tensor, clip_epsilon: float) -> Tensor:
 
 
 def linear_decay(start: float, env_steps: int, decay_steps: int | None) -> float:
-    """`start`, going down in a straight line to 0 at `decay_steps`; constant if that is None."""
+    """Linear decay from `start` to 0 over `decay_steps` env steps; constant if that is None."""
     return start if decay_steps is None else start * max(0.0, 1.0 - env_steps / decay_steps)
 
 

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,10 +24,12 @@ from lit_ppo import distributions, functional, seeding
 from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.networks import Activation, Actor, Critic
-from lit_ppo.rollout import Batch, Rollout, make_batch
-from lit_ppo.update import ActorCritic, CompiledGradients, EagerGradients, LossSettings, Minibatch
+from lit_ppo.rollout import Batch, Rollout, RolloutSource, make_batch
+from lit_ppo.update import ActorCritic, CompiledGradients, EagerGradients, LossSettings
 
 log = logging.getLogger(__name__)
+
+_RUN_LENGTH_KEY = "lit_ppo_run_env_steps"  # of a checkpoint
 
 # A Trainer flag that manual optimisation cannot honour, its harmless value, and the setting that does the job.
 _FLAGS_NOT_HONOURED = {
@@ -49,15 +51,15 @@ class PPOModule(LightningModule):
         actor_hidden_sizes: Sizes of the actor's hidden layers.
         critic_hidden_sizes: Sizes of the critic's hidden layers.
         activation: Between the layers of both.
-        learning_rate: Adam's step size at the start.
-        learning_rate_decay_steps: Env steps over which the learning rate goes down to 0 in a straight line; None for constant.
+        learning_rate: Adam's step size at the start of the run.
+        learning_rate_decay: Whether the learning rate decays linearly to 0 over the run, or stays constant.
         adam_epsilon: Adam's epsilon.
         gamma: Discount factor, in [0, 1].
         gae_lambda: Weight of longer returns in the advantages, in [0, 1].
         update_epochs: Passes over each rollout, K.
         minibatch_size: Transitions in one optimizer step; a rollout is split into the fewest equal parts not larger than this.
         clip_epsilon: How far the probability ratio may leave 1 before it stops to pay.
-        clip_decay_steps: Env steps over which `clip_epsilon` goes down to 0 in a straight line; None for constant.
+        clip_decay: Whether `clip_epsilon` decays linearly to 0 over the run, or stays constant.
         value_clip: How far the critic may leave its old prediction before it stops to pay, in units of return; None: no limit.
         value_coefficient: Weight of the value loss.
         entropy_coefficient: Weight of the entropy bonus.
@@ -67,6 +69,8 @@ class PPOModule(LightningModule):
         compile: Whether to compile networks, loss and gradients with torch.compile: pays for itself in long runs only, and
             needs a C++ compiler. Without one, or if somebody listens to backward passes (a callback, a hook on a parameter),
             the run goes on as if this were not set, with a warning.
+        total_env_steps: Env steps of the whole run, over which learning rate and clip range decay; the run stops at the first
+            update that reaches them. None: `trainer.max_epochs` rollouts.
         seed: Seed of the weights and the minibatches.
 
     Raises:
@@ -81,14 +85,14 @@ class PPOModule(LightningModule):
         critic_hidden_sizes: Sequence[int] = (64, 64),
         activation: Activation = "tanh",
         learning_rate: float = 3e-3,
-        learning_rate_decay_steps: int | None = 50_000,
+        learning_rate_decay: Literal["linear", "constant"] = "linear",
         adam_epsilon: float = 1e-5,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         update_epochs: int = 4,
         minibatch_size: int = 64,
         clip_epsilon: float = 0.4,
-        clip_decay_steps: int | None = None,
+        clip_decay: Literal["linear", "constant"] = "constant",
         value_clip: float | None = None,
         value_coefficient: float = 0.5,
         entropy_coefficient: float = 0.0,
@@ -96,6 +100,7 @@ class PPOModule(LightningModule):
         max_grad_norm: float | None = 0.5,
         target_kl: float | None = None,
         compile: bool = False,
+        total_env_steps: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -109,7 +114,10 @@ class PPOModule(LightningModule):
         self._updated_at: float | None = None
         self._is_observed = True  # steps of the optimizer go through Lightning's hooks
         self._gradients: EagerGradients | CompiledGradients | None = None  # made when fit starts
+        self.learnt_update: int | None = None  # number of the newest update of this run
         self.is_updating = False  # the parameters are half way; stays true when an update fails
+        self.run_env_steps: int | None = None  # of the whole run, over which schedules run; None: unknown, nothing decays
+        self._run_env_steps_before: int | None = None  # the same of the run that is resumed
 
     def forward(self, obs: Tensor) -> Tensor:
         """Greedy actions, shape (B,), for observations of shape (B, obs_size)."""
@@ -142,53 +150,93 @@ class PPOModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse what would be ignored or cannot work."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.refuse_flags(self.trainer)
-        transitions = data.horizon * data.num_envs
+        source = self._source
+        transitions = source.horizon * source.num_envs
         if self.hparams["minibatch_size"] > transitions:
             raise ConfigError(
                 f"model.minibatch_size={self.hparams['minibatch_size']}: expected at most "
-                f"data.horizon * data.num_envs = {data.horizon} * {data.num_envs} = {transitions}"
+                f"data.horizon * data.num_envs = {source.horizon} * {source.num_envs} = {transitions}"
             )
+        self.learnt_update = None
+        self.run_env_steps = self._run_length(transitions)
         self._is_observed = _is_observed(self.trainer, self)
         num_minibatches = math.ceil(transitions / self.hparams["minibatch_size"])
         sizes = {transitions // num_minibatches, math.ceil(transitions / num_minibatches)}
-        if data.bridge_settings.vectorization == "native" or data.bridge_settings.on_violation == "restart":
-            sizes.add(max(1, min(sizes) - 1))  # there will be rows that are no transition
+        if source.has_invalid_rows:
+            sizes.add(max(1, min(sizes) - 1))
         self._gradients = self._make_gradients(sorted(sizes, reverse=True))
 
-    def make_batch(self, rollout: Rollout, update: int, env_steps: int) -> Batch:
-        """What an update learns from a rollout of this policy."""
-        return make_batch(
-            rollout,
-            self.actor,
-            self.critic,
-            gamma=self.hparams["gamma"],
-            gae_lambda=self.hparams["gae_lambda"],
-            device=self.device,
-            update=update,
-            env_steps=env_steps,
-        )
+    def _run_length(self, transitions_per_update: int) -> int | None:
+        """Env steps of the whole run; None if it has no length in env steps and nothing decays.
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        Raises:
+            ConfigError: A schedule needs the length.
+        """
+        settings = self.hparams
+        decaying = [name for name in ("learning_rate_decay", "clip_decay") if settings[name] == "linear"]
+        length: int | None = settings["total_env_steps"]
+        if length is None and self.trainer.max_epochs is not None and self.trainer.max_epochs >= 0:
+            length = self.trainer.max_epochs * transitions_per_update
+        if decaying and length is None:
+            raise ConfigError(
+                f"model.{decaying[0]}=linear: expected a run of known length; set model.total_env_steps or trainer.max_epochs"
+            )
+        before = self._run_env_steps_before
+        if decaying and before is not None and before != length:
+            log.warning("the schedules run over %d env steps now, %d before", length, before)
+        return length
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the length of the run."""
+        checkpoint[_RUN_LENGTH_KEY] = self.run_env_steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the length of the run that is resumed."""
+        self._run_env_steps_before = checkpoint.get(_RUN_LENGTH_KEY)
+
+    def on_train_start(self) -> None:
+        """A run that had reached its last env step before it was resumed has nothing left to do."""
+        self._stop_at_the_end()
+
+    def _stop_at_the_end(self) -> None:
+        total = self.hparams["total_env_steps"]
+        if total is not None and self._source.env_steps >= total:
+            self.trainer.should_stop = True
+
+    @property
+    def _source(self) -> RolloutSource:
+        return cast(RolloutSource, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def make_batch(self, rollout: Rollout) -> Batch:
+        """What an update learns from a rollout of this policy."""
+        # as precise as the policy that acted, also where the update itself is in mixed precision
+        with torch.autocast(self.device.type, enabled=False):
+            settings = {name: self.hparams[name] for name in ("gamma", "gae_lambda")}
+            return make_batch(rollout, self.actor, self.critic, **settings)
+
+    def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """One PPO update."""
+        batch = self.make_batch(rollout)
         start, self.is_updating = perf_counter(), True
         settings = dict(self.hparams)
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list) and self._gradients is not None
-        learning_rate = functional.linear_decay(
-            settings["learning_rate"], batch.env_steps, settings["learning_rate_decay_steps"]
+        learning_rate, clip_epsilon = (
+            functional.linear_decay(
+                settings[name], rollout.env_steps, self.run_env_steps if settings[decay] == "linear" else None
+            )
+            for name, decay in (("learning_rate", "learning_rate_decay"), ("clip_epsilon", "clip_decay"))
         )
-        clip_epsilon = functional.linear_decay(settings["clip_epsilon"], batch.env_steps, settings["clip_decay_steps"])
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         advantages = batch.advantages
         if settings["normalize_advantages"] == "rollout":
             advantages = functional.normalize(advantages)
-        columns = (batch.obs, batch.actions, batch.old_log_probs, batch.old_values, advantages, batch.returns)
+        columns = batch._replace(advantages=advantages)
         num_transitions = len(batch.actions)
         num_minibatches = math.ceil(num_transitions / settings["minibatch_size"])
-        permutations = seeding.generator(settings["seed"], "minibatches", batch.update)
+        permutations = seeding.generator(settings["seed"], "minibatches", rollout.update)
         losses: list[Tensor] = []
         log_ratios: list[Tensor] = []
         # K passes over one rollout; older data would be off-policy
@@ -196,7 +244,7 @@ class PPOModule(LightningModule):
             order = torch.randperm(num_transitions, generator=permutations).to(self.device)
             shuffled = [column[order].tensor_split(num_minibatches) for column in columns]
             log_ratios = []
-            for minibatch in map(Minibatch._make, zip(*shuffled, strict=True)):
+            for minibatch in map(Batch._make, zip(*shuffled, strict=True)):
                 loss, log_ratio, gradient_norm = self._gradients(minibatch, clip_epsilon)
                 self._step(optimizer, loss.total, gradient_norm)
                 losses += [*loss, gradient_norm]
@@ -210,17 +258,18 @@ class PPOModule(LightningModule):
         self.metrics["time/update_steps_per_s"] = num_transitions / (now - start)
         if self._updated_at is not None:  # evaluation, checkpoints and callbacks included
             self.metrics["time/overall_steps_per_s"] = num_transitions / (now - self._updated_at)
-        self._updated_at, self.is_updating = now, False
-        self.trainer.datamodule.end_update()  # type: ignore[attr-defined]
+        self._updated_at, self.is_updating, self.learnt_update = now, False, rollout.update
 
     def on_train_epoch_end(self) -> None:
-        """Hand the diagnostics of the update to the loggers, over env steps.
+        """Hand the diagnostics of the update to the loggers, over env steps, and end a run that has reached its last one.
 
         Not through `self.log`: that costs half a millisecond for each number, which is more than an optimizer step.
+        Lightning calls checkpoint callbacks after this hook, so they see the end of the run and save its last update.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        source = self._source
         for logger in self.trainer.loggers:
-            logger.log_metrics({**data.metrics, **self.metrics}, step=data.env_steps)
+            logger.log_metrics({**source.metrics, **self.metrics}, step=source.env_steps)
+        self._stop_at_the_end()
 
     def _make_gradients(self, minibatch_sizes: Sequence[int]) -> EagerGradients | CompiledGradients:
         """What computes losses and gradients: compiled, if that is asked for and can be done; a warning says why not."""
@@ -238,8 +287,8 @@ class PPOModule(LightningModule):
             for size in minibatch_sizes:
                 obs, actions = torch.zeros(size, self.hparams["obs_size"]), torch.zeros(size, dtype=torch.int64)
                 # a tensor for each column: were they one, the program would be made for that
-                columns = Minibatch(obs, actions, *(torch.zeros(size) for _ in range(4)))
-                minibatch = Minibatch(*(column.to(self.device) for column in precision.convert_input(columns)))
+                columns = Batch(obs, actions, *(torch.zeros(size) for _ in range(4)))
+                minibatch = Batch(*(column.to(self.device) for column in precision.convert_input(columns)))
                 with precision.train_step_context():
                     compiled(minibatch, self.hparams["clip_epsilon"])
         except Exception as error:  # of whatever stage of the compiler
@@ -285,20 +334,15 @@ class PPOModule(LightningModule):
             "optimizer/steps": float(len(columns)),
         }
 
-    # -- greedy episodes outside of fit: the datamodule plays, Lightning reports
+    def validation_step(self, results: EpisodeResults, batch_idx: int) -> None:
+        """Report greedy episodes, which the datamodule has played."""
+        self._report(results, "val")
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Play the episodes that the batch asks for."""
-        self._play(batch, "val")
+    def test_step(self, results: EpisodeResults, batch_idx: int) -> None:
+        """Report greedy episodes, which the datamodule has played."""
+        self._report(results, "test")
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Play the episodes that the batch asks for."""
-        self._play(batch, "test")
-
-    def _play(self, batch: dict[str, Any], stage: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        results: EpisodeResults = data.play(self.actor, batch["purpose"], batch["num_episodes"], self.device)
-        data.results = results
+    def _report(self, results: EpisodeResults, stage: str) -> None:
         values = {
             "episodes": len(results.returns),
             "return_mean": results.mean,
@@ -358,8 +402,10 @@ def _require_ranges(settings: dict[str, Any]) -> None:
         require(name, 0 <= settings[name] <= 1, "a number in [0, 1]")
     for name in ("learning_rate", "adam_epsilon", "clip_epsilon"):
         require(name, 0 < settings[name] < math.inf, "a number above 0")
+    for name in ("learning_rate_decay", "clip_decay"):
+        require(name, settings[name] in ("linear", "constant"), "linear or constant")
     for name in ("value_coefficient", "entropy_coefficient"):
         require(name, 0 <= settings[name] < math.inf, "a number of at least 0")
-    for name in ("learning_rate_decay_steps", "clip_decay_steps", "value_clip", "max_grad_norm", "target_kl"):
+    for name in ("total_env_steps", "value_clip", "max_grad_norm", "target_kl"):
         require(name, settings[name] is None or 0 < settings[name] < math.inf, "a number above 0, or null")
     require("seed", settings["seed"] >= 0, "at least 0")

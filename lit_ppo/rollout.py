@@ -1,12 +1,13 @@
 """From environments to a batch: collect T steps of N environments, then estimate advantages and flatten.
 
-While the environments step, only the actor runs, on N observations at a time, with noise that was drawn ahead; the critic and
-the log-probabilities follow in one batched pass each once the rollout is complete.
+While the environments step, only the actor runs, on N observations at a time, with noise drawn ahead for the whole rollout. The
+critic and the log-probabilities follow in one batched pass each, once the rollout is complete.
+
+The run's datamodule collects, its LightningModule learns. Each knows the other only as one of the two protocols below.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,17 +21,65 @@ Policy = Callable[[Tensor], Tensor]  # observations (B, *obs_shape) -> logits (B
 ValueFunction = Callable[[Tensor], Tensor]  # observations (B, *obs_shape) -> values (B,)
 
 
+class Rollout(NamedTuple):
+    """T steps of N environments: the batch that Lightning moves to the device and hands to `training_step`.
+
+    Every rollout has memory of its own, so one that is kept does not change when the next is collected.
+    """
+
+    obs: Tensor  # (T + 1, N, *obs_shape) float32; the last row is where the next rollout begins
+    actions: Tensor  # (T, N) int64
+    rewards: Tensor  # (T, N) float32
+    terminated: Tensor  # (T, N) bool
+    truncated: Tensor  # (T, N) bool
+    valid: Tensor  # (T, N) bool; False: this row is not a transition
+    final_steps: Tensor  # (K,) int64; t * N + env of every step that ended an episode
+    final_obs: Tensor  # (K, *obs_shape) float32; the true successors of those steps, which `obs` does not have
+    update: int  # number of the update that learns from this rollout, from 0
+    env_steps: int  # transitions collected in the run before this rollout
+
+
 class Batch(NamedTuple):
-    """What one update learns from: B = T * N transitions, less those that are none."""
+    """The transitions of one rollout, flattened; B <= T * N, because rows that are not transitions are dropped.
+
+    A minibatch is a batch with fewer rows.
+    """
 
     obs: Tensor  # (B, *obs_shape)
     actions: Tensor  # (B,) int64
     old_log_probs: Tensor  # (B,) nats, of the policy that acted
     old_values: Tensor  # (B,)
-    advantages: Tensor  # (B,) not normalised
-    returns: Tensor  # (B,) advantages + old_values
-    update: int  # number of this update, from 0
-    env_steps: int  # transitions collected in the run before this batch
+    advantages: Tensor  # (B,)
+    returns: Tensor  # (B,) advantages (not normalised) + old_values
+
+
+class Learner(Protocol):
+    """What a datamodule needs of the run's LightningModule."""
+
+    @property
+    def actor(self) -> Policy:
+        """The policy that acts in the environments."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the actor's parameters are."""
+
+    @property
+    def learnt_update(self) -> int | None:
+        """`Rollout.update` of the newest rollout that this run has learnt from; None before the first."""
+
+
+class RolloutSource(Protocol):
+    """What a LightningModule needs of the run's datamodule."""
+
+    horizon: int
+    num_envs: int
+    metrics: dict[str, float]  # diagnostics of the newest rollout
+    env_steps: int  # transitions collected in the run so far
+
+    @property
+    def has_invalid_rows(self) -> bool:
+        """Whether a rollout may contain rows that are not transitions."""
 
 
 class EndedEpisodes(NamedTuple):
@@ -40,123 +89,88 @@ class EndedEpisodes(NamedTuple):
     lengths: list[int]
 
 
-@dataclass
-class Rollout:
-    """T steps of N environments; the storage is made once and filled again for every rollout.
+def collect_rollout(
+    bridge: EnvBridge, obs: NDArray[Any], policy: Policy, noise: Tensor, *, update: int, env_steps: int
+) -> Rollout:
+    """Act for T steps.
 
     Args:
-        horizon: T.
-        num_envs: N.
-        obs_shape: Shape of one observation.
-    """
-
-    horizon: int
-    num_envs: int
-    obs_shape: tuple[int, ...]
-    obs: Tensor = field(init=False)  # (T + 1, N, *obs_shape) float32; the last row is where the next rollout begins
-    actions: Tensor = field(init=False)  # (T, N) int64
-    rewards: Tensor = field(init=False)  # (T, N) float32
-    terminated: Tensor = field(init=False)  # (T, N) bool
-    truncated: Tensor = field(init=False)  # (T, N) bool
-    valid: Tensor = field(init=False)  # (T, N) bool
-    # true successors where they are not the next row of `obs`: step, environments (K,), observations (K, *obs_shape)
-    final_obs: list[tuple[int, NDArray[np.int64], NDArray[Any]]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        steps = (self.horizon, self.num_envs)
-        self.obs = torch.zeros(self.horizon + 1, self.num_envs, *self.obs_shape)
-        self.actions = torch.zeros(steps, dtype=torch.int64)
-        self.rewards = torch.zeros(steps)
-        self.terminated, self.truncated = torch.zeros(steps, dtype=torch.bool), torch.zeros(steps, dtype=torch.bool)
-        self.valid = torch.ones(steps, dtype=torch.bool)
-        self.final_obs = []
-
-
-@torch.inference_mode()
-def collect_rollout(rollout: Rollout, bridge: EnvBridge, obs: NDArray[Any], policy: Policy, noise: Tensor) -> NDArray[Any]:
-    """Act for T steps and store what happens.
-
-    Args:
-        rollout: Storage, filled anew.
         bridge: The environments, after `reset`.
         obs: What to act on first, shape (N, *obs_shape).
         policy: The actor.
         noise: Standard Gumbel noise on the policy's device, shape (T, N, A).
-
-    Returns:
-        The observations to act on next, shape (N, *obs_shape).
+        update, env_steps: As in `Rollout`.
     """
-    device = noise.device
-    stored_obs, stored_rewards = rollout.obs.numpy(), rollout.rewards.numpy()  # the same memory, seen by numpy
-    stored_terminated, stored_truncated = rollout.terminated.numpy(), rollout.truncated.numpy()
-    stored_valid, stored_actions = rollout.valid.numpy(), rollout.actions.numpy()
-    rollout.final_obs = []
-    stored_obs[0] = obs
-    # rows made once: indexing a tensor costs as much as adding two
-    for t, (obs_now, noise_now) in enumerate(zip(rollout.obs[:-1].unbind(), noise.unbind(), strict=True)):
-        logits = policy(obs_now.to(device))
-        actions = distributions.sample(logits, noise_now).cpu().numpy()
-        step = bridge.step(actions)
-        stored_actions[t], stored_rewards[t], stored_valid[t] = actions, step.rewards, step.valid
-        stored_terminated[t], stored_truncated[t] = step.terminated, step.truncated
-        stored_obs[t + 1] = step.obs
-        if step.any_ended:
-            ended = np.flatnonzero(step.terminated | step.truncated)
-            rollout.final_obs.append((t, ended, step.next_obs[ended]))
-    return step.obs.copy()
+    horizon, num_envs, _ = noise.shape
+    steps = (horizon, num_envs)
+    # not in inference mode: a layer could not save such a tensor for its backward pass
+    stored_obs = torch.empty(horizon + 1, *obs.shape, dtype=torch.float32)
+    obs_rows = stored_obs.numpy()  # the same memory, seen by numpy
+    actions, rewards = np.empty(steps, np.int64), np.empty(steps, np.float32)
+    terminated, truncated, valid = (np.empty(steps, np.bool_) for _ in range(3))
+    final_steps, final_obs = [np.empty(0, np.int64)], [np.empty((0, *obs.shape[1:]), np.float32)]
+    obs_rows[0] = obs
+    with torch.inference_mode():
+        # rows made once: indexing a tensor costs as much as adding two
+        for t, (obs_now, noise_now) in enumerate(zip(stored_obs[:-1].unbind(), noise.unbind(), strict=True)):
+            chosen = distributions.sample(policy(obs_now.to(noise.device)), noise_now).cpu().numpy()
+            step = bridge.step(chosen)
+            actions[t], rewards[t], valid[t] = chosen, step.rewards, step.valid
+            terminated[t], truncated[t] = step.terminated, step.truncated
+            obs_rows[t + 1] = step.obs
+            if step.any_ended:
+                ended = np.flatnonzero(step.terminated | step.truncated)
+                final_steps.append(t * num_envs + ended)
+                final_obs.append(step.next_obs[ended].astype(np.float32))
+    return Rollout(
+        stored_obs,
+        torch.from_numpy(actions),
+        torch.from_numpy(rewards),
+        torch.from_numpy(terminated),
+        torch.from_numpy(truncated),
+        torch.from_numpy(valid),
+        torch.from_numpy(np.concatenate(final_steps)),
+        torch.from_numpy(np.concatenate(final_obs)),
+        update,
+        env_steps,
+    )
 
 
-@torch.inference_mode()
-def make_batch(
-    rollout: Rollout,
-    policy: Policy,
-    value_function: ValueFunction,
-    *,
-    gamma: float,
-    gae_lambda: float,
-    device: torch.device,
-    update: int,
-    env_steps: int,
-) -> Batch:
+def make_batch(rollout: Rollout, policy: Policy, value_function: ValueFunction, *, gamma: float, gae_lambda: float) -> Batch:
     """Values, advantages and log-probabilities of a rollout, flattened.
 
     Args:
-        rollout: As `collect_rollout` left it.
+        rollout: On the networks' device.
         policy: The actor that acted.
         value_function: The critic.
         gamma, gae_lambda: As in `functional.generalized_advantages`.
-        device: Where the networks are, and the batch is to be.
-        update, env_steps: As in `Batch`.
     """
-    horizon, num_envs = rollout.horizon, rollout.num_envs
-    obs = rollout.obs.to(device)
-    values = value_function(obs.flatten(0, 1)).view(horizon + 1, num_envs)
-    next_values = values[1:].clone()
-    if rollout.final_obs:
-        rows = np.concatenate([step * num_envs + envs for step, envs, _ in rollout.final_obs])
-        final_obs = torch.from_numpy(np.concatenate([obs for _, _, obs in rollout.final_obs]).astype(np.float32))
-        next_values.view(-1)[torch.from_numpy(rows).to(device)] = value_function(final_obs.to(device))
-    valid = rollout.valid.to(device)
-    advantages = functional.generalized_advantages(
-        rollout.rewards.to(device),
-        values[:-1],
-        next_values,
-        rollout.terminated.to(device),
-        rollout.truncated.to(device),
-        valid,
-        gamma,
-        gae_lambda,
-    )
-    flat_obs, actions = obs[:-1].flatten(0, 1), rollout.actions.to(device).flatten()
-    log_probs, _ = distributions.log_probs_and_entropies(policy(flat_obs), actions)
-    flat_values, flat_advantages = values[:-1].flatten(), advantages.flatten()
-    columns = [flat_obs, actions, log_probs, flat_values, flat_advantages, flat_advantages + flat_values]
-    if not rollout.valid.all():  # rows that are no transition never reach the loss
-        columns = [column[valid.flatten()] for column in columns]
-    # clones: the storage is filled again, and tensors made in inference mode may not be saved for a backward pass
-    with torch.inference_mode(False):
-        obs_, actions_, log_probs_, values_, advantages_, returns_ = [column.clone() for column in columns]
-        return Batch(obs_, actions_, log_probs_, values_, advantages_, returns_, update, env_steps)
+    obs, actions = rollout.obs[:-1].flatten(0, 1), rollout.actions.flatten()  # (T, N) -> (B,)
+    with torch.inference_mode():
+        all_values = value_function(rollout.obs.flatten(0, 1)).view(rollout.obs.shape[:2])  # (T + 1, N)
+        next_values = all_values[1:].clone()
+        if len(rollout.final_steps):
+            next_values.view(-1)[rollout.final_steps] = value_function(rollout.final_obs)
+        advantages = functional.generalized_advantages(
+            rollout.rewards,
+            all_values[:-1],
+            next_values,
+            rollout.terminated,
+            rollout.truncated,
+            rollout.valid,
+            gamma,
+            gae_lambda,
+        ).flatten()
+        log_probs, _ = distributions.log_probs_and_entropies(policy(obs), actions)
+        values = all_values[:-1].flatten()
+        returns = advantages + values
+        all_valid = bool(rollout.valid.all())
+    # clones, because tensors made in inference mode may not be saved for a backward pass
+    batch = Batch(obs, actions, *(column.clone() for column in (log_probs, values, advantages, returns)))
+    if all_valid:
+        return batch
+    valid = rollout.valid.flatten()
+    return Batch(*(column[valid] for column in batch))  # rows that are not transitions never reach the loss
 
 
 class EpisodeStatistics:
@@ -170,25 +184,26 @@ class EpisodeStatistics:
         self._returns, self._lengths = [0.0] * num_envs, [0] * num_envs
 
     def update(self, rollout: Rollout) -> EndedEpisodes:
-        """Take a rollout into account; the episodes that ended in it."""
+        """Count a rollout; returns the episodes that ended in it."""
         rewards, valid = rollout.rewards.numpy().astype(np.float64), rollout.valid.numpy()
         boundaries = rollout.terminated.numpy() | rollout.truncated.numpy() | ~valid
         ended: list[tuple[int, int, float, int]] = []
-        for env in range(rollout.num_envs):
+        horizon, num_envs = valid.shape
+        for env in range(num_envs):
             begin = 0
             for step in np.flatnonzero(boundaries[:, env]).tolist():
                 if valid[step, env]:
                     total = self._returns[env] + float(rewards[begin : step + 1, env].sum())
                     ended.append((step, env, total, self._lengths[env] + step + 1 - begin))
-                # a row that is no transition comes after an ending, or gives an episode up whose return nobody knows
+                # a row that is not a transition follows an ending, or a skipped episode, whose return is unknown
                 begin, self._returns[env], self._lengths[env] = step + 1, 0.0, 0
             self._returns[env] += float(rewards[begin:, env].sum())
-            self._lengths[env] += rollout.horizon - begin
+            self._lengths[env] += horizon - begin
         ended.sort()
         return EndedEpisodes([total for _, _, total, _ in ended], [length for _, _, _, length in ended])
 
     def state_dict(self) -> dict[str, Sequence[float]]:
-        """Returns and lengths of the episodes under way."""
+        """Returns and lengths so far of the unfinished episodes."""
         return {"returns": list(self._returns), "lengths": list(self._lengths)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -10,17 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_ppo import distributions, functional
-
-
-class Minibatch(NamedTuple):
-    """Some transitions of a `Batch`; its columns under the same names."""
-
-    obs: Tensor  # (B, *obs_shape)
-    actions: Tensor  # (B,) int64
-    old_log_probs: Tensor  # (B,) nats
-    old_values: Tensor  # (B,)
-    advantages: Tensor  # (B,)
-    returns: Tensor  # (B,)
+from lit_ppo.rollout import Batch
 
 
 class MinibatchResult(NamedTuple):
@@ -54,7 +44,7 @@ class ActorCritic(nn.Module):
 
 
 def minibatch_loss(
-    logits: Tensor, values: Tensor, minibatch: Minibatch, clip_epsilon: float | Tensor, settings: LossSettings
+    logits: Tensor, values: Tensor, minibatch: Batch, clip_epsilon: float | Tensor, settings: LossSettings
 ) -> tuple[functional.PPOLoss, Tensor]:
     """The loss of one minibatch, and its log-ratios, shape (B,), nats.
 
@@ -99,7 +89,7 @@ class EagerGradients:
         self._parameters = list(networks.parameters())
         self._limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
 
-    def __call__(self, minibatch: Minibatch, clip_epsilon: float) -> MinibatchResult:
+    def __call__(self, minibatch: Batch, clip_epsilon: float) -> MinibatchResult:
         """Replace the gradients by those of this minibatch, clipped; arguments as in `minibatch_loss`."""
         logits, values = self._networks(minibatch.obs)
         loss, log_ratio = minibatch_loss(logits, values, minibatch, clip_epsilon, self._settings)
@@ -111,7 +101,7 @@ class EagerGradients:
 
 
 def clipped_gradients(
-    networks: ActorCritic, settings: LossSettings, parameters: dict[str, Tensor], minibatch: Minibatch, clip_epsilon: Tensor
+    networks: ActorCritic, settings: LossSettings, parameters: dict[str, Tensor], minibatch: Batch, clip_epsilon: Tensor
 ) -> tuple[MinibatchResult, list[Tensor]]:
     """What `EagerGradients` does, as a function: the result, and the gradients in the order of `parameters`.
 
@@ -162,7 +152,7 @@ class CompiledGradients:
         self._clip_epsilon: tuple[float, Tensor] | None = None
 
     @torch.no_grad()
-    def __call__(self, minibatch: Minibatch, clip_epsilon: float) -> MinibatchResult:
+    def __call__(self, minibatch: Batch, clip_epsilon: float) -> MinibatchResult:
         """Replace the gradients by those of this minibatch, clipped; arguments as in `minibatch_loss`."""
         # a plain number would become part of the program, and each new one would need a new program
         if self._clip_epsilon is None or self._clip_epsilon[0] != clip_epsilon:

@@ -1,4 +1,4 @@
-"""Small training runs for the tests: a Trainer without its extras, and a datamodule that keeps what it collected."""
+"""Small training runs for the tests: a Trainer without its extras, a datamodule and a module that keep what they were given."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.module import PPOModule
-from lit_ppo.rollout import Batch
+from lit_ppo.rollout import Batch, Rollout
 
 torch.set_num_threads(1)  # as the command line does; threads would compete with the environment processes
 
@@ -19,14 +19,26 @@ CONSTANT = "tests.toy_envs:ConstantReward-v0"
 
 
 class KeptData(RolloutDataModule):
-    """Keeps every batch it hands out."""
+    """Keeps every rollout it hands out."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.rollouts: list[Rollout] = []
+
+    def next_rollout(self) -> Rollout:
+        self.rollouts.append(super().next_rollout())
+        return self.rollouts[-1]
+
+
+class KeptModule(PPOModule):
+    """Keeps every batch it learns from."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.batches: list[Batch] = []
 
-    def next_batch(self) -> Batch:
-        self.batches.append(super().next_batch())
+    def make_batch(self, rollout: Rollout) -> Batch:
+        self.batches.append(super().make_batch(rollout))
         return self.batches[-1]
 
 
@@ -49,13 +61,13 @@ def small_data(env_id: str = IDENTITY, cls: type[RolloutDataModule] = KeptData, 
     return cls(env_id, **({"num_envs": 2, "horizon": 10, "evaluation_envs": 2} | settings))
 
 
-def small_module(**settings: Any) -> PPOModule:
+def small_module(cls: type[PPOModule] = KeptModule, **settings: Any) -> Any:
     """For the identity environment."""
     sizes = {"obs_size": 3, "num_actions": 3, "actor_hidden_sizes": (8,), "critic_hidden_sizes": (8,), "minibatch_size": 10}
-    return PPOModule(**(sizes | settings))
+    return cls(**(sizes | settings))
 
 
-def cartpole_module(**settings: Any) -> PPOModule:
+def cartpole_module(**settings: Any) -> Any:
     return small_module(**({"obs_size": 4, "num_actions": 2} | settings))
 
 

@@ -411,8 +411,9 @@ def test_resume_takes_the_settings_of_the_checkpoint_and_goes_on(run: Run, train
 
 
 def test_run_resumed_by_command_equals_the_run_in_one_go(run: Run) -> None:
-    run(f"fit {SMALL} --trainer.max_epochs 4 --checkpoint.dirpath straight --curve.path straight.json")
-    run(f"fit {SMALL} --checkpoint.dirpath parts --curve.path parts.json")
+    length = "--model.total_env_steps 128"  # of the schedules, for both: 4 updates
+    run(f"fit {SMALL} {length} --trainer.max_epochs 4 --checkpoint.dirpath straight --curve.path straight.json")
+    run(f"fit {SMALL} {length} --checkpoint.dirpath parts --curve.path parts.json")
     run("fit --ckpt_path parts/last.ckpt --trainer.max_epochs 4")
     straight, parts = (torch.load(f"{name}/last.ckpt", weights_only=True)["state_dict"] for name in ("straight", "parts"))
     assert all(straight[name].equal(parts[name]) for name in straight)
@@ -420,10 +421,10 @@ def test_run_resumed_by_command_equals_the_run_in_one_go(run: Run) -> None:
 
 
 def test_typed_value_wins_over_the_checkpoint_and_is_shown(run: Run, trained: None) -> None:
-    ended = run("fit --ckpt_path last --trainer.max_epochs 3 --model.learning_rate 0.5 --model.learning_rate_decay_steps null")
+    ended = run("fit --ckpt_path last --trainer.max_epochs 3 --model.learning_rate 0.5 --model.learning_rate_decay constant")
     assert ended.code == exit_codes.DONE
     assert "changed since checkpoints/last.ckpt: model.learning_rate: 0.003 -> 0.5\n" in ended.err
-    assert "model.learning_rate_decay_steps: 50000 -> None\n" in ended.err
+    assert "model.learning_rate_decay: linear -> constant\n" in ended.err
     checkpoint = torch.load("checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5
     assert checkpoint["hyper_parameters"]["learning_rate"] == 0.5

@@ -2,15 +2,18 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from lit_ppo.contract import ContractSettings
-from lit_ppo.data import GreedyEpisodes, RolloutDataModule, RolloutDataset
+from lit_ppo.data import OneItem, RolloutDataModule
 from lit_ppo.errors import ConfigError, ContractViolation
-from tests.runs import IDENTITY, KeptData, bare_trainer, fit, small_data, small_module
+from lit_ppo.rollout import Batch, Rollout
+from tests.runs import IDENTITY, KeptData, KeptModule, ScriptedPlay, bare_trainer, fit, small_data, small_module
 from tests.toy_envs import EPISODE_STEPS
 
 CPU = torch.device("cpu")
@@ -24,27 +27,17 @@ def children() -> set[int]:
     return found
 
 
-class Counted:
-    """Stands in for a datamodule."""
-
-    collected = 0
-
-    def next_batch(self) -> int:
-        self.collected += 1
-        return self.collected
-
-
 # -- the dataset
 
 
-def test_dataset_is_one_rollout_long_and_collects_nothing_before_it_is_asked() -> None:
-    data = Counted()
-    dataset = RolloutDataset(data)  # type: ignore[arg-type]
+def test_dataset_has_one_item_and_makes_nothing_before_it_is_asked() -> None:
+    made: list[int] = []
+    dataset = OneItem(lambda: made.append(len(made)) or len(made))
     assert len(dataset) == 1
-    batches = iter(dataset)
-    assert data.collected == 0
-    assert list(batches) == [1]  # and no second one
-    assert list(dataset) == [2]  # each pass collects anew
+    items = iter(dataset)
+    assert made == []
+    assert list(items) == [1]  # and no second one
+    assert list(dataset) == [2]  # each pass makes it anew
 
 
 def test_each_update_learns_from_a_rollout_of_the_policy_it_updates() -> None:
@@ -52,15 +45,58 @@ def test_each_update_learns_from_a_rollout_of_the_policy_it_updates() -> None:
     order: list[str] = []
 
     class Watched(KeptData):
-        def next_batch(self) -> Any:
+        def next_rollout(self) -> Any:
             order.append("collect")
-            return super().next_batch()
+            return super().next_rollout()
 
     module = small_module()
     shipped = module.training_step
     module.training_step = lambda batch, batch_idx: (order.append("update"), shipped(batch, batch_idx))[1]  # type: ignore[method-assign]
     fit(3, module=module, data=small_data(cls=Watched))
     assert order == ["collect", "update"] * 3
+
+
+def test_saved_state_is_that_before_the_rollout_until_the_module_has_learnt_from_it() -> None:
+    seen: list[tuple[str, int, int]] = []
+    data = small_data()
+
+    def look(moment: str) -> None:
+        state = data.state_dict()
+        seen.append((moment, state["update"], state["env_steps"]))
+
+    class Watched(KeptModule):
+        def make_batch(self, rollout: Rollout) -> Batch:
+            look("updating")
+            return super().make_batch(rollout)
+
+    class Watcher(Callback):
+        def on_train_batch_start(self, *args: Any) -> None:
+            look("collected")
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            look("updated")
+
+    module = small_module(Watched)
+    module.actor.register_forward_hook(lambda *args: look("collecting") if not seen or seen[-1][0] == "updated" else None)
+    fit(2, Watcher(), module=module, data=data)
+    moments = ["collecting", "collected", "updating", "updated"]
+    assert seen == [
+        *zip(moments, (0, 0, 0, 1), (0, 0, 0, 20), strict=True),
+        *zip(moments, (1, 1, 1, 2), (20, 20, 20, 40), strict=True),
+    ]
+
+
+def test_module_that_learnt_in_another_run_does_not_end_the_boundary_of_this_one() -> None:
+    states: list[int] = []
+
+    class Watcher(Callback):
+        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+            states.append(trainer.datamodule.state_dict()["update"])
+
+    module = small_module()
+    for _ in range(2):  # the first update of each run is number 0
+        fit(1, Watcher(), module=module)
+    assert states == [0, 0]
 
 
 # -- what a rollout counts
@@ -70,7 +106,7 @@ def test_counters_and_episode_metrics_go_on_from_update_to_update() -> None:
     # 2 envs x 15 steps with episodes of 10: each env ends one in the first rollout and two in the second
     _, data = fit(2, data=small_data(horizon=15))
     assert (data.update, data.env_steps) == (2, 60)
-    assert [(batch.update, batch.env_steps) for batch in data.batches] == [(0, 0), (1, 30)]
+    assert [(rollout.update, rollout.env_steps) for rollout in data.rollouts] == [(0, 0), (1, 30)]
     assert data.metrics["env/steps"] == 60
     assert data.metrics["episodes/ended"] == 4
     assert data.metrics["episodes/length"] == EPISODE_STEPS
@@ -79,8 +115,8 @@ def test_counters_and_episode_metrics_go_on_from_update_to_update() -> None:
 
 def test_episode_return_is_the_mean_over_the_episodes_that_ended() -> None:
     _, data = fit(1, data=small_data(num_envs=3, horizon=EPISODE_STEPS))
-    batch = data.batches[0]
-    rewards = (batch.obs.argmax(dim=-1) == batch.actions).double()  # 1 where the action is the observation's
+    rollout = data.rollouts[0]
+    rewards = (rollout.obs[:-1].argmax(dim=-1) == rollout.actions).double()  # 1 where the action is the observation's
     assert data.metrics["episodes/return"] == pytest.approx(float(rewards.sum() / 3))
 
 
@@ -93,9 +129,10 @@ def test_rollout_without_an_ended_episode_has_no_episode_return() -> None:
 def test_environments_go_on_where_the_last_rollout_left_them() -> None:
     _, one = fit(1, data=small_data(horizon=15))
     _, two = fit(2, data=small_data(horizon=15))
-    assert one.batches[0].obs.equal(two.batches[0].obs)
+    assert one.rollouts[0].obs.equal(two.rollouts[0].obs)
     # step 15 of a new episode begun in the middle, not the first observations of a run again
-    assert not two.batches[1].obs.equal(two.batches[0].obs)
+    assert not two.rollouts[1].obs.equal(two.rollouts[0].obs)
+    assert two.rollouts[1].obs[0].equal(two.rollouts[0].obs[-1])
 
 
 # -- seeds
@@ -177,8 +214,8 @@ def test_fit_leaves_no_process_behind() -> None:
 
 def test_fit_that_raises_leaves_no_process_behind() -> None:
     class Broken(KeptData):
-        def next_batch(self) -> Any:
-            super().next_batch()
+        def next_rollout(self) -> Any:
+            super().next_rollout()
             raise RuntimeError("in the middle of a run")
 
     before, data = children(), small_data(cls=Broken)
@@ -207,8 +244,8 @@ def test_close_may_be_called_again_and_the_datamodule_used_again() -> None:
 def test_workers_do_not_change_what_is_trained_on() -> None:
     _, one = fit(2, data=small_data(num_envs=4))
     _, two = fit(2, data=small_data(num_envs=4, num_workers=2))
-    for first, second in zip(one.batches, two.batches, strict=True):
-        assert all(mine.equal(other) for mine, other in zip(first[:6], second[:6], strict=True))
+    for first, second in zip(one.rollouts, two.rollouts, strict=True):
+        assert all(mine.equal(other) for mine, other in zip(first[:-2], second[:-2], strict=True))
 
 
 # -- validate and test
@@ -221,12 +258,15 @@ def test_fit_has_nothing_to_validate() -> None:
 
 
 @pytest.mark.parametrize(("stage", "purpose", "episodes"), [("validate", "evaluation", 4), ("test", "test", 6)])
-def test_stage_asks_for_its_own_episodes_in_one_batch(stage: str, purpose: str, episodes: int) -> None:
-    data = small_data(validation_episodes=4, test_episodes=6)
+def test_stage_plays_its_own_episodes_when_its_one_item_is_asked_for(stage: str, purpose: str, episodes: int) -> None:
+    data = small_data(cls=ScriptedPlay, validation_episodes=4, test_episodes=6)
+    data.script = {purpose: [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]}
+    data.trainer = SimpleNamespace(lightning_module=small_module())
     data.setup(stage)
     loader = data.val_dataloader() if stage == "validate" else data.test_dataloader()
-    assert isinstance(loader, GreedyEpisodes) and len(loader) == 1
-    assert list(loader) == [{"purpose": purpose, "num_episodes": episodes}]
+    assert len(loader) == 1 and data.results is None
+    assert [list(results.returns) for results in loader] == [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0][:episodes]]
+    assert data.results is not None
 
 
 @pytest.mark.parametrize(("stage", "prefix", "episodes"), [("validate", "val", 4), ("test", "test", 6)])

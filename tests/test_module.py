@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,11 +15,12 @@ from torch._dynamo.utils import counters
 
 from lit_ppo import functional
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
+from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.module import PPOModule
-from lit_ppo.rollout import Batch
+from lit_ppo.rollout import Batch, Rollout
 from lit_ppo.update import CompiledGradients
-from tests.runs import KeptData, bare_trainer, cartpole_module, fit, parameters, same, small_data, small_module
+from tests.runs import bare_trainer, cartpole_module, fit, parameters, same, small_data, small_module
 from tests.toy_envs import EPISODE_STEPS
 
 
@@ -67,12 +69,12 @@ def test_first_minibatch_of_an_update_finds_the_policy_that_acted(losses: list[S
 
 
 def test_every_pass_sees_every_transition_once_in_an_order_of_its_own(losses: list[SimpleNamespace]) -> None:
-    module, data = fit(1, module=small_module(update_epochs=3, minibatch_size=8))
+    module, _ = fit(1, module=small_module(update_epochs=3, minibatch_size=8))
     # 20 transitions in the fewest parts of at most 8, as equal as can be
     assert [len(loss.returns) for loss in losses] == [7, 7, 6] * 3
     passes = [torch.cat([loss.returns for loss in losses[k : k + 3]]) for k in (0, 3, 6)]
     for returns in passes:
-        assert returns.sort().values.equal(data.batches[0].returns.sort().values)
+        assert returns.sort().values.equal(module.batches[0].returns.sort().values)
     assert not passes[0].equal(passes[1]) and not passes[1].equal(passes[2])
     assert module.metrics["optimizer/steps"] == 9
 
@@ -92,9 +94,9 @@ def test_order_of_the_minibatches_is_another_in_each_update_and_for_each_seed(mo
 
 @pytest.mark.parametrize("over", ["minibatch", "rollout", "off"])
 def test_advantages_are_normalised_over_what_the_setting_says(over: str, losses: list[SimpleNamespace]) -> None:
-    _, data = fit(1, module=small_module(update_epochs=1, normalize_advantages=over))
+    module, _ = fit(1, module=small_module(update_epochs=1, normalize_advantages=over))
     minibatches = [loss.advantages for loss in losses]
-    whole, raw = torch.cat(minibatches), data.batches[0].advantages
+    whole, raw = torch.cat(minibatches), module.batches[0].advantages
     if over == "minibatch":
         assert all(
             float(part.mean()) == pytest.approx(0, abs=1e-6) and float(part.std()) == pytest.approx(1, abs=1e-4)
@@ -113,7 +115,7 @@ def test_settings_of_the_loss_reach_the_loss(losses: list[SimpleNamespace]) -> N
     assert all({name: getattr(loss, name) for name in settings} == settings for loss in losses)
 
 
-def test_learning_rate_and_clip_go_down_in_straight_lines_over_env_steps(losses: list[SimpleNamespace]) -> None:
+def test_learning_rate_and_clip_range_decay_linearly_over_the_whole_run(losses: list[SimpleNamespace]) -> None:
     rates: list[float] = []
 
     class Watched(PPOModule):
@@ -127,19 +129,63 @@ def test_learning_rate_and_clip_go_down_in_straight_lines_over_env_steps(losses:
         minibatch_size=20,
         update_epochs=1,
         learning_rate=0.01,
-        learning_rate_decay_steps=50,
         clip_epsilon=0.2,
-        clip_decay_steps=80,
+        clip_decay="linear",
     )
     fit(4, module=module)
-    # updates begin at env steps 0, 20, 40, 60
-    assert rates == pytest.approx([0.01, 0.006, 0.002, 0.0])
+    # updates begin at env steps 0, 20, 40, 60 of 4 * 20
+    assert rates == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
     assert [loss.clip_epsilon for loss in losses] == pytest.approx([0.2, 0.15, 0.1, 0.05])
 
 
 def test_learning_rate_without_decay_stays() -> None:
-    module, _ = fit(2, module=small_module(learning_rate=0.01, learning_rate_decay_steps=None))
+    module, _ = fit(2, module=small_module(learning_rate=0.01, learning_rate_decay="constant"))
     assert module.metrics["optimizer/learning_rate"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("updates", "rate"), [(200, 0.01 * (1 - 40 / 50)), (-1, 0.01 * (1 - 40 / 50)), (2, 0.01 * (1 - 20 / 50))]
+)
+def test_run_ends_at_the_first_update_that_reaches_its_env_steps_or_at_its_last_epoch(updates: int, rate: float) -> None:
+    module, data = fit(updates, module=small_module(learning_rate=0.01, total_env_steps=50))
+    assert data.env_steps == (40 if updates == 2 else 60)
+    assert module.metrics["optimizer/learning_rate"] == pytest.approx(rate)
+
+
+def test_last_update_of_a_run_that_reached_its_env_steps_is_saved_and_nothing_more_is_trained(tmp_path: Path) -> None:
+    checkpoints = lambda: RunCheckpoint(str(tmp_path), every_n_updates=1000)  # noqa: E731
+    fit(200, checkpoints(), module=small_module(total_env_steps=50))
+    _, data = fit(200, checkpoints(), module=small_module(total_env_steps=50), ckpt_path=str(tmp_path / "last.ckpt"))
+    assert (data.update, data.env_steps, data.rollouts) == (3, 60, [])
+
+
+@pytest.mark.parametrize(("total", "warned"), [(60, []), (80, ["the schedules run over 80 env steps now, 60 before"])])
+def test_resumed_run_of_another_length_says_so(
+    total: int, warned: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(2, RunCheckpoint(str(tmp_path)), module=small_module(total_env_steps=60))
+    module = small_module(total_env_steps=total, learning_rate=0.01)
+    fit(4, RunCheckpoint(str(tmp_path)), module=module, ckpt_path=str(tmp_path / "last.ckpt"))
+    assert [record.getMessage() for record in caplog.records if record.name == "lit_ppo.module"] == warned
+    # the last update begins 20 env steps before the end
+    assert module.metrics["optimizer/learning_rate"] == pytest.approx(0.01 * 20 / total)
+
+
+@pytest.mark.parametrize("setting", ["learning_rate_decay", "clip_decay"])
+@pytest.mark.parametrize("bound", [{}, {"max_steps": 5}, {"max_time": "00:00:01:00"}])
+def test_decay_over_a_run_of_unknown_length_is_refused(setting: str, bound: dict[str, Any]) -> None:
+    settings = {"learning_rate_decay": "constant", setting: "linear"}
+    with pytest.raises(ConfigError) as refused:
+        bare_trainer(-1, **bound).fit(small_module(**settings), datamodule=small_data())
+    expected = f"model.{setting}=linear: expected a run of known length; set model.total_env_steps or trainer.max_epochs"
+    assert str(refused.value) == expected
+
+
+def test_run_without_decay_needs_no_length() -> None:
+    module = small_module(learning_rate_decay="constant")
+    trainer = bare_trainer(-1, max_steps=16)  # 2 updates of 4 passes in 2 minibatches
+    trainer.fit(module, datamodule=small_data())
+    assert (trainer.global_step, module.metrics["optimizer/learning_rate"]) == (16, module.hparams["learning_rate"])
 
 
 @pytest.mark.parametrize(("target_kl", "passes"), [(1e-12, 1), (1e6, 5), (None, 5)])
@@ -222,14 +268,14 @@ def test_training_draws_nothing_from_global_random_streams() -> None:
 # -- updates that must not happen
 
 
-class PoisonedData(KeptData):
+class PoisonedModule(PPOModule):
     """From update 1 on, every return is `poison`."""
 
     poison = math.nan
 
-    def next_batch(self) -> Batch:
-        batch = super().next_batch()
-        return batch if batch.update == 0 else batch._replace(returns=torch.full_like(batch.returns, self.poison))
+    def make_batch(self, rollout: Rollout) -> Batch:
+        batch = super().make_batch(rollout)
+        return batch if rollout.update == 0 else batch._replace(returns=torch.full_like(batch.returns, self.poison))
 
 
 @pytest.mark.parametrize(
@@ -245,8 +291,8 @@ class PoisonedData(KeptData):
 )
 def test_non_finite_update_is_refused_with_parameters_as_they_were(poison: float, message: str) -> None:
     after_one_update = parameters(fit(1)[0])
-    module, data = small_module(), small_data(cls=PoisonedData)
-    data.poison = poison
+    module, data = small_module(PoisonedModule), small_data()
+    module.poison = poison
     with pytest.raises(NonFiniteUpdate, match=message):
         fit(2, module=module, data=data)
     assert same(parameters(module), after_one_update)
@@ -335,7 +381,7 @@ def test_nothing_is_compiled_for_those_who_listen_to_backward_passes(caplog: pyt
 @pytest.mark.parametrize("vectorization", ["sync", "native"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, in torch's compiler
 def test_compiled_update_does_what_the_eager_one_does(vectorization: str) -> None:
-    settings = {"clip_decay_steps": 1000, "minibatch_size": 8}  # a clip range that changes, and parts of two sizes
+    settings = {"clip_decay": "linear", "minibatch_size": 8}  # a clip range that changes, and parts of two sizes
     compiled, at_start = cartpole_module(compile=True, **settings), []
     steps = {"horizon": 50, "vectorization": vectorization}  # native: rows that are no transition, so parts of more sizes
 
@@ -373,8 +419,9 @@ def test_compiled_update_does_what_the_eager_one_does(vectorization: str) -> Non
         ("clip_epsilon", 0.0, "a number above 0"),
         ("value_coefficient", -0.5, "a number of at least 0"),
         ("entropy_coefficient", math.nan, "a number of at least 0"),
-        ("learning_rate_decay_steps", 0, "a number above 0, or null"),
-        ("clip_decay_steps", -1, "a number above 0, or null"),
+        ("learning_rate_decay", "cosine", "linear or constant"),
+        ("clip_decay", None, "linear or constant"),
+        ("total_env_steps", 0, "a number above 0, or null"),
         ("value_clip", 0.0, "a number above 0, or null"),
         ("max_grad_norm", math.nan, "a number above 0, or null"),
         ("target_kl", -0.01, "a number above 0, or null"),
@@ -393,7 +440,7 @@ def test_setting_out_of_range_is_refused_by_name_value_and_range(setting: str, v
         {"gamma": 0.0, "gae_lambda": 0.0},
         {"gamma": 1.0, "gae_lambda": 1.0},
         {"value_coefficient": 0.0, "entropy_coefficient": 0.0},
-        {"learning_rate_decay_steps": None, "clip_decay_steps": None, "value_clip": None, "max_grad_norm": None},
+        {"total_env_steps": None, "value_clip": None, "max_grad_norm": None},
         {"update_epochs": 1, "minibatch_size": 1, "seed": 0, "actor_hidden_sizes": ()},
     ],
 )

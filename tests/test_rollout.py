@@ -18,7 +18,6 @@ from lit_ppo.networks import Actor, Critic
 from lit_ppo.rollout import Batch, EpisodeStatistics, Rollout, collect_rollout, make_batch
 
 GAMMA = 0.5
-CPU = torch.device("cpu")
 
 
 class ScriptedBridge:
@@ -72,25 +71,18 @@ def first_component(obs: Tensor) -> Tensor:
     return obs[:, 0]
 
 
-def collected(script: list[VectorStep], first_obs: list[float]) -> Rollout:
-    rollout = Rollout(len(script), len(first_obs), (1,))
-    noise = torch.zeros(len(script), len(first_obs), 2)
-    collect_rollout(rollout, ScriptedBridge(script), np.array(first_obs, np.float32)[:, None], uniform, noise)  # type: ignore[arg-type]
-    return rollout
+def collect(bridge: ScriptedBridge, first_obs: list[float], noise: Tensor, *, update: int = 0, env_steps: int = 0) -> Rollout:
+    obs = np.array(first_obs, np.float32)[:, None]
+    return collect_rollout(bridge, obs, uniform, noise, update=update, env_steps=env_steps)  # type: ignore[arg-type]
+
+
+def collected(script: list[VectorStep], first_obs: list[float], **counters: int) -> Rollout:
+    return collect(ScriptedBridge(script), first_obs, torch.zeros(len(script), len(first_obs), 2), **counters)
 
 
 def one_step_batch(script: list[VectorStep], first_obs: list[float]) -> Batch:
     """With lambda 0 an advantage is r + gamma * V(next_obs) - V(obs): it shows what was taken for the next observation."""
-    return make_batch(
-        collected(script, first_obs),
-        uniform,
-        first_component,
-        gamma=GAMMA,
-        gae_lambda=0.0,
-        device=CPU,
-        update=0,
-        env_steps=0,
-    )
+    return make_batch(collected(script, first_obs), uniform, first_component, gamma=GAMMA, gae_lambda=0.0)
 
 
 # -- collection
@@ -98,30 +90,34 @@ def one_step_batch(script: list[VectorStep], first_obs: list[float]) -> Batch:
 
 def test_rollout_holds_the_steps_in_order_and_ends_where_the_next_begins() -> None:
     bridge = ScriptedBridge([line([3, 4], [1, 2], terminated=(1,), next_obs=[3, 40]), line([5, 6], [7, 8], truncated=(0,))])
-    rollout, noise = Rollout(2, 2, (1,)), torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
-    last = collect_rollout(rollout, bridge, np.array([[1.0], [2.0]], np.float32), uniform, noise)  # type: ignore[arg-type]
+    noise = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    rollout = collect(bridge, [1, 2], noise, update=3, env_steps=17)
     assert rollout.obs.squeeze(-1).tolist() == [[1, 2], [3, 4], [5, 6]]
     assert rollout.actions.tolist() == bridge.actions == [[0, 1], [1, 1]]  # of equal logits the larger noise wins
     assert rollout.rewards.tolist() == [[1, 2], [7, 8]]
     assert rollout.terminated.tolist() == [[False, True], [False, False]]
     assert rollout.truncated.tolist() == [[False, False], [True, False]]
-    assert last.tolist() == [[5], [6]]
+    assert rollout.valid.all()
+    # t * N + env of steps that ended an episode, and their successors
+    assert rollout.final_steps.tolist() == [1, 2] and rollout.final_obs.tolist() == [[40], [5]]
+    assert (rollout.update, rollout.env_steps) == (3, 17)
 
 
-def test_storage_filled_again_keeps_nothing_of_the_rollout_before() -> None:
-    rollout = collected([line([3], [1], terminated=(0,), next_obs=[30]), line([5], [7], invalid=(0,))], [1])
-    again = ScriptedBridge([line([8], [2]), line([9], [3])])
-    collect_rollout(rollout, again, np.array([[7.0]], np.float32), uniform, torch.zeros(2, 1, 2))  # type: ignore[arg-type]
-    assert not rollout.terminated.any() and not rollout.truncated.any() and rollout.valid.all()
-    assert rollout.final_obs == []
+def test_rollout_without_an_ending_has_no_final_observations() -> None:
+    rollout = collected([line([3], [1])], [1])
+    assert rollout.final_steps.shape == (0,) and rollout.final_obs.shape == (0, 1)
+    assert rollout.final_steps.dtype == torch.int64 and rollout.final_obs.dtype == torch.float32
 
 
-def test_returned_observations_do_not_change_with_the_bridges_memory() -> None:
-    step = line([3], [1])
-    rollout = Rollout(1, 1, (1,))
-    last = collect_rollout(rollout, ScriptedBridge([step]), np.ones((1, 1), np.float32), uniform, torch.zeros(1, 1, 2))  # type: ignore[arg-type]
-    step.obs[:] = 99
-    assert last.tolist() == [[3]]
+def test_rollout_that_is_kept_does_not_change_with_the_next_or_with_the_bridges_memory() -> None:
+    steps = [line([3], [1], terminated=(0,), next_obs=[30]), line([5], [7], invalid=(0,))]
+    rollout = collected(steps, [1])
+    kept = [column.clone() for column in rollout[:-2]]
+    for step in steps:
+        for column in step[:6]:
+            column[:] = 99
+    collected([line([8], [2]), line([9], [3])], [7])
+    assert all(column.equal(copy) for column, copy in zip(rollout[:-2], kept, strict=True))
 
 
 # -- successors
@@ -159,7 +155,7 @@ def test_invalid_rows_never_reach_the_batch() -> None:
     script = [line([3, 4], [1, 1]), line([5, 6], [1, 666], invalid=(1,)), line([7, 8], [1, 1])]
     batch = one_step_batch(script, [1, 2])
     assert batch.obs.squeeze(-1).tolist() == [1, 2, 3, 5, 6]  # all but row (1, 1), which acted on 4
-    assert {len(column) for column in batch[:6]} == {5}
+    assert {len(column) for column in batch} == {5}
     # 1 + 0.5 * V(next_obs) - V(obs)
     assert batch.advantages.tolist() == [1.5, 1.0, 0.5, -0.5, -1.0]
 
@@ -170,14 +166,10 @@ def test_returns_are_advantages_on_top_of_values() -> None:
     assert batch.returns.tolist() == [2.5, 3.5]  # 1 + 0.5 * 3 and 1 + 0.5 * 5
 
 
-def test_batch_outlives_the_storage_and_can_be_learnt_from() -> None:
-    rollout = collected([line([3], [1])], [1])
-    batch = make_batch(rollout, uniform, first_component, gamma=GAMMA, gae_lambda=0.9, device=CPU, update=3, env_steps=17)
-    for tensor in (rollout.obs, rollout.actions, rollout.rewards):
-        tensor.fill_(9)
-    assert batch.obs.tolist() == [[1.0]] and batch.actions.tolist() == [0]
-    assert (batch.update, batch.env_steps) == (3, 17)
-    assert not any(column.is_inference() for column in batch[:6])
+def test_rollout_and_batch_can_be_learnt_from() -> None:
+    rollout = collected([line([3], [1], truncated=(0,), next_obs=[4])], [1])
+    batch = make_batch(rollout, uniform, first_component, gamma=GAMMA, gae_lambda=0.9)
+    assert not any(column.is_inference() or column.requires_grad for column in (*rollout[:-2], *batch))
 
 
 # -- CartPole behind a real bridge
@@ -200,22 +192,21 @@ def weights(seed: int = 0) -> torch.Generator:
 
 
 def rollout_of(bridge: EnvBridge, actor: Actor, horizon: int = 40) -> Rollout:
-    rollout = Rollout(horizon, bridge.num_envs, bridge.spec.obs_shape)
     noise = distributions.gumbel_noise((horizon, bridge.num_envs, 2), weights(1))
-    collect_rollout(rollout, bridge, bridge.reset(), actor, noise)
-    return rollout
+    return collect_rollout(bridge, bridge.reset(), actor, noise, update=0, env_steps=0)
 
 
 def test_rollout_through_the_bridge_is_what_gymnasium_does_in_process(cartpole: EnvBridge) -> None:
     rollout = rollout_of(cartpole, Actor(4, 2, [8], "tanh", weights()))
-    finals = {(t, env): final for t, envs, rows in rollout.final_obs for env, final in zip(envs.tolist(), rows, strict=True)}
+    final_steps = [divmod(step, 3) for step in rollout.final_steps.tolist()]
+    finals = dict(zip(final_steps, rollout.final_obs.numpy(), strict=True))
     ended = rollout.terminated | rollout.truncated
     assert set(finals) == {tuple(where) for where in ended.nonzero().tolist()}
     assert rollout.truncated.sum() >= 3  # else the test shows nothing
     for number in range(3):
         env, episode = gymnasium.make("CartPole-v1", max_episode_steps=TIME_LIMIT), 0
         obs, _ = env.reset(seed=episode_seed(number, 0))
-        for t in range(rollout.horizon):
+        for t in range(len(rollout.actions)):
             np.testing.assert_array_equal(rollout.obs[t, number].numpy(), obs)
             obs, reward, terminated, truncated, _ = env.step(int(rollout.actions[t, number]))
             assert rollout.rewards[t, number] == reward
@@ -230,19 +221,20 @@ def test_rollout_through_the_bridge_is_what_gymnasium_does_in_process(cartpole: 
 def test_batch_of_cartpole_bootstraps_truncations_from_final_observations(cartpole: EnvBridge) -> None:
     actor, critic = Actor(4, 2, [8], "tanh", weights()), Critic(4, [8], "tanh", weights())
     rollout = rollout_of(cartpole, actor)
-    batch = make_batch(rollout, actor, critic, gamma=0.9, gae_lambda=0.0, device=CPU, update=0, env_steps=0)
-    advantages = batch.advantages.view(rollout.horizon, rollout.num_envs)
-    t, envs, finals = next(final for final in rollout.final_obs if rollout.truncated[final[0], final[1][0]])
+    batch = make_batch(rollout, actor, critic, gamma=0.9, gae_lambda=0.0)
+    steps, finals = rollout.final_steps, rollout.final_obs
+    truncated = rollout.truncated.flatten()[steps]
+    assert truncated.any()
     with torch.no_grad():
-        expected = 1 + 0.9 * critic(torch.from_numpy(finals[:1])) - critic(rollout.obs[t, envs[:1]])
-    assert float(advantages[t, envs[0]]) == pytest.approx(float(expected), abs=1e-6)
+        expected = 1 + 0.9 * critic(finals[truncated]) - critic(batch.obs[steps[truncated]])
+    torch.testing.assert_close(batch.advantages[steps[truncated]], expected, rtol=0, atol=1e-6)
 
 
 def test_policy_that_acted_has_ratio_1_and_no_divergence_on_its_own_batch(cartpole: EnvBridge) -> None:
     actor, critic = Actor(4, 2, [8], "tanh", weights()), Critic(4, [8], "tanh", weights())
     with torch.no_grad():
         actor.layers[-1].weight.mul_(1000)  # a policy with opinions, else all ratios are near 1 anyway
-    batch = make_batch(rollout_of(cartpole, actor), actor, critic, gamma=0.9, gae_lambda=0.9, device=CPU, update=0, env_steps=0)
+    batch = make_batch(rollout_of(cartpole, actor), actor, critic, gamma=0.9, gae_lambda=0.9)
     assert batch.old_log_probs.std() > 0.1
     log_probs, _ = distributions.log_probs_and_entropies(actor(batch.obs[:32]), batch.actions[:32])
     log_ratio = log_probs - batch.old_log_probs[:32]
@@ -264,14 +256,16 @@ def rollouts(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 def filled(rows: list[list[tuple[str, int]]]) -> Rollout:
-    rollout = Rollout(len(rows), len(rows[0]), (1,))
-    for t, row in enumerate(rows):
-        for env, (kind, reward) in enumerate(row):
-            rollout.rewards[t, env] = reward
-            rollout.terminated[t, env] = kind in ("terminated", "both")
-            rollout.truncated[t, env] = kind in ("truncated", "both")
-            rollout.valid[t, env] = kind != "invalid"
-    return rollout
+    def flags(*kinds: str) -> Tensor:
+        return torch.tensor([[kind in kinds for kind, _ in row] for row in rows])
+
+    blank = collected([line([0.0] * len(rows[0]), [0.0] * len(rows[0]))] * len(rows), [0.0] * len(rows[0]))
+    return blank._replace(
+        rewards=torch.tensor([[float(reward) for _, reward in row] for row in rows]),
+        terminated=flags("terminated", "both"),
+        truncated=flags("truncated", "both"),
+        valid=~flags("invalid"),
+    )
 
 
 @given(rollouts(), st.booleans())

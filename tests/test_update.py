@@ -8,7 +8,8 @@ from torch import nn
 
 from lit_ppo import functional
 from lit_ppo.networks import Actor, Critic
-from lit_ppo.update import ActorCritic, CompiledGradients, EagerGradients, LossSettings, Minibatch
+from lit_ppo.rollout import Batch
+from lit_ppo.update import ActorCritic, CompiledGradients, EagerGradients, LossSettings
 
 SETTINGS = LossSettings(
     normalize_advantages="minibatch", value_clip=None, value_coefficient=0.5, entropy_coefficient=0.0, max_grad_norm=None
@@ -20,10 +21,10 @@ def networks() -> ActorCritic:
     return ActorCritic(Actor(4, 3, (8,), "tanh", weights), Critic(4, (8, 8), "tanh", weights))
 
 
-def minibatch(size: int = 12) -> Minibatch:
+def minibatch(size: int = 12) -> Batch:
     draws = torch.Generator().manual_seed(1)
     columns = torch.randn(5, size, generator=draws)
-    return Minibatch(
+    return Batch(
         obs=torch.randn(size, 4, generator=draws),
         actions=torch.randint(3, (size,), generator=draws),
         old_log_probs=-1.1 + 0.2 * columns[0],

@@ -41,7 +41,7 @@ def test_value_of_a_constant_reward_is_that_of_a_life_without_end() -> None:
     Were a truncation taken for a termination, a state with m steps left would be worth (1 - 0.9^m) / (1 - 0.9). All states look
     the same, so the critic would say the mean over m = 1..10: 10 - 0.9 * (1 - 0.9^10) / (1 - 0.9) = 4.14.
     """
-    settings = {"obs_size": 1, "num_actions": 2, "gamma": 0.9, "learning_rate": 0.01, "learning_rate_decay_steps": 40_000}
+    settings = {"obs_size": 1, "num_actions": 2, "gamma": 0.9, "learning_rate": 0.01, "total_env_steps": 40_000}
     module, _ = fit(150, module=small_module(**settings, minibatch_size=64), data=small_data(CONSTANT, num_envs=8, horizon=32))
     with torch.no_grad():
         value = float(module.critic(torch.ones(1, 1)))
