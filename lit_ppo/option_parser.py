@@ -15,6 +15,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lit_ppo.exit_codes import USAGE, fail
 
 _VERBATIM: Final = "--data.env_kwargs"
+_REPLACED: Final = {  # options and keys of earlier versions
+    "model.learning_rate_decay_steps": "total_env_steps (model.learning_rate_decay=constant for no decay)",
+    "model.clip_decay_steps": "total_env_steps and model.clip_decay=linear",
+    "model.total_env_steps": "total_env_steps",
+}
 
 
 class Verbatim:
@@ -45,6 +50,9 @@ class OptionParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = re.sub(r'^Parser key "([^"]+)"', r"\1", condensed(message))
+        for old, new in _REPLACED.items():
+            if old in text:
+                fail(f"{old}: use {new}", USAGE)
         if unknown := re.match(r"unrecognized arguments: --([\w.]+)", text):
             options = [option[2:] for option in self._known_options() if option.startswith("--")]
             if similar := difflib.get_close_matches(unknown[1], options, n=1):

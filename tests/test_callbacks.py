@@ -350,6 +350,17 @@ def test_progress_bar_shows_steps_returns_and_threshold_on_a_terminal(monkeypatc
     assert "eval 7.0 of 9" in drawn and "3/3" in drawn
 
 
+@pytest.mark.parametrize(("total", "drawn"), [(60, "3/3"), (41, "3/3"), (None, "3/4")])
+def test_progress_bar_counts_the_updates_of_the_run(total: int | None, drawn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("lit_ppo.callbacks.run_progress._REFRESHES_PER_S", 1e9)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    fit(4 if total is None else -1, RunProgress(), data=scripted([]), module=small_module(total_env_steps=total))
+    assert drawn in terminal.getvalue() and "inf" not in terminal.getvalue()
+
+
 def test_progress_bar_is_not_drawn_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
     monkeypatch.setattr("sys.stderr", file)

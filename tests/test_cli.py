@@ -1,6 +1,7 @@
 """The command line: what a run leaves, what a resume keeps, and how each bad setting ends."""
 
 import contextlib
+import csv
 import gc
 import io
 import json
@@ -179,6 +180,85 @@ def test_run_stops_as_solved_at_a_threshold_that_is_met(run: Run) -> None:
     assert update_of("checkpoints/last.ckpt") == 1
 
 
+# -- the length of a run
+
+
+def length_of(path: str) -> Any:
+    """Env steps of the run, from the settings in a checkpoint; and those over which its schedules run."""
+    checkpoint = read_checkpoint(path)
+    settings = checkpoint[CONFIG_KEY]
+    return settings["total_env_steps"], settings["trainer"]["max_epochs"], checkpoint["lit_ppo_run_env_steps"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "length"),
+    [
+        ("", (50_000, -1, 50_000)),  # that of CartPole
+        ("--trainer.max_epochs=1000", (None, 1000, 1000 * 8 * 32)),
+        ("--total_env_steps=1000000", (1_000_000, -1, 1_000_000)),
+        ("--total_env_steps=300 --trainer.max_epochs=7", (300, 7, 300)),
+        ("--trainer.max_epochs=-1 --model.learning_rate_decay=constant", (None, -1, None)),
+    ],
+)
+def test_length_of_a_run_is_what_is_typed(typed: str, length: Any, run: Run) -> None:
+    ended = run(f"fit --evaluation.num_episodes 1 --trainer.callbacks=tests.toy_callbacks.StopsAfterOneUpdate {typed}")
+    assert (ended.code, ended.err) == (exit_codes.DONE, "")
+    assert length_of("checkpoints/last.ckpt") == length
+
+
+def test_learning_rate_is_above_0_until_the_end_of_a_run_of_1000_updates(run: Run) -> None:
+    """Its 64,000 env steps are more than the 50,000 after which the rate used to be 0."""
+    small = "--data.num_envs 2 --data.horizon 32 --model.update_epochs 1 --evaluation.every_n_updates 2000"
+    assert run(f"fit --data.env_id {IDENTITY} {small} --trainer.max_epochs=1000").code == exit_codes.DONE
+    [metrics] = Path("logs").rglob("metrics.csv")
+    with metrics.open() as file:
+        rates = [float(row["optimizer/learning_rate"]) for row in csv.DictReader(file) if row["optimizer/learning_rate"]]
+    assert len(rates) == 1000
+    assert rates[-1] == pytest.approx(3e-3 / 1000) and rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "updates"),
+    [("--total_env_steps=65", 3), ("--total_env_steps=96 --trainer.max_epochs=2", 2), ("--total_env_steps=33", 2)],
+)
+def test_run_ends_with_the_budget_that_is_used_up_first(typed: str, updates: int, run: Run) -> None:
+    assert run(f"fit {SMALL.removesuffix('--trainer.max_epochs 2')} {typed}").code == exit_codes.DONE  # 32 env steps an update
+    assert update_of("checkpoints/last.ckpt") == updates
+
+
+def test_resumed_run_keeps_its_length_unless_another_is_typed(run: Run) -> None:
+    small = SMALL.removesuffix("--trainer.max_epochs 2")
+    assert run(f"fit {small} --total_env_steps=64").code == exit_codes.DONE
+    ended = run("fit --ckpt_path last")  # nothing is left to do
+    assert (ended.code, ended.err, length_of("checkpoints/last.ckpt")) == (exit_codes.DONE, "", (64, -1, 64))
+    for typed, line, length in (
+        ("--total_env_steps=96", "length: 64 -> 96 env steps", (96, -1, 96)),
+        ("--trainer.max_epochs=4", "length: 96 -> 128 env steps", (None, 4, 128)),
+        ("--total_env_steps=1000 --trainer.max_epochs=5", "length: 128 -> 160 env steps", (1000, 5, 1000)),
+    ):
+        ended = run(f"fit --ckpt_path last {typed}")
+        assert (ended.code, ended.err) == (exit_codes.DONE, f"changed since checkpoints/last.ckpt: {line}\n")
+        assert length_of("checkpoints/last.ckpt") == length
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("model.learning_rate_decay_steps", "total_env_steps (model.learning_rate_decay=constant for no decay)"),
+        ("model.clip_decay_steps", "total_env_steps and model.clip_decay=linear"),
+        ("model.total_env_steps", "total_env_steps"),
+    ],
+)
+def test_old_name_of_an_option_is_refused_with_the_new_one(old: str, new: str, run: Run) -> None:
+    assert run(f"fit --{old}=1000") == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {old}: use {new}\n")
+
+
+def test_old_name_in_a_configuration_file_is_refused_with_the_new_one(run: Run) -> None:
+    Path("run.yaml").write_text("model: {learning_rate_decay_steps: 1000}\n")
+    ended = run("fit --config run.yaml")
+    assert ended.code == exit_codes.USAGE and "model.learning_rate_decay_steps: use total_env_steps" in ended.err
+
+
 # -- configuration files
 
 
@@ -313,6 +393,7 @@ BAD = {
     "--data.num_workers 3": "data.num_envs=8: expected a multiple of data.num_workers=3",
     "--model.minibatch_size 257": "model.minibatch_size=257: expected at most data.horizon * data.num_envs = 32 * 8 = 256",
     "--seed_everything -1": "seed_everything=-1: expected 0 to 2^32 - 1",
+    "--total_env_steps 0": "total_env_steps=0: expected at least 1",
     "--torch_threads 0": "torch_threads=0: expected at least 1",
     "--evaluation.num_episodes 0": "evaluation.num_episodes=0: expected at least 1",
     "--model.gama 0.9": "unrecognized arguments: --model.gama 0.9 (did you mean --model.gamma?)",
@@ -406,15 +487,15 @@ def test_resume_takes_the_settings_of_the_checkpoint_and_goes_on(run: Run, train
     """The checkpoint's 2 environments and minibatches, not the defaults, though nothing of them is typed again."""
     ended = run("fit --ckpt_path last --trainer.max_epochs 3")
     assert ended.code == exit_codes.DONE
-    assert ended.err == "changed since checkpoints/last.ckpt: trainer.max_epochs: 2 -> 3\n"
+    assert ended.err == "changed since checkpoints/last.ckpt: length: 64 -> 96 env steps\n"
     assert TrainLog.read("data/rl/ppo_cartpole_trainlog.json").steps == [0, 32, 64, 96]
 
 
 def test_run_resumed_by_command_equals_the_run_in_one_go(run: Run) -> None:
-    length = "--model.total_env_steps 128"  # of the schedules, for both: 4 updates
+    length = "--total_env_steps 128"  # of the schedules, for both: 4 updates
     run(f"fit {SMALL} {length} --trainer.max_epochs 4 --checkpoint.dirpath straight --curve.path straight.json")
     run(f"fit {SMALL} {length} --checkpoint.dirpath parts --curve.path parts.json")
-    run("fit --ckpt_path parts/last.ckpt --trainer.max_epochs 4")
+    run("fit --ckpt_path parts/last.ckpt --total_env_steps 128")
     straight, parts = (torch.load(f"{name}/last.ckpt", weights_only=True)["state_dict"] for name in ("straight", "parts"))
     assert all(straight[name].equal(parts[name]) for name in straight)
     assert Path("straight.json").read_bytes() == Path("parts.json").read_bytes()

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class ReadsAbsentFile(Callback):
@@ -11,3 +11,10 @@ class ReadsAbsentFile(Callback):
 
     def on_train_start(self, *args: Any) -> None:
         Path("absent").read_text()
+
+
+class StopsAfterOneUpdate(Callback):
+    """Ends the run at the first boundary."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = True

@@ -37,7 +37,7 @@ from lit_ppo.exit_codes import fail
 from lit_ppo.interrupts import advice, discard_unread_output
 from lit_ppo.module import PPOModule
 from lit_ppo.option_parser import HelpFormatter, OptionParser, add_env_kwargs, condensed
-from lit_ppo.resume_settings import checkpoint_at, differences, merged, refuse_fixed, saved_settings
+from lit_ppo.resume_settings import checkpoint_at, differences, refuse_fixed, resumed, saved_settings
 
 _CALLBACKS: Final = {  # in the order in which they act
     "interrupt": (GracefulExit, "interrupt: how a signal ends the run"),
@@ -49,7 +49,6 @@ _CALLBACKS: Final = {  # in the order in which they act
 }
 _TRAINER_DEFAULTS: Final[dict[str, Any]] = {
     "accelerator": "cpu",  # networks this small are slower on an accelerator
-    "max_epochs": 200,
     "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs", "name": ""}},
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
@@ -58,8 +57,10 @@ _EXAMPLES: Final = f"""examples:
   {PROGRAM} fit --data.env_id=LunarLander-v3 --solved.threshold=200
   {PROGRAM} fit --config my.yaml --model.learning_rate=3e-4
   {PROGRAM} fit --print_config > my.yaml
-  {PROGRAM} fit --ckpt_path=last --trainer.max_epochs=400
+  {PROGRAM} fit --ckpt_path=last --total_env_steps=100000
   {PROGRAM} test --ckpt_path=best --data.test_episodes=1000"""
+_DEFAULT_ENV_STEPS: Final = 50_000
+_LINKED: Final = {"seed_everything": [("data", "seed"), ("model", "seed")], "total_env_steps": [("model", "total_env_steps")]}
 _NOT_TYPED: Final = 2**62 - 1
 # Lightning's advice that does not apply here: the data loader is an environment, the metrics go to the loggers directly.
 _IRRELEVANT_WARNINGS: Final = (
@@ -107,6 +108,13 @@ class LitPPOCLI(LightningCLI):
         run = parser.add_argument_group("run")
         run.add_argument("--seed_everything", type=int, default=0, help="Seed of weights, episodes, actions and minibatches.")
         run.add_argument(
+            "--total_env_steps",
+            type=int | None,
+            default=None,
+            help="Env steps of the whole run, over which learning rate and clip range decay; 50,000 unless this or "
+            "trainer.max_epochs is given.",
+        )
+        run.add_argument(
             "--ckpt_path",
             type=str | None,
             default=None,
@@ -135,8 +143,9 @@ class LitPPOCLI(LightningCLI):
         parser.set_defaults({f"trainer.{key}": value for key, value in _TRAINER_DEFAULTS.items()})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.link_arguments("seed_everything", "data.seed")
-        parser.link_arguments("seed_everything", "model.seed")
+        for source, targets in _LINKED.items():
+            for section, key in targets:
+                parser.link_arguments(source, f"{section}.{key}")
         parser.link_arguments("data.obs_size", "model.obs_size", apply_on="instantiate")
         parser.link_arguments("data.num_actions", "model.num_actions", apply_on="instantiate")
 
@@ -152,21 +161,34 @@ class LitPPOCLI(LightningCLI):
             refuse_fixed(saved, typed)
             for line in differences(saved, typed):
                 print(f"changed since {path}: {line}", file=sys.stderr)
-        self.config = self.parser.parse_object({"subcommand": command, command: merged(saved, typed)})
+        self.config = self.parser.parse_object({"subcommand": command, command: resumed(saved, typed)})
         self.config[command].ckpt_path = str(path)
 
     def _typed(self, command: str) -> dict[str, Any]:
         """The settings that were typed, on the command line or in configuration files, without the defaults."""
         arguments = list(sys.argv[1:] if self._arguments is None else self._arguments)
-        # links need their source, so the seed gets a value first that what is typed replaces
-        arguments.insert(arguments.index(command) + 1, f"--seed_everything={_NOT_TYPED}")
+        # links need their sources, so these get a value first, which a typed one replaces
+        first = arguments.index(command) + 1
+        arguments[first:first] = [f"--{source}={_NOT_TYPED}" for source in _LINKED]
         typed: dict[str, Any] = self.parser.parse_args(arguments, defaults=False)[command].as_dict()
         typed.pop("config", None)
-        if typed["seed_everything"] == _NOT_TYPED:
-            del typed["seed_everything"]
-        for section in ("data", "model"):
-            typed.get(section, {}).pop("seed", None)  # linked
+        for source, targets in _LINKED.items():
+            for section, key in targets:
+                typed.get(section, {}).pop(key, None)
+            if typed[source] == _NOT_TYPED:
+                del typed[source]
         return typed
+
+    def before_instantiate_classes(self) -> None:
+        """Give the run its length: `total_env_steps`, `trainer.max_epochs`, or whichever of both comes first."""
+        quiet_lightning()
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        if config.trainer.max_epochs is None:
+            config.trainer.max_epochs = -1  # unlimited
+            if config.total_env_steps is None:
+                config.total_env_steps = config.model.total_env_steps = _DEFAULT_ENV_STEPS
+        if config.total_env_steps is not None and config.total_env_steps < 1:
+            raise ConfigError(f"total_env_steps={config.total_env_steps}: expected at least 1")
 
     def instantiate_classes(self) -> None:
         try:
@@ -197,9 +219,6 @@ class LitPPOCLI(LightningCLI):
             raise ConfigError(f"torch_threads={num_threads}: expected at least 1")
         seed_everything(seed, workers=True, verbose=False)
         torch.set_num_threads(num_threads)
-
-    def before_instantiate_classes(self) -> None:
-        quiet_lightning()
 
     def fit(self, **kwargs: Any) -> None:
         """Train; a run that a signal ended exits with that signal's code."""
