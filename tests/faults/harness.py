@@ -17,7 +17,7 @@ from lit_ppo.checkpoint_io import read_checkpoint
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60.0
 FAULTY = "tests.fault_envs:Faulty-v0"
-CURVE = "data/rl/ppo_faulty_trainlog.json"
+CURVE = "curve.json"
 LAST = "checkpoints/last.ckpt"
 
 
@@ -138,6 +138,7 @@ def fit_of(env_kwargs: dict[str, Any], *more: str) -> list[str]:
         "evaluation.num_episodes": 2,
         "trainer.max_epochs": 6,
         "trainer.logger": "false",
+        "curve.path": CURVE,
     }
     return ["fit", *(f"--{key}={value}" for key, value in options.items()), *more]
 
