@@ -157,7 +157,7 @@ def solve_sb3(seed: int) -> dict[str, Any]:
 def solve_lit_ppo(seed: int) -> dict[str, Any]:
     """`python -m lit_ppo fit`, with a clock on its evaluations."""
     from lit_ppo.bridge.process import start_ahead
-    from lit_ppo.deferred_dynamo import defer_dynamo
+    from lit_ppo.compat_torch import defer_dynamo
 
     start_ahead(2)  # these two as in `lit_ppo.__main__`
     defer_dynamo()

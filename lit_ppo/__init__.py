@@ -20,6 +20,7 @@ _HOMES = {
     "RunProgress": "lit_ppo.callbacks.run_progress",
     "StopWhenSolved": "lit_ppo.callbacks.stop_when_solved",
 }
+_WITHOUT_TORCH = {"lit_ppo.bridge.client", "lit_ppo.contract", "lit_ppo.errors"}
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
@@ -41,4 +42,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'lit_ppo' has no attribute {name!r}")
     from importlib import import_module
 
+    if _HOMES[name] not in _WITHOUT_TORCH:
+        from lit_ppo.compat_torch import defer_dynamo
+
+        defer_dynamo()  # before Lightning imports it
     return getattr(import_module(_HOMES[name]), name)

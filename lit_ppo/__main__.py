@@ -25,7 +25,7 @@ def main() -> None:
     if len(sys.argv) > 1 and sys.argv[1] in _WORKERS:
         start_workers(sys.argv[1])
 
-        from lit_ppo.deferred_dynamo import defer_dynamo
+        from lit_ppo.compat_torch import defer_dynamo
 
         defer_dynamo()
 

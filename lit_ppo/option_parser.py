@@ -4,7 +4,6 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
 import yaml
@@ -12,6 +11,7 @@ from jsonargparse import DefaultHelpFormatter, set_dumper
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lit_ppo.compat_lightning import option_names
 from lit_ppo.exit_codes import USAGE, fail
 
 _VERBATIM: Final = "--data.env_kwargs"
@@ -54,17 +54,10 @@ class OptionParser(LightningArgumentParser):
             if old in text:
                 fail(f"{old}: use {new}", USAGE)
         if unknown := re.match(r"unrecognized arguments: --([\w.]+)", text):
-            options = [option[2:] for option in self._known_options() if option.startswith("--")]
+            options = [option[2:] for option in option_names(self) if option.startswith("--")]
             if similar := difflib.get_close_matches(unknown[1], options, n=1):
                 text += f" (did you mean --{similar[0]}?)"
         fail(text, USAGE)
-
-    def _known_options(self) -> Iterator[str]:
-        for action in self._actions:
-            yield from action.option_strings
-            if isinstance(action.choices, dict):  # the subcommands' parsers
-                for parser in action.choices.values():
-                    yield from parser._known_options()
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lit_ppo import distributions, functional
+from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.rollout import Batch
 
 
@@ -19,17 +19,6 @@ class MinibatchResult(NamedTuple):
     loss: functional.PPOLoss
     log_ratio: Tensor  # (B,) log pi_new(a|s) - log pi_old(a|s), nats
     gradient_norm: Tensor  # of all gradients together, before clipping; scalar
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """How a minibatch becomes a loss, and gradients; as in `PPOModule`."""
-
-    normalize_advantages: Literal["minibatch", "rollout", "off"]
-    value_clip: float | None
-    value_coefficient: float
-    entropy_coefficient: float
-    max_grad_norm: float | None
 
 
 class ActorCritic(nn.Module):
@@ -44,7 +33,7 @@ class ActorCritic(nn.Module):
 
 
 def minibatch_loss(
-    logits: Tensor, values: Tensor, minibatch: Batch, clip_epsilon: float | Tensor, settings: LossSettings
+    logits: Tensor, values: Tensor, minibatch: Batch, clip_epsilon: float | Tensor, settings: PPOSettings
 ) -> tuple[functional.PPOLoss, Tensor]:
     """The loss of one minibatch, and its log-ratios, shape (B,), nats.
 
@@ -83,7 +72,7 @@ class EagerGradients:
     """
 
     def __init__(
-        self, networks: ActorCritic, settings: LossSettings, backward: Callable[[Tensor], Any] = torch.autograd.backward
+        self, networks: ActorCritic, settings: PPOSettings, backward: Callable[[Tensor], Any] = torch.autograd.backward
     ) -> None:
         self._networks, self._settings, self._backward = networks, settings, backward
         self._parameters = list(networks.parameters())
@@ -101,7 +90,7 @@ class EagerGradients:
 
 
 def clipped_gradients(
-    networks: ActorCritic, settings: LossSettings, parameters: dict[str, Tensor], minibatch: Batch, clip_epsilon: Tensor
+    networks: ActorCritic, settings: PPOSettings, parameters: dict[str, Tensor], minibatch: Batch, clip_epsilon: Tensor
 ) -> tuple[MinibatchResult, list[Tensor]]:
     """What `EagerGradients` does, as a function: the result, and the gradients in the order of `parameters`.
 
@@ -141,8 +130,12 @@ class CompiledGradients:
         ValueError: Two layers share one parameter. (A layer that both networks have is no hindrance.)
     """
 
-    def __init__(self, networks: ActorCritic, settings: LossSettings) -> None:
-        owned = [parameter for layer in networks.modules() for parameter in layer._parameters.values() if parameter is not None]
+    def __init__(self, networks: ActorCritic, settings: PPOSettings) -> None:
+        owned = [
+            parameter
+            for layer in networks.modules()
+            for _, parameter in layer.named_parameters(recurse=False, remove_duplicate=False)
+        ]
         if len({id(parameter) for parameter in owned}) < len(owned):
             raise ValueError("two layers share one parameter")
         self._parameters = {name: parameter for name, parameter in networks.named_parameters() if parameter.requires_grad}

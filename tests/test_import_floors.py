@@ -16,11 +16,13 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
 }
 FLOORS = {
-    0: """errors exit_codes interrupts contract curve functional networks distributions seeding plot run_lock deferred_dynamo
-        bridge bridge.protocol bridge.journal bridge.doorbell bridge.guard bridge.sandbox""",
+    0: """errors exit_codes interrupts contract curve functional networks distributions seeding plot run_lock bridge
+        compat_torch ppo_settings
+        bridge.protocol bridge.journal bridge.doorbell bridge.guard bridge.sandbox""",
     1: "bridge.worker bridge.process bridge.client",
     2: "rollout evaluation replay update",
-    3: """module data checkpoint_io callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation
+    3: """module data checkpoint_io compat_lightning
+        callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_summary
         callbacks.stop_when_solved option_parser resume_settings""",
     4: "commands commands.train commands.plot commands.replay",
@@ -50,7 +52,7 @@ NARROWER = {
     "lit_ppo.commands.plot": set(),
     "lit_ppo.commands.replay": set(),
     "lit_ppo.option_parser": {"jsonargparse", "lightning", "yaml"},
-    "lit_ppo.deferred_dynamo": {"torch"},
+    "lit_ppo.compat_torch": {"torch"},
     "lit_ppo.replay": {"numpy"},
     "lit_ppo.bridge.protocol": {"numpy"},
     "lit_ppo.bridge.journal": {"numpy"},

@@ -194,6 +194,26 @@ def test_target_kl_ends_an_update_after_the_pass_that_went_too_far(target_kl: fl
     assert module.metrics["optimizer/steps"] == 2 * passes  # 20 transitions in minibatches of 10
 
 
+@pytest.mark.parametrize(("share", "steps"), [(0.75, 4), (0.25, 2)])
+def test_target_kl_is_compared_with_the_kl_of_the_whole_pass(share: float, steps: int, losses: list[SimpleNamespace]) -> None:
+    settings = {"update_epochs": 2, "learning_rate": 0.03}
+    fit(1, module=small_module(**settings))
+    first, last = (float(functional.approximate_kl(loss.log_ratio)) for loss in losses[:2])  # minibatches of 10
+    assert abs(first) < 1e-6 < last  # so the whole pass has half the KL of its last minibatch
+    module, _ = fit(1, module=small_module(**settings, target_kl=share * last))
+    assert module.metrics["optimizer/steps"] == steps
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-3])
+def test_optimizer_is_adam_with_the_settings_of_the_module(epsilon: float) -> None:
+    module = small_module(learning_rate=0.02, adam_epsilon=epsilon)
+    optimizer = module.configure_optimizers()
+    assert isinstance(optimizer, torch.optim.Adam)
+    [group] = optimizer.param_groups
+    assert (group["lr"], group["eps"]) == (0.02, epsilon)
+    assert {id(parameter) for parameter in group["params"]} == {id(parameter) for parameter in module.parameters()}
+
+
 @pytest.mark.parametrize("limit", [1e-3, None])
 def test_gradients_are_cut_to_the_largest_norm(limit: float | None) -> None:
     norms: list[float] = []

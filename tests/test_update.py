@@ -8,12 +8,11 @@ from torch import nn
 
 from lit_ppo import functional
 from lit_ppo.networks import Actor, Critic
+from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.rollout import Batch
-from lit_ppo.update import ActorCritic, CompiledGradients, EagerGradients, LossSettings
+from lit_ppo.update import ActorCritic, CompiledGradients, EagerGradients
 
-SETTINGS = LossSettings(
-    normalize_advantages="minibatch", value_clip=None, value_coefficient=0.5, entropy_coefficient=0.0, max_grad_norm=None
-)
+SETTINGS = PPOSettings(max_grad_norm=None)
 
 
 def networks() -> ActorCritic:
@@ -63,7 +62,7 @@ def test_gradients_are_those_of_the_loss_and_replace_older_ones() -> None:
 def test_gradients_are_clipped_and_their_norm_is_that_before(limit: float | None) -> None:
     nets = networks()
     free = EagerGradients(nets, SETTINGS)(minibatch(), 0.2).gradient_norm
-    result = EagerGradients(nets, LossSettings("minibatch", None, 0.5, 0.0, limit))(minibatch(), 0.2)
+    result = EagerGradients(nets, PPOSettings(max_grad_norm=limit))(minibatch(), 0.2)
     torch.testing.assert_close(result.gradient_norm, free)
     norm = torch.cat([gradient.flatten() for gradient in gradients(nets) if gradient is not None]).norm()
     torch.testing.assert_close(norm, torch.tensor(0.01) if limit == 0.01 else free)
@@ -82,16 +81,18 @@ def test_backward_pass_goes_through_whoever_is_to_see_it() -> None:
 
 ALTERNATIVES = [
     SETTINGS,
-    LossSettings("rollout", 0.3, 1.0, 0.01, 0.5),
-    LossSettings("off", 0.01, 0.1, 0.2, 0.01),
-    LossSettings("minibatch", None, 0.5, 0.0, 1e6),
+    PPOSettings(normalize_advantages="rollout", value_clip=0.3, value_coefficient=1.0, entropy_coefficient=0.01),
+    PPOSettings(
+        normalize_advantages="off", value_clip=0.01, value_coefficient=0.1, entropy_coefficient=0.2, max_grad_norm=0.01
+    ),
+    PPOSettings(max_grad_norm=1e6),
 ]
 
 
 @pytest.mark.parametrize("settings", ALTERNATIVES)
 @pytest.mark.parametrize("size", [1, 12])
 @pytest.mark.usefixtures("compiles_nothing")
-def test_function_to_be_compiled_does_what_eager_mode_does(settings: LossSettings, size: int) -> None:
+def test_function_to_be_compiled_does_what_eager_mode_does(settings: PPOSettings, size: int) -> None:
     one, other = networks(), networks()
     expected = EagerGradients(one, settings)(minibatch(size), 0.2)
     torch.testing.assert_close(CompiledGradients(other, settings)(minibatch(size), 0.2), expected)

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_ppo import interrupts
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
+from lit_ppo.compat_lightning import save_checkpoint
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.module import PPOModule
 from lit_ppo.run_lock import RunLock
@@ -92,7 +93,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._best = score
             self.best_model_path = self.format_checkpoint_name({}, "best")
             self.best_model_score = self.current_score = torch.tensor(score[1])
-            self._save_checkpoint(trainer, self.best_model_path)
+            save_checkpoint(self, trainer, self.best_model_path)
         if update % self.every_n_updates == 0 or trainer.should_stop:
             self._save_last(trainer, update)
 
@@ -115,7 +116,7 @@ class RunCheckpoint(ModelCheckpoint):
     def _save_last(self, trainer: Trainer, update: int) -> None:
         self._last_update = update
         self.last_model_path = self.format_checkpoint_name({}, self.CHECKPOINT_NAME_LAST)
-        self._save_checkpoint(trainer, self.last_model_path)
+        save_checkpoint(self, trainer, self.last_model_path)
         interrupts.advise(self._way_on)
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
+from lit_ppo.module import PPOModule
 
 _REFRESHES_PER_S = 10
 
@@ -80,7 +81,8 @@ def _updates_of_the_run(trainer: Trainer, module: LightningModule) -> int | None
 
     Rollouts differ in size where rows are dropped, so what is left is counted anew from the env steps so far.
     """
-    data, total = data_of(trainer), module.hparams.get("total_env_steps")
+    assert isinstance(module, PPOModule)
+    data, total = data_of(trainer), module.settings.total_env_steps
     budgets = (
         [] if total is None else [data.update + math.ceil(max(0, total - data.env_steps) / (data.num_envs * data.horizon))]
     )

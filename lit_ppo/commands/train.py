@@ -31,6 +31,7 @@ from lit_ppo.callbacks.run_summary import RunSummary
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.checkpoint_io import VerifiedCheckpointIO
 from lit_ppo.commands import PROGRAM, TRAINING
+from lit_ppo.compat_lightning import parser_of, settings_of
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.exit_codes import fail
@@ -199,8 +200,8 @@ class LitPPOCLI(LightningCLI):
             raise ConfigError(condensed(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        config = self._get(self.config_init, "trainer")
-        callbacks = self._parser(self.subcommand).callback_keys
+        config = settings_of(self, "trainer", instantiated=True)
+        callbacks = parser_of(self).callback_keys
         for key, wanted in {"progress": config.enable_progress_bar, "checkpoint": config.enable_checkpointing}.items():
             if wanted is False:  # Lightning would refuse the flag because of the callback
                 callbacks.remove(key)
@@ -212,7 +213,7 @@ class LitPPOCLI(LightningCLI):
 
     def _set_seed(self) -> None:
         """Nothing here draws from the global streams; they are seeded for what a user's own code may draw."""
-        seed, num_threads = self._get(self.config, "seed_everything"), self._get(self.config, "torch_threads")
+        seed, num_threads = settings_of(self, "seed_everything"), settings_of(self, "torch_threads")
         if not 0 <= seed < 1 << 32:
             raise ConfigError(f"seed_everything={seed}: expected 0 to 2^32 - 1")
         if num_threads < 1:
@@ -223,11 +224,11 @@ class LitPPOCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Train; a run that a signal ended exits with that signal's code."""
         self.model.refuse_flags(self.trainer)  # Lightning would refuse some itself, without saying what to use instead
-        interrupt: GracefulExit = self._get(self.config_init, "interrupt")
+        interrupt: GracefulExit = settings_of(self, "interrupt", instantiated=True)
         reason = ""
         try:
             with _logger_errors():
-                self.trainer.fit(**kwargs, ckpt_path=self._get(self.config, "ckpt_path"))
+                self.trainer.fit(**kwargs, ckpt_path=settings_of(self, "ckpt_path"))
         except RunInterrupted as interrupted:
             reason = f"{interrupted}; "
         if interrupt.received is not None:
@@ -237,18 +238,18 @@ class LitPPOCLI(LightningCLI):
     def validate(self, **kwargs: Any) -> None:
         """Play greedy episodes and print their returns."""
         with _logger_errors():
-            self.trainer.validate(**kwargs, ckpt_path=self._get(self.config, "ckpt_path"), verbose=False)
+            self.trainer.validate(**kwargs, ckpt_path=settings_of(self, "ckpt_path"), verbose=False)
         self._print_results()
 
     def test(self, **kwargs: Any) -> None:
         """Play greedy episodes on test seeds and print their returns."""
         with _logger_errors():
-            self.trainer.test(**kwargs, ckpt_path=self._get(self.config, "ckpt_path"), verbose=False)
+            self.trainer.test(**kwargs, ckpt_path=settings_of(self, "ckpt_path"), verbose=False)
         self._print_results()
 
     def _print_results(self) -> None:
         results = self.datamodule.results
-        solved: StopWhenSolved = self._get(self.config_init, "solved")
+        solved: StopWhenSolved = settings_of(self, "solved", instantiated=True)
         threshold = solved.threshold if solved.threshold is not None else self.datamodule.reward_threshold
         rows = [
             ("episodes", f"{len(results.returns)}"),

@@ -1,0 +1,96 @@
+"""Every use that lit_ppo makes of Lightning's private or undocumented names, written against lightning 2.6.6.
+
+A new release of Lightning may change them without notice; `tests/test_compat.py` tests each of them.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lit_ppo.compat_torch import backward_hook_owner
+
+if TYPE_CHECKING:  # these would import jsonargparse, which the Python API does not need
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+_BACKWARD_HOOKS: Final = ("on_before_backward", "on_after_backward")
+_STEP_HOOK: Final = "on_before_optimizer_step"
+
+
+def backward_listener(trainer: Trainer, module: LightningModule) -> str | None:
+    """Who needs the hooks around each backward pass, or hooks a backward pass itself; None if nobody does.
+
+    Lightning has no public way to ask whether a hook is overridden (`is_overridden`), or whether anomalies are detected
+    (`trainer._detect_anomaly`).
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if any(is_overridden(hook, callback, Callback) for hook in _BACKWARD_HOOKS):
+            return type(callback).__name__
+    if any(is_overridden(hook, module, LightningModule) for hook in (*_BACKWARD_HOOKS, "backward")):
+        return type(module).__name__
+    if trainer._detect_anomaly:
+        return "trainer.detect_anomaly"
+    owner = backward_hook_owner(module)
+    return None if owner is None else f"a hook on {owner}"
+
+
+def needs_optimizer_hooks(trainer: Trainer, module: LightningModule) -> bool:
+    """Whether a callback, strategy, precision plugin or profiler needs Lightning's optimizer hooks.
+
+    The hooks cost a tenth of an update, and Lightning calls them whether or not they do anything.
+    """
+    return (
+        backward_listener(trainer, module) is not None
+        or any(is_overridden(_STEP_HOOK, callback, Callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        or is_overridden(_STEP_HOOK, module, LightningModule)
+        or type(trainer.strategy) is not SingleDeviceStrategy
+        or type(trainer.precision_plugin) is not Precision
+        or type(trainer.profiler) is not PassThroughProfiler  # type: ignore[attr-defined]
+    )
+
+
+def step_without_hooks(trainer: Trainer, optimizer: LightningOptimizer) -> None:
+    """Step the optimizer and count the step in `trainer.global_step`, without the hooks of `LightningOptimizer.step`.
+
+    Lightning counts the steps of manual optimisation in `optim_step_progress`, and only its own `step` increments it.
+    """
+    progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+    progress.increment_ready()
+    optimizer.optimizer.step()
+    progress.increment_completed()
+
+
+def save_checkpoint(callback: "ModelCheckpoint", trainer: Trainer, path: str) -> None:
+    """Write a checkpoint and tell the loggers, as `ModelCheckpoint` does; `trainer.save_checkpoint` does not tell them."""
+    callback._save_checkpoint(trainer, path)
+
+
+def settings_of(cli: "LightningCLI", key: str, *, instantiated: bool = False) -> Any:
+    """The settings under `key` of the command that runs, or the objects made of them.
+
+    `LightningCLI` keeps them under the subcommand's name, or at the top if it runs no subcommand (`run=False`).
+    """
+    return cli._get(cli.config_init if instantiated else cli.config, key)
+
+
+def parser_of(cli: "LightningCLI") -> "LightningArgumentParser":
+    """The parser of the command that runs; its `callback_keys` decide which callbacks the Trainer gets."""
+    return cli._parser(cli.subcommand)
+
+
+def option_names(parser: "LightningArgumentParser") -> Iterator[str]:
+    """Every option of a parser and of its subcommands' parsers, such as `--model.gamma`.
+
+    argparse has no public list of the options of a parser (`_actions`).
+    """
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action.choices, dict):  # the subcommands' parsers
+            for subparser in action.choices.values():
+                yield from option_names(subparser)

@@ -1,0 +1,90 @@
+"""PPOSettings: the hyperparameters of PPO, their meaning and their ranges, in one place."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_ppo.errors import ConfigError
+from lit_ppo.networks import Activation
+
+Decay = Literal["linear", "constant"]
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """Hyperparameters of PPO; the names are those of the options under `--model.`.
+
+    Attributes:
+        actor_hidden_sizes: Sizes of the actor's hidden layers.
+        critic_hidden_sizes: Sizes of the critic's hidden layers.
+        activation: Activation function between the layers of both networks.
+        learning_rate: Adam's step size at the start of the run.
+        learning_rate_decay: Whether the learning rate decays linearly to 0 over the run, or stays constant.
+        adam_epsilon: Adam's epsilon.
+        gamma: Discount factor, in [0, 1].
+        gae_lambda: Weight of longer returns in the advantages, in [0, 1].
+        update_epochs: Passes over each rollout, K.
+        minibatch_size: Transitions in one optimizer step; a rollout is split into the fewest equal parts not larger than this.
+        clip_epsilon: Clip range: moving the probability ratio further than this from 1 gains the policy nothing.
+        clip_decay: Whether the clip range decays linearly to 0 over the run, or stays constant.
+        value_clip: Clip range of the value loss, in units of return; None for no clipping.
+        value_coefficient: Weight of the value loss.
+        entropy_coefficient: Weight of the entropy bonus.
+        normalize_advantages: Whether advantages are normalised over each minibatch, over the whole rollout, or not at all.
+        max_grad_norm: Gradients are scaled down to this norm, taken over all parameters; None for no limit.
+        target_kl: An update ends after the pass in which the policy has moved further than this, nats; None for no limit.
+        compile: Whether to compile networks, loss and gradients with torch.compile. It pays off in long runs only and needs a
+            C++ compiler. If there is none, or if a callback or a hook needs the backward pass, a warning says so and nothing is
+            compiled.
+        total_env_steps: Env steps of the whole run, over which learning rate and clip range decay; the run stops at the first
+            update that reaches them. None: `trainer.max_epochs` rollouts.
+        seed: Seed of the initial weights and of the minibatches.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+    """
+
+    actor_hidden_sizes: Sequence[int] = (64, 64)
+    critic_hidden_sizes: Sequence[int] = (64, 64)
+    activation: Activation = "tanh"
+    learning_rate: float = 3e-3
+    learning_rate_decay: Decay = "linear"
+    adam_epsilon: float = 1e-5
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    update_epochs: int = 4
+    minibatch_size: int = 64
+    clip_epsilon: float = 0.4
+    clip_decay: Decay = "constant"
+    value_clip: float | None = None
+    value_coefficient: float = 0.5
+    entropy_coefficient: float = 0.0
+    normalize_advantages: Literal["minibatch", "rollout", "off"] = "minibatch"
+    max_grad_norm: float | None = 0.5
+    target_kl: float | None = None
+    compile: bool = False
+    total_env_steps: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("update_epochs", "minibatch_size"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("actor_hidden_sizes", "critic_hidden_sizes"):
+            self._require(name, all(size >= 1 for size in getattr(self, name)), "sizes of at least 1")
+        for name in ("gamma", "gae_lambda"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
+        for name in ("learning_rate", "adam_epsilon", "clip_epsilon"):
+            self._require(name, 0 < getattr(self, name) < math.inf, "a number above 0")
+        for name in ("learning_rate_decay", "clip_decay"):
+            self._require(name, getattr(self, name) in ("linear", "constant"), "linear or constant")
+        for name in ("value_coefficient", "entropy_coefficient"):
+            self._require(name, 0 <= getattr(self, name) < math.inf, "a number of at least 0")
+        for name in ("value_clip", "max_grad_norm", "target_kl", "total_env_steps"):
+            limit = getattr(self, name)
+            self._require(name, limit is None or 0 < limit < math.inf, "a number above 0, or null")
+        self._require("seed", self.seed >= 0, "at least 0")
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ConfigError(f"model.{name}={getattr(self, name)}: expected {allowed}")

@@ -1,0 +1,215 @@
+"""Canaries: every private name of torch and Lightning that lit_ppo uses still exists and still does what it is used for.
+
+If one of these tests fails after an upgrade, the library has changed, and the function named in the message has to follow.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from torch import nn
+
+from lit_ppo import compat_lightning
+from lit_ppo.compat_torch import backward_hook_owner
+from lit_ppo.data import RolloutDataModule
+from lit_ppo.module import PPOModule
+from tests.runs import bare_trainer, small_data, small_module
+
+# -- torch
+
+
+def in_a_new_process(code: str) -> str:
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, f"compat_torch.defer_dynamo: {run.stderr}"
+    return run.stdout
+
+
+def test_python_api_defers_dynamo_until_something_is_compiled() -> None:
+    stages = in_a_new_process(
+        """
+import sys, warnings
+import lit_ppo
+
+def stage():
+    print(type(sys.modules.get("torch._dynamo")).__name__, end=" ")
+
+lit_ppo.PPOModule, lit_ppo.RolloutDataModule, lit_ppo.RunCheckpoint
+stage()
+import torch
+weight = torch.nn.Parameter(torch.ones(2))
+optimizer = torch.optim.Adam([weight])
+weight.sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+stage()
+warnings.simplefilter("ignore")
+assert torch.compile(lambda x: 2 * x, backend="eager")(torch.ones(2)).tolist() == [2, 2]
+stage()
+assert torch._dynamo is sys.modules["torch._dynamo"] and torch._dynamo.OptimizedModule.__module__.startswith("torch.")
+"""
+    )
+    assert stages.split() == ["_StandIn", "_StandIn", "module"]
+
+
+def test_submodule_of_dynamo_brings_the_real_package() -> None:
+    code = (
+        "import lit_ppo; lit_ppo.PPOModule; from torch._dynamo.utils import counters; import torch; print(type(torch._dynamo))"
+    )
+    assert in_a_new_process(code) == "<class 'module'>\n"
+
+
+def test_dynamo_that_is_imported_already_stays() -> None:
+    code = "import torch._dynamo as real, lit_ppo; lit_ppo.PPOModule; import torch; print(torch._dynamo is real)"
+    assert in_a_new_process(code) == "True\n"
+
+
+@pytest.mark.parametrize("name", ["Contract", "ContractSettings", "ContractViolation", "EnvBridge"])
+def test_names_that_do_not_need_torch_do_not_import_it(name: str) -> None:
+    assert in_a_new_process(f"import sys, lit_ppo; lit_ppo.{name}; print('torch' in sys.modules)") == "False\n"
+
+
+def test_backward_hook_of_every_kind_is_found() -> None:
+    def two_layers() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+
+    assert backward_hook_owner(two_layers()) is None
+    registered = {
+        "0.bias": lambda net: net[0].bias.register_hook(lambda gradient: None),
+        "1.weight": lambda net: net[1].weight.register_post_accumulate_grad_hook(lambda parameter: None),
+        "0": lambda net: net[0].register_full_backward_hook(lambda *args: None),
+        "1": lambda net: net[1].register_full_backward_pre_hook(lambda *args: None),
+    }
+    for owner, register in registered.items():
+        net = two_layers()
+        register(net)
+        assert backward_hook_owner(net) == owner, "compat_torch.backward_hook_owner: torch keeps this hook elsewhere now"
+
+
+# -- Lightning
+
+
+class BackwardListener(Callback):
+    def on_after_backward(self, *args: Any) -> None: ...
+
+
+class StepListener(Callback):
+    def on_before_optimizer_step(self, *args: Any) -> None: ...
+
+
+class OwnBackward(PPOModule):
+    def backward(self, *args: Any, **settings: Any) -> None: ...
+
+
+def test_listeners_to_backward_passes_are_found_by_name() -> None:
+    listener = compat_lightning.backward_listener
+    assert listener(bare_trainer(1, StepListener()), small_module()) is None
+    assert listener(bare_trainer(1, BackwardListener()), small_module()) == "BackwardListener"
+    assert listener(bare_trainer(1), small_module(OwnBackward)) == "OwnBackward"
+    assert listener(bare_trainer(1, detect_anomaly=True), small_module()) == "trainer.detect_anomaly"
+    module = small_module()
+    module.actor.register_full_backward_hook(lambda *args: None)
+    assert listener(bare_trainer(1), module) == "a hook on actor"
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "flags", "needed"),
+    [
+        ([], {}, False),
+        ([StepListener()], {}, True),
+        ([BackwardListener()], {}, True),
+        ([], {"profiler": "simple"}, True),
+        ([], {"precision": "bf16-mixed"}, True),
+    ],
+)
+def test_optimizer_hooks_are_skipped_only_if_nothing_needs_them(
+    callbacks: list[Callback], flags: dict[str, Any], needed: bool
+) -> None:
+    trainer = bare_trainer(1, *callbacks, **flags)
+    assert compat_lightning.needs_optimizer_hooks(trainer, small_module()) == needed
+
+
+def test_step_without_hooks_is_counted_as_lightning_counts_it() -> None:
+    counts = []
+
+    class BothWays(PPOModule):
+        def training_step(self, rollout: Any, batch_idx: int) -> None:
+            trainer, optimizer = self.trainer, self.optimizers()
+            progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+            for step in (lambda: compat_lightning.step_without_hooks(trainer, optimizer), optimizer.step):
+                before = (trainer.global_step, progress.total.ready, progress.total.completed)
+                step()
+                after = (trainer.global_step, progress.total.ready, progress.total.completed)
+                counts.append(tuple(one - other for one, other in zip(after, before, strict=True)))
+
+    bare_trainer(1).fit(small_module(BothWays), datamodule=small_data())
+    assert counts == [(1, 1, 1)] * 2, "compat_lightning.step_without_hooks: Lightning counts optimizer steps in another way now"
+
+
+def test_model_checkpoint_saves_and_tells_the_loggers(tmp_path: Path) -> None:
+    class Told(Logger):
+        name, version = "told", 0
+        told = 0
+
+        def log_metrics(self, *args: Any, **settings: Any) -> None: ...
+
+        def log_hyperparams(self, *args: Any, **settings: Any) -> None: ...
+
+        def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+            self.told += 1
+
+    class SaveAtStart(ModelCheckpoint):
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            compat_lightning.save_checkpoint(self, trainer, str(tmp_path / "asked.ckpt"))
+
+    logger = Told()
+    bare_trainer(1, SaveAtStart(tmp_path, save_top_k=0), logger=logger, log_every_n_steps=1).fit(
+        small_module(), datamodule=small_data()
+    )
+    assert torch.load(tmp_path / "asked.ckpt", weights_only=True)["global_step"] == 0
+    assert logger.told >= 1, "compat_lightning.save_checkpoint: ModelCheckpoint does not tell the loggers any more"
+
+
+def test_lightning_cli_calls_its_private_hooks_and_keeps_settings_where_they_are_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called = []
+
+    class Watched(LightningCLI):
+        def _parse_ckpt_path(self) -> None:
+            called.append("_parse_ckpt_path")
+
+        def _set_seed(self) -> None:
+            called.append("_set_seed")
+
+    arguments = ["--model.obs_size=4", "--model.num_actions=2", "--trainer.max_epochs=7", "--trainer.accelerator=cpu"]
+    monkeypatch.setattr(sys, "argv", ["lit_ppo"])
+    cli = Watched(
+        PPOModule,
+        RolloutDataModule,
+        args=arguments,
+        run=False,
+        save_config_callback=None,
+        trainer_defaults={"logger": False, "enable_checkpointing": False},
+    )
+    assert called == ["_parse_ckpt_path", "_set_seed"], (
+        "LightningCLI: a private hook that lit_ppo overrides is not called any more"
+    )
+    assert compat_lightning.settings_of(cli, "trainer").max_epochs == 7
+    assert compat_lightning.settings_of(cli, "model", instantiated=True) is cli.model
+    assert compat_lightning.parser_of(cli) is cli.parser and cli.parser.callback_keys == []
+
+
+def test_options_of_a_parser_and_its_subcommands_are_found() -> None:
+    parser, subparser = LightningArgumentParser(), LightningArgumentParser()
+    subparser.add_argument("--below.it")
+    parser.add_argument("--of-all")
+    parser.add_subcommands().add_subcommand("command", subparser)
+    found = set(compat_lightning.option_names(parser))
+    assert {"--of-all", "--below.it"} <= found, "compat_lightning.option_names: argparse keeps its options elsewhere now"
