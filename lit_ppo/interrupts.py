@@ -1,7 +1,7 @@
 """What SIGINT and SIGTERM do to the process: one line that says how to go on, and exit code 130 or 143.
 
-`end_at_once` is the handler from the first moment on, while nothing can be lost: the imports, the start, `validate`, `test`.
-While it trains, `GracefulExit` takes its place. Environment processes need no word: they end when the pipe to them closes.
+`end_at_once` is the handler while nothing can be lost: during the imports, the start, `validate` and `test`. While a run trains,
+`GracefulExit` replaces it. Environment processes end by themselves when the pipe to them closes.
 """
 
 import os
@@ -45,9 +45,9 @@ def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def discard_unread_output(patience_s: float = _PATIENCE_S) -> bool:
-    """Send standard output and error to /dev/null from now on, where it is a full pipe that nobody reads.
+    """Send standard output or error to /dev/null from now on, if it is a full pipe without a reader.
 
-    A write that waits for such a pipe is tried again after a signal's handler, and succeeds then.
+    Python repeats a write that waits for such a pipe after the signal's handler, and it succeeds then.
 
     Args:
         patience_s: How long to wait for a reader.
@@ -66,7 +66,7 @@ def discard_unread_output(patience_s: float = _PATIENCE_S) -> bool:
 
 
 def _accepts(descriptor: int, patience_s: float) -> bool:
-    """Whether a line can be written without waiting; so it is too where there is no reader any more."""
+    """Whether a line can be written without waiting; true also if there is no reader any more."""
     writable = select.poll()
     writable.register(descriptor, select.POLLOUT)
     return bool(writable.poll(1000 * patience_s))

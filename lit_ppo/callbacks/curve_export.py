@@ -19,7 +19,7 @@ def slug(env_id: str) -> str:
 
 
 class CurveExport(Callback):
-    """Writes the training curve as JSON; a resumed run continues the curve of its checkpoint.
+    """Writes the training curve as JSON; a resumed run continues its checkpoint's curve.
 
     Args:
         path: File to write, in which `{env}` stands for the environment's name; None to write nothing.

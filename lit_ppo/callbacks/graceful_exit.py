@@ -21,7 +21,7 @@ _ALARM_INTERVAL_S: Final = 0.1
 
 
 class RunInterrupted(BaseException):
-    """The run was interrupted while it waited for an environment; no `Exception`, so that nothing on the way swallows it."""
+    """The run was interrupted while it waited for an environment; not an `Exception`, which code on the way might swallow."""
 
 
 class GracefulExit(Callback):
@@ -45,7 +45,7 @@ class GracefulExit(Callback):
         self._trainer: Trainer | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Install the alarm, before Lightning looks which handlers there are: it restores those when training ends."""
+        """Install the alarm's handler before Lightning notes all handlers, to which it returns when training ends."""
         if stage == "fit" and not self._handlers:
             self._trainer = trainer
             self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._on_alarm)
@@ -74,7 +74,7 @@ class GracefulExit(Callback):
         self._handlers = {}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # counted in one call: the second signal may arrive while the handler of the first is at its first line
+        # counted in one call: the second signal may arrive in the first line of the first one's handler
         if next(self._signals) > 0:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -85,11 +85,11 @@ class GracefulExit(Callback):
         signal.setitimer(signal.ITIMER_REAL, _ALARM_INTERVAL_S, _ALARM_INTERVAL_S)
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        # alarms come before the deadline too: a second signal may arrive in another thread, and does not end our wait then
+        # alarms repeat, since a signal that the kernel hands to another thread does not interrupt this one's wait
         assert self._trainer is not None
         if monotonic() < self._deadline:
             return
-        if discard_unread_output(patience_s=0.0):  # what waited for a reader goes on, and gets its time
+        if discard_unread_output(patience_s=0.0):  # the write that waited goes on, and gets a grace period of its own
             self._deadline = monotonic() + self.grace_s
         elif data_of(self._trainer).is_waiting:
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -23,8 +23,8 @@ _DIRECTORY: Final = "checkpoints"
 class RunCheckpoint(ModelCheckpoint):
     """Saves at the end of an update: the best policy when an evaluation finds one, the last every few updates and at the end.
 
-    A policy with which the run was solved counts as better than any that was not, and of two equal ones the later as better.
-    Lightning's own rules would look at the last known return in every epoch, evaluated or not, and would not know `solved`.
+    A policy that solved the run counts as better than any that did not; of two equal policies the later counts as better.
+    Lightning's own rules would compare the last known return in every epoch, evaluated or not, and do not know `solved`.
 
     Args:
         dirpath: Directory of the checkpoints; a new run overwrites those of the run before.
@@ -47,7 +47,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._lock: RunLock | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the directory; Lightning's warning that it is not empty would come with every second run."""
+        """Lock the directory; not Lightning's `setup`, which warns in every second run that the directory is not empty."""
         if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             assert self.dirpath is not None
             self._lock = RunLock(Path(self.dirpath))
@@ -58,14 +58,14 @@ class RunCheckpoint(ModelCheckpoint):
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Nothing is lost: unless the parameters are half way through an update, the last boundary is saved."""
+        """Save the last boundary, unless the parameters are half way through an update."""
         assert isinstance(pl_module, PPOModule)
         update = data_of(trainer).state_dict()["update"]
         if self._lock is not None and self._last_update not in (-1, update) and not pl_module.is_updating:
             try:
                 self._save_last(trainer, update)
                 log.warning("saved update %d to %s", update, self.last_model_path)
-            except CheckpointError as error:  # what ended the run matters more
+            except CheckpointError as error:  # the exception that ended the run matters more
                 log.warning("update %d could not be saved: %s", update, error)
         self._release()
 
@@ -81,7 +81,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Nothing: the update is saved after its evaluation."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing, likewise."""
+        """Nothing: there is no validation during fit."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what is due."""
@@ -98,13 +98,13 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_last(trainer, update)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The run is over: its last update is saved."""
+        """Save the last update."""
         update = data_of(trainer).update
         if not trainer.fast_dev_run and update != self._last_update:  # type: ignore[attr-defined]
             self._save_last(trainer, update)
 
     def _score(self, trainer: Trainer) -> tuple[bool, float] | None:
-        """How good the policy is, if it has just been evaluated."""
+        """Whether the newest policy solved the run, and its mean return; None if it was not evaluated."""
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
             if isinstance(callback, GreedyEvaluation) and callback.is_fresh(trainer):

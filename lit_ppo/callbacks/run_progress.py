@@ -1,4 +1,4 @@
-"""RunProgress: the whole run as one bar."""
+"""RunProgress: one progress bar for the whole run."""
 
 import math
 import sys
@@ -46,7 +46,7 @@ class RunProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """One more update."""
+        """Advance by one update."""
         assert self._bar is not None
         self._bar.total = _updates_of_the_run(trainer, pl_module)
         if self._bar.update() and not self._bar.disable:
@@ -79,7 +79,7 @@ class RunProgress(ProgressBar):
 def _updates_of_the_run(trainer: Trainer, module: LightningModule) -> int | None:
     """Updates until `total_env_steps` or `trainer.max_epochs`, whichever comes first; None if the run is unlimited.
 
-    Rollouts differ in size where rows are dropped, so what is left is counted anew from the env steps so far.
+    Rollouts with dropped rows are smaller, so the rest is computed anew from the env steps so far.
     """
     assert isinstance(module, PPOModule)
     data, total = data_of(trainer), module.settings.total_env_steps
