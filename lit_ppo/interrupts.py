@@ -1,6 +1,6 @@
 """What SIGINT and SIGTERM do to the process: one line that says how to go on, and exit code 130 or 143.
 
-`end_at_once` is the handler while nothing can be lost: during the imports, the start, `validate` and `test`. While a run trains,
+`end_at_once` is the handler while nothing can be lost: in the imports, the start, `validate` and `test`. While a run trains,
 `GracefulExit` replaces it. Environment processes end by themselves when the pipe to them closes.
 """
 
