@@ -24,7 +24,7 @@ _STEP_HOOK: Final = "on_before_optimizer_step"
 
 
 def backward_listener(trainer: Trainer, module: LightningModule) -> str | None:
-    """Who needs the hooks around each backward pass, or hooks a backward pass itself; None if nobody does.
+    """Name of the first callback, module, flag or hook that needs the backward pass; None if there is none.
 
     Lightning has no public way to ask whether a hook is overridden (`is_overridden`), or whether anomalies are detected
     (`trainer._detect_anomaly`).

@@ -1,7 +1,7 @@
-"""RolloutDataModule: the environments as Lightning data; each epoch is one fresh rollout.
+"""RolloutDataModule: the environments as a LightningDataModule; each epoch is one new rollout.
 
-The dataset is handed to the Trainer as it is, without a DataLoader: it has a length (1), so nothing is fetched ahead, and no
-global random stream is touched (a DataLoader draws from it each time it is iterated).
+The dataset goes to the Trainer without a DataLoader, which would draw from torch's global random generator in each iteration.
+It has a length (1), so Lightning fetches nothing ahead.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ Item = TypeVar("Item")
 
 
 class OneItem(IterableDataset[Item]):
-    """A dataset of one item, which is made when it is asked for, and made anew in each pass.
+    """A dataset of one item, which is made on demand, anew in each pass.
 
     Args:
         make: Collects a rollout, or plays greedy episodes.
@@ -49,17 +49,17 @@ class RolloutDataModule(LightningDataModule):
     """N environments behind the bridge, and the rollouts collected in them.
 
     Args:
-        env_id: Gymnasium id, or `module:EnvId` for one of your own.
+        env_id: Gymnasium id, or `module:EnvId` to import a module first.
         env_kwargs: Passed to `gymnasium.make`.
-        num_envs: Environments that are stepped together, N.
+        num_envs: Number of environments stepped together, N.
         horizon: Steps of each environment in one rollout, T.
-        seed: Seed of the episodes and of the actions' noise.
-        contract: What the environment's values must satisfy beyond the rules that always hold.
-        evaluation_envs: Greedy episodes that are played at a time.
-        validation_episodes: Greedy episodes played by `validate`.
-        test_episodes: Greedy episodes played by `test`.
-        report_dir: Where faults of the environment leave their reports; None for no reports.
-        **bridge: How the environment processes are run: the fields of `BridgeSettings`.
+        seed: Seed of the episodes and of the sampled actions.
+        contract: Rules for the environment's values in addition to those that always hold.
+        evaluation_envs: Number of greedy episodes played at a time.
+        validation_episodes: Number of greedy episodes played by `validate`.
+        test_episodes: Number of greedy episodes played by `test`.
+        report_dir: Directory for the reports of environment faults; None for no reports.
+        **bridge: How the environment processes run: the fields of `BridgeSettings`.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -102,29 +102,29 @@ class RolloutDataModule(LightningDataModule):
         self.update, self.env_steps = 0, 0
         self.metrics: dict[str, float] = {}  # of the newest rollout
         self.results: EpisodeResults | None = None  # of the newest validate or test
-        self.reward_threshold: float | None = None  # the environment's own, once it is known
+        self.reward_threshold: float | None = None  # the environment's own; None until `spec` is read
         self._bridge: EnvBridge | None = None
         self._player: GreedyPlayer | None = None
         self._obs: Any = None
         self._boundary: dict[str, Any] | None = None  # the state before the newest rollout
-        self.is_waiting = False  # for an environment: nothing of ours is half done
+        self.is_waiting = False  # for an environment; a signal may interrupt it without loss
         self._stage: str | None = None
 
     # -- the environments
 
     @property
     def spec(self) -> EnvSpec:
-        """What the environment says of itself; starts its evaluation process if need be.
+        """The environment's spaces and thresholds; starts the evaluation process if it does not run yet.
 
         Raises:
-            ConfigError: The environment cannot be made or trained on.
+            ConfigError: The environment cannot be made, or lit_ppo cannot train on it.
         """
         bridge = self.player.bridge
         try:
             spec = bridge.spec
-        except ConfigError as error:  # the bridge does not know that it is configured under `data`
+        except ConfigError as error:  # the bridge's messages lack the prefix of its options
             raise ConfigError(str(error) if str(error).startswith("data.") else f"data.{error}") from error
-        if len(spec.obs_shape) != 1:  # the bridge steps any shape; it is the networks that take vectors
+        if len(spec.obs_shape) != 1:  # the bridge steps any shape, but the networks take vectors only
             raise ConfigError(
                 f"data.env_id={spec.env_id}: observations of shape {spec.obs_shape} are not supported; "
                 "lit_ppo trains on Box observations of rank 1"
@@ -147,7 +147,7 @@ class RolloutDataModule(LightningDataModule):
 
     @property
     def player(self) -> GreedyPlayer:
-        """Plays greedy episodes, in a process apart from training."""
+        """Plays greedy episodes in a process of its own."""
         if self._player is None:
             self._player = GreedyPlayer(
                 self.env_id,
@@ -163,14 +163,14 @@ class RolloutDataModule(LightningDataModule):
     def play(
         self, policy: Policy, purpose: seeding.Purpose, num_episodes: int, device: torch.device, first_episode: int = 0
     ) -> EpisodeResults:
-        """Greedy episodes, from seeds that belong to `purpose` and to the number of updates made so far.
+        """Play greedy episodes, with seeds that depend on `purpose` and on the number of updates so far.
 
         Args:
             policy: The actor.
-            purpose: What the episodes are played for.
-            num_episodes: How many.
-            device: Where the actor is.
-            first_episode: Number of the first one, for more episodes of the same purpose.
+            purpose: Use of the episodes; each has its own range of seeds.
+            num_episodes: Number of episodes.
+            device: Device of the actor's parameters.
+            first_episode: Number of the first episode; those before it were played in an earlier call.
         """
         numbers = range(first_episode, first_episode + num_episodes)
         seeds = [seeding.episode_seed(self.seed, purpose, 0, self.update, number) for number in numbers]
@@ -180,11 +180,11 @@ class RolloutDataModule(LightningDataModule):
         return results
 
     def _report(self, fault: EnvironmentFault) -> None:
-        """Leave a report from which the fault can be replayed."""
+        """Write a report from which the fault can be replayed."""
         if self.report_dir is not None:
             try:
                 fault.where["report"] = write_report(fault, Path(self.report_dir))
-            except OSError as error:  # the fault itself matters more
+            except OSError as error:  # must not hide the fault itself
                 log.warning("%s: the report cannot be written: %s", self.report_dir, error)
 
     def _training_seed(self, env: int, episode: int) -> int:
@@ -193,7 +193,7 @@ class RolloutDataModule(LightningDataModule):
     # -- Lightning's side
 
     def setup(self, stage: str) -> None:
-        """Spawn the training environments for `fit`; they boot and make them while Lightning goes on."""
+        """Start the training environments for `fit`; they boot while Lightning continues."""
         self._stage = stage
         if stage == "fit" and self._bridge is None:
             self._bridge = EnvBridge(
@@ -207,7 +207,7 @@ class RolloutDataModule(LightningDataModule):
                 on_fault=self._report,
             )
             self._statistics = EpisodeStatistics(self.num_envs)
-            self._evaluation_spec = self.spec  # refuses now what the networks cannot take
+            self._evaluation_spec = self.spec  # raises now if the networks cannot take its observations
 
     def train_dataloader(self) -> OneItem[Rollout]:
         """One rollout in each epoch."""
@@ -232,7 +232,7 @@ class RolloutDataModule(LightningDataModule):
 
     @property
     def has_invalid_rows(self) -> bool:
-        """Whether a rollout may contain rows that are not transitions: resets of native environments, skipped episodes."""
+        """Whether a rollout may contain rows that are not transitions: resets of native environments, abandoned episodes."""
         return self.bridge_settings.vectorization == "native" or self.bridge_settings.on_violation == "restart"
 
     def next_rollout(self) -> Rollout:
@@ -285,7 +285,7 @@ class RolloutDataModule(LightningDataModule):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken (for `fit`); other stages need only the counters."""
+        """Continue where `state_dict` was taken; stages other than `fit` need only the counters."""
         self.update, self.env_steps = state["update"], state["env_steps"]
         if self._stage != "fit" or "bridge" not in state:
             return
@@ -298,11 +298,11 @@ class RolloutDataModule(LightningDataModule):
         self.close()
 
     def on_exception(self, exception: BaseException) -> None:
-        """End the environment processes; Lightning calls no `teardown` then."""
+        """End the environment processes; Lightning does not call `teardown` after an exception."""
         self.close()
 
     def close(self) -> None:
-        """End the environment processes; may be called again."""
+        """End the environment processes; safe to call more than once."""
         for owner in (self._bridge, self._player):
             if owner is not None:
                 owner.close()
@@ -310,5 +310,5 @@ class RolloutDataModule(LightningDataModule):
 
 
 def _for_evaluation(settings: BridgeSettings) -> BridgeSettings:
-    """The same treatment of processes, in one worker, with a seed for each episode."""
+    """The same settings with one worker and ordinary environments, which take a seed for each episode."""
     return dataclasses.replace(settings, vectorization="sync", num_workers=1)

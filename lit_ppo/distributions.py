@@ -1,7 +1,7 @@
-"""Action distributions: for each kind of action space, what the policy's outputs mean.
+"""The categorical distribution of actions, as functions of the policy's logits.
 
-Functions on raw network outputs rather than `torch.distributions` objects: those validate and build on every call, which costs
-as much as the networks themselves at the sizes of control tasks.
+`torch.distributions` objects are built and validated in every call. At the sizes of control tasks that costs as much as the
+networks themselves.
 """
 
 import torch
@@ -14,7 +14,7 @@ def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def sample(logits: Tensor, noise: Tensor) -> Tensor:
-    """Actions drawn from softmax(logits): the largest of logits + Gumbel noise.
+    """Samples of softmax(logits): the argmax of logits + Gumbel noise.
 
     Args:
         logits: Shape (..., A).

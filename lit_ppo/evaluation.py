@@ -1,4 +1,4 @@
-"""Greedy episodes: how good the policy is when it does not explore."""
+"""Greedy episodes, which measure the policy without exploration."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -35,13 +35,13 @@ class EpisodeResults(NamedTuple):
 
 
 class GreedyPlayer:
-    """Plays greedy episodes in environments of its own, apart from those that train.
+    """Plays greedy episodes in its own environments, separate from the training environments.
 
     Args:
         env_id, env_kwargs, contract, on_event, on_fault: As in `EnvBridge`.
-        num_envs: How many episodes are played at a time.
-        settings: How processes are run; native vector environments share one random stream, so episodes with seeds of their own
-            are always played in ordinary ones.
+        num_envs: Number of episodes played at a time.
+        settings: How the processes run; `vectorization` must be `sync`, because the rows of a native vector environment share
+            one random stream and cannot be seeded one by one.
     """
 
     def __init__(
@@ -80,30 +80,30 @@ class GreedyPlayer:
         own = range(env % len(self._seeds), len(self._seeds), self.num_envs)
         if episode < len(own):
             return self._seeds[own[episode]]
-        # a row that has played all of its own begins the last of them again, or whichever can be begun, and stays there
+        # a row without episodes left resets to its last one again (to another if that cannot begin) and is not stepped
         return self._seeds[(own[-1] + episode - len(own)) % len(self._seeds)]
 
     @torch.inference_mode()
     def play(self, policy: Callable[[Tensor], Tensor], seeds: Sequence[int], device: torch.device) -> EpisodeResults:
-        """One complete greedy episode from each seed.
+        """Play one complete greedy episode from each seed.
 
         Args:
             policy: The actor: observations (N, *obs_shape) to logits (N, A).
             seeds: One for each episode.
-            device: Where the actor is.
+            device: Device of the actor's parameters.
 
         Returns:
-            Results in the order of the seeds, without episodes that were given up (`BridgeSettings.on_violation`).
+            Results in the order of the seeds, without abandoned episodes (`BridgeSettings.on_violation`).
 
         Raises:
-            EnvironmentFault: As `EnvBridge.step`; or all episodes were given up.
+            EnvironmentFault: As in `EnvBridge.step`; or all episodes were abandoned.
         """
         self._seeds = seeds
         n, num_episodes = self.num_envs, len(seeds)
-        num_used = min(n, num_episodes)  # rows that play at all; the others are not worth the policy's time
+        num_used = min(n, num_episodes)  # the rows that play; the policy ignores the others
         actions = np.zeros(n, np.int64)
         obs: NDArray[Any] = self._bridge.reset()
-        # the number of the episode that each row plays: the bridge may have passed over some that could not begin
+        # number of the episode that each row plays; the bridge may have skipped some that could not begin
         playing = np.arange(n) + n * np.array(self._bridge.episodes)
         active = (playing < num_episodes).astype(np.uint8)
         num_active = int(active.sum())
@@ -117,10 +117,10 @@ class GreedyPlayer:
             row_totals += step.rewards
             row_lengths += step.valid
             ended = (step.terminated | step.truncated) if step.any_ended else None
-            # an active row that was not stepped has given its episode up
+            # an active row that was not stepped has abandoned its episode
             if not step.all_valid and np.count_nonzero(step.valid) < num_active:
-                given_up = (active == 1) & ~step.valid
-                ended = given_up if ended is None else ended | given_up
+                abandoned = (active == 1) & ~step.valid
+                ended = abandoned if ended is None else ended | abandoned
             obs = step.obs
             if ended is None:
                 continue
@@ -133,9 +133,11 @@ class GreedyPlayer:
                 active[env] = playing[env] < num_episodes
             num_active = int(active.sum())
         if num_episodes and not finished.any():
-            raise EnvironmentFault(f"{num_episodes} greedy episodes were to be played, and every one had to be given up")
+            raise EnvironmentFault(
+                f"all {num_episodes} greedy episodes were abandoned: the environment broke its contract or raised in each"
+            )
         return EpisodeResults(tuple(totals[finished].tolist()), tuple(lengths[finished].tolist()))
 
     def close(self) -> None:
-        """End the environment processes; may be called again."""
+        """End the environment processes; safe to call more than once."""
         self._bridge.close()

@@ -25,8 +25,8 @@ def generalized_advantages(
     delta_t = r_t + gamma * (1 - terminated_t) * V(next_obs_t) - V(obs_t)
     A_t = delta_t + gamma * lambda * (1 - terminated_t) * (1 - truncated_t) * A_{t+1},  A_T = 0
 
-    A time limit is not an ending: a truncated step keeps its bootstrap, and only the trace is cut. A row that is no transition
-    (not valid) has advantage 0 and cuts the trace before it, as a truncation there would.
+    A time limit is not an ending: a truncated step keeps its bootstrap, and only the trace is cut. A row that is not a
+    transition (not valid) has advantage 0 and cuts the trace as a truncation would.
 
     Args:
         rewards: Shape (T, N).
@@ -47,7 +47,7 @@ def generalized_advantages(
     if len(shapes) != 1 or rewards.dim() != 2:
         raise ValueError(f"expected six tensors of one shape (T, N), got {[tuple(shape) for shape in shapes]}")
     deltas = (rewards + gamma * next_values * ~terminated - values) * valid
-    # in the deltas' dtype: a number times a bool would be float32, whatever the rewards are
+    # a number times a bool is float32, even if the rewards are float64
     decays = gamma * gae_lambda * (~(terminated | truncated) & valid).to(deltas.dtype)
     advantages = torch.empty_like(deltas)
     later = torch.zeros_like(deltas[0])
@@ -59,7 +59,7 @@ def generalized_advantages(
 
 
 def normalize(advantages: Tensor) -> Tensor:
-    """Advantages with mean 0 and standard deviation 1; of a single one, just the mean is taken away.
+    """Advantages scaled to mean 0 and standard deviation 1; a single advantage becomes 0.
 
     Args:
         advantages: Shape (B,).
@@ -74,7 +74,7 @@ def clipped_surrogate_loss(log_ratio: Tensor, advantages: Tensor, clip_epsilon: 
     Args:
         log_ratio: log pi_new(a|s) - log pi_old(a|s), shape (B,), nats.
         advantages: Shape (B,).
-        clip_epsilon: How far the ratio may leave 1 before it stops to pay; a scalar tensor will do.
+        clip_epsilon: Clip range, epsilon: moving the ratio further than this from 1 gains nothing. A number or a scalar tensor.
 
     Source: Schulman et al. 2017, https://arxiv.org/abs/1707.06347, equation 7.
     """
@@ -91,7 +91,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, value_clip: 
 
     Args:
         values: Shape (B,).
-        old_values: What the critic said when the rollout was collected, shape (B,).
+        old_values: Outputs of the critic before the update, shape (B,).
         returns: Shape (B,).
         value_clip: c, in units of return; None for no clipping.
     """
@@ -142,7 +142,7 @@ def ppo_loss(
     value = value_loss(values, old_values, returns, value_clip)
     entropy = entropies.mean()
     total = policy + value_coefficient * value
-    if entropy_coefficient:  # a bonus of 0 would still cost its way back
+    if entropy_coefficient:  # a bonus of 0 would still cost a backward pass
         total = total - entropy_coefficient * entropy
     return PPOLoss(total, policy, value, entropy)
 
@@ -158,7 +158,7 @@ def approximate_kl(log_ratio: Tensor) -> Tensor:
 
     Source: http://joschu.net/blog/kl-approx.html, estimator k3.
     """
-    # expm1: near 0, where an update begins, exp() - 1 would leave nothing but rounding, and that of either sign
+    # expm1: an update begins near 0, where exp() - 1 would be nothing but rounding error of either sign
     return (log_ratio.expm1() - log_ratio).mean()
 
 
@@ -178,6 +178,6 @@ def linear_decay(start: float, env_steps: int, decay_steps: int | None) -> float
 
 
 def _require_same_vectors(*tensors: Tensor) -> None:
-    """(B,) against (B, 1) would broadcast to (B, B) without a word."""
+    """(B,) against (B, 1) would broadcast to (B, B) without an error."""
     if any(tensor.dim() != 1 or tensor.shape != tensors[0].shape for tensor in tensors):
         raise ValueError(f"expected tensors of one shape (B,), got {[tuple(tensor.shape) for tensor in tensors]}")

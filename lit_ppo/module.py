@@ -1,7 +1,7 @@
 """PPOModule: actor, critic and the PPO update as a LightningModule.
 
-One Lightning epoch is one rollout is one batch is one update: `training_step` makes K passes over the batch in permuted
-minibatches, with manual optimisation. So every moment at which Lightning can write a checkpoint is an update boundary.
+Each Lightning epoch is one rollout, one batch and one update: `training_step` makes K passes over the batch in permuted
+minibatches, with manual optimisation. So Lightning can write a checkpoint at update boundaries only.
 """
 
 import dataclasses
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 _RUN_LENGTH_KEY = "lit_ppo_run_env_steps"  # of a checkpoint
 
-# A Trainer flag that manual optimisation cannot honour, its harmless value, and the setting that does the job.
-_FLAGS_NOT_HONOURED = {
+# Trainer flags that manual optimisation ignores: their default, and what to use instead.
+_IGNORED_FLAGS = {
     "gradient_clip_val": (None, "use --model.max_grad_norm"),
     "accumulate_grad_batches": (1, "use a larger --model.minibatch_size"),
-    "overfit_batches": (0.0, "on-policy data cannot be used again"),  # before the limits that it sets
+    "overfit_batches": (0.0, "on-policy data cannot be used again"),  # first: it sets limit_train_batches
     "limit_train_batches": (1.0, "an update is one batch; use --data.horizon"),
     "check_val_every_n_epoch": (1, "use --evaluation.every_n_updates"),
     "val_check_interval": (1.0, "use --evaluation.every_n_updates"),
@@ -68,17 +68,17 @@ class PPOModule(LightningModule):
         self._updated_at: float | None = None
         self._calls_hooks = True  # Lightning's, around each backward pass and optimizer step
         self._gradients: EagerGradients | CompiledGradients | None = None  # made when fit starts
-        self.learnt_update: int | None = None  # number of the newest update of this run
-        self.is_updating = False  # the parameters are half way; stays true when an update fails
-        self.run_env_steps: int | None = None  # of the whole run, over which schedules run; None: unknown, nothing decays
-        self._run_env_steps_before: int | None = None  # the same of the run that is resumed
+        self.learnt_update: int | None = None  # number of the newest complete update of this run
+        self.is_updating = False  # an update has begun and is not complete; stays True if it fails
+        self.run_env_steps: int | None = None  # length of the run, for the schedules; None: unknown, and nothing decays
+        self._run_env_steps_before: int | None = None  # the same in the checkpoint of a resumed run
 
     def forward(self, obs: Tensor) -> Tensor:
         """Greedy actions, shape (B,), for observations of shape (B, obs_size)."""
         return distributions.mode(self.actor(obs))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over actor and critic, in its fused form where the device has one."""
+        """Adam for actor and critic, fused on devices that support it."""
         return torch.optim.Adam(
             self.parameters(),
             lr=self.settings.learning_rate,
@@ -88,14 +88,14 @@ class PPOModule(LightningModule):
 
     @staticmethod
     def refuse_flags(trainer: Trainer) -> None:
-        """Refuse flags of the Trainer that would be ignored or cannot work.
+        """Refuse Trainer flags that would be ignored or do not work with PPO.
 
         Raises:
             ConfigError: Names the flag and what to use instead.
         """
-        for flag, (harmless, instead) in _FLAGS_NOT_HONOURED.items():
-            value = getattr(trainer, flag, harmless)
-            if value != harmless:
+        for flag, (default, instead) in _IGNORED_FLAGS.items():
+            value = getattr(trainer, flag, default)
+            if value != default:
                 raise ConfigError(f"trainer.{flag}={value}: has no effect on PPO updates; {instead}")
         if trainer.precision in ("16-mixed", "16-true"):
             raise ConfigError(f"trainer.precision={trainer.precision}: PPO's ratios need the range of bf16-mixed or 32-true")
@@ -103,7 +103,11 @@ class PPOModule(LightningModule):
             raise ConfigError(f"trainer.devices: expected 1 device, got {trainer.world_size}; more envs use data.num_envs")
 
     def on_fit_start(self) -> None:
-        """Refuse what would be ignored or cannot work."""
+        """Check the settings against the Trainer and the data, and compile if asked to.
+
+        Raises:
+            ConfigError: A Trainer flag is refused, a minibatch is larger than a rollout, or a schedule has no length.
+        """
         self.refuse_flags(self.trainer)
         source = self._source
         transitions = source.horizon * source.num_envs
@@ -122,10 +126,10 @@ class PPOModule(LightningModule):
         self._gradients = self._make_gradients(sorted(sizes, reverse=True))
 
     def _run_length(self, transitions_per_update: int) -> int | None:
-        """Env steps of the whole run; None if it has no length in env steps and nothing decays.
+        """Env steps of the whole run; None if they are unknown and nothing decays.
 
         Raises:
-            ConfigError: A schedule needs the length.
+            ConfigError: They are unknown and something decays.
         """
         decaying = [name for name in ("learning_rate_decay", "clip_decay") if getattr(self.settings, name) == "linear"]
         length = self.settings.total_env_steps
@@ -141,15 +145,15 @@ class PPOModule(LightningModule):
         return length
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the length of the run."""
+        """Save the length of the run."""
         checkpoint[_RUN_LENGTH_KEY] = self.run_env_steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the length of the run that is resumed."""
+        """Read the length of the resumed run."""
         self._run_env_steps_before = checkpoint.get(_RUN_LENGTH_KEY)
 
     def on_train_start(self) -> None:
-        """A run that had reached its last env step before it was resumed has nothing left to do."""
+        """Stop a resumed run that has already reached `total_env_steps`."""
         self._stop_at_the_end()
 
     def _stop_at_the_end(self) -> None:
@@ -162,8 +166,8 @@ class PPOModule(LightningModule):
         return cast(RolloutSource, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def make_batch(self, rollout: Rollout) -> Batch:
-        """What an update learns from a rollout of this policy."""
-        # as precise as the policy that acted, also where the update itself is in mixed precision
+        """Values, advantages and log-probabilities of a rollout of the current policy."""
+        # the policy acted in full precision, even if the update runs in mixed precision
         with torch.autocast(self.device.type, enabled=False):
             gamma, gae_lambda = self.settings.gamma, self.settings.gae_lambda
             return make_batch(rollout, self.actor, self.critic, gamma=gamma, gae_lambda=gae_lambda)
@@ -205,7 +209,7 @@ class PPOModule(LightningModule):
             self._measure(batch, losses, torch.cat(log_ratios), learning_rate, clip_epsilon)
         now = perf_counter()
         self.metrics["time/update_steps_per_s"] = num_transitions / (now - start)
-        if self._updated_at is not None:  # evaluation, checkpoints and callbacks included
+        if self._updated_at is not None:  # including evaluation, checkpoints and callbacks
             self.metrics["time/overall_steps_per_s"] = num_transitions / (now - self._updated_at)
         self._updated_at, self.is_updating, self.learnt_update = now, False, rollout.update
 
@@ -213,10 +217,10 @@ class PPOModule(LightningModule):
         return functional.linear_decay(start, env_steps, self.run_env_steps if decay == "linear" else None)
 
     def on_train_epoch_end(self) -> None:
-        """Hand the diagnostics of the update to the loggers, over env steps, and end a run that has reached its last one.
+        """Log the diagnostics of the update over env steps; stop the run if it has reached `total_env_steps`.
 
-        Not through `self.log`: that costs half a millisecond for each number, which is more than an optimizer step.
-        Lightning calls checkpoint callbacks after this hook, so they see the end of the run and save its last update.
+        The loggers are called directly because `self.log` costs half a millisecond per number, more than an optimizer step.
+        Lightning calls checkpoint callbacks after this hook, so they see that the run stops, and save its last update.
         """
         source = self._source
         for logger in self.trainer.loggers:
@@ -224,25 +228,28 @@ class PPOModule(LightningModule):
         self._stop_at_the_end()
 
     def _make_gradients(self, minibatch_sizes: Sequence[int]) -> EagerGradients | CompiledGradients:
-        """What computes losses and gradients: compiled, if that is asked for and can be done; a warning says why not."""
+        """Compiled gradients if `compile` is set and possible, else eager ones; a warning says why compiling is impossible."""
         networks = ActorCritic(self.actor, self.critic)
         eager = EagerGradients(networks, self.settings, self.manual_backward if self._calls_hooks else torch.autograd.backward)
         if not self.settings.compile:
             return eager
         if listener := backward_listener(self.trainer, self):
-            log.warning("model.compile: nothing is compiled: %s listens to backward passes, and there would be none", listener)
+            log.warning(
+                "model.compile: nothing is compiled: %s needs the backward pass, which a compiled update does not have",
+                listener,
+            )
             return eager
         precision = self.trainer.precision_plugin
-        try:  # now, rather than in the middle of the first update
+        try:  # compile now, not in the middle of the first update
             compiled = CompiledGradients(networks, self.settings)
             for size in minibatch_sizes:
                 obs, actions = torch.zeros(size, self.hparams["obs_size"]), torch.zeros(size, dtype=torch.int64)
-                # a tensor for each column: were they one, the program would be made for that
+                # separate tensors: aliased columns would specialise the compiled program
                 columns = Batch(obs, actions, *(torch.zeros(size) for _ in range(4)))
                 minibatch = Batch(*(column.to(self.device) for column in precision.convert_input(columns)))
                 with precision.train_step_context():
                     compiled(minibatch, self.settings.clip_epsilon)
-        except Exception as error:  # of whatever stage of the compiler
+        except Exception as error:  # each stage of the compiler raises its own types
             log.warning("model.compile: nothing is compiled: %s", str(error).strip().partition("\n")[0][:200])
             return eager
         return compiled
@@ -251,7 +258,7 @@ class PPOModule(LightningModule):
         """One optimizer step.
 
         Raises:
-            NonFiniteUpdate: Loss or gradients are NaN or infinite; nothing was stepped.
+            NonFiniteUpdate: The loss or a gradient is NaN or infinite; the parameters were not changed.
         """
         if not math.isfinite((loss + gradient_norm).item()):
             raise NonFiniteUpdate(
@@ -266,7 +273,7 @@ class PPOModule(LightningModule):
     def _measure(
         self, batch: Batch, losses: list[Tensor], log_ratio: Tensor, learning_rate: float, clip_epsilon: float
     ) -> None:
-        """The diagnostics of an update; KL and clip fraction are those of its last pass."""
+        """Collect the diagnostics of an update; KL and clip fraction are those of its last pass."""
         columns = torch.stack(losses).view(-1, len(functional.PPOLoss._fields) + 1)
         total, policy, value, entropy, gradient_norm = columns.mean(dim=0).tolist()
         self.metrics = {
@@ -283,11 +290,11 @@ class PPOModule(LightningModule):
         }
 
     def validation_step(self, results: EpisodeResults, batch_idx: int) -> None:
-        """Report greedy episodes, which the datamodule has played."""
+        """Log the greedy episodes that the datamodule has played."""
         self._report(results, "val")
 
     def test_step(self, results: EpisodeResults, batch_idx: int) -> None:
-        """Report greedy episodes, which the datamodule has played."""
+        """Log the greedy episodes that the datamodule has played."""
         self._report(results, "test")
 
     def _report(self, results: EpisodeResults, stage: str) -> None:

@@ -7,7 +7,7 @@ from typing import Final, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  as everybody calls it
+from torch.nn import functional as F  # noqa: N812  the usual name
 
 Activation = Literal["tanh", "relu", "elu", "silu", "gelu"]
 _ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
@@ -22,16 +22,16 @@ _ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
 class MLP(nn.Module):
     """A multilayer perceptron with orthogonal weights and zero biases.
 
-    Its layers are called as functions: at the sizes of control tasks, an `nn.Sequential` spends as long on calling its modules
-    as they spend on computing.
+    Layers are applied with `F.linear`: at the sizes of control tasks, calling the modules of an `nn.Sequential` takes as
+    long as their computation.
 
     Args:
         num_inputs: Size of an input.
         hidden_sizes: Size of each hidden layer.
         num_outputs: Size of an output.
-        activation: Between the layers.
-        output_gain: Scale of the last layer's weights: 0.01 makes a policy start uniform, 1 suits a critic.
-        generator: Source of the weights.
+        activation: Activation function between the layers.
+        output_gain: Gain of the last layer's weights: 0.01 makes a policy start nearly uniform, 1 suits a critic.
+        generator: Random generator of the weights.
 
     Source: Huang et al. 2022, "The 37 Implementation Details of PPO", detail 2.
     """
@@ -60,7 +60,7 @@ class MLP(nn.Module):
 
 
 def _linear(num_inputs: int, num_outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:
-    with torch.random.fork_rng(devices=[]):  # its own initialisation draws from the global stream
+    with torch.random.fork_rng(devices=[]):  # its default initialisation draws from the global generator
         layer = nn.Linear(num_inputs, num_outputs)
     nn.init.orthogonal_(layer.weight, gain, generator=generator)
     nn.init.zeros_(layer.bias)

@@ -1,7 +1,7 @@
 """From environments to a batch: collect T steps of N environments, then estimate advantages and flatten.
 
-While the environments step, only the actor runs, on N observations at a time, with noise drawn ahead for the whole rollout. The
-critic and the log-probabilities follow in one batched pass each, once the rollout is complete.
+While the environments step, only the actor runs, on N observations at a time, with noise drawn ahead for the whole rollout.
+When the rollout is complete, the critic and the log-probabilities follow in one batched pass each.
 
 The run's datamodule collects, its LightningModule learns. Each knows the other only as one of the two protocols below.
 """
@@ -96,7 +96,7 @@ def collect_rollout(
 
     Args:
         bridge: The environments, after `reset`.
-        obs: What to act on first, shape (N, *obs_shape).
+        obs: Their current observations, shape (N, *obs_shape).
         policy: The actor.
         noise: Standard Gumbel noise on the policy's device, shape (T, N, A).
         update, env_steps: As in `Rollout`.
@@ -174,7 +174,7 @@ def make_batch(rollout: Rollout, policy: Policy, value_function: ValueFunction, 
 
 
 class EpisodeStatistics:
-    """Returns and lengths of episodes, across rollouts.
+    """Returns and lengths of episodes that may span several rollouts.
 
     Args:
         num_envs: N.
@@ -195,7 +195,7 @@ class EpisodeStatistics:
                 if valid[step, env]:
                     total = self._returns[env] + float(rewards[begin : step + 1, env].sum())
                     ended.append((step, env, total, self._lengths[env] + step + 1 - begin))
-                # a row that is not a transition follows an ending, or a skipped episode, whose return is unknown
+                # a row that is not a transition follows an ending or an abandoned episode, whose return is unknown
                 begin, self._returns[env], self._lengths[env] = step + 1, 0.0, 0
             self._returns[env] += float(rewards[begin:, env].sum())
             self._lengths[env] += horizon - begin

@@ -1,7 +1,7 @@
-"""Where every random number of a run comes from.
+"""The source of every random number of a run.
 
-No training randomness is drawn from a global generator, so nothing else in the process can disturb it. And every draw is a
-function of (run seed, purpose, index): nothing has to be saved to continue a run exactly.
+Training draws nothing from a global generator, so other code in the process cannot disturb it. Every draw is a function of
+(run seed, purpose, index), so a run can continue exactly without saving any random state.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ def _hash(*parts: int | str) -> int:
 def episode_seed(run_seed: int, purpose: Purpose, rank: int, env: int, episode: int) -> int:
     """Seed of one episode, in [0, 2^31).
 
-    The two highest bits are the purpose's own, so an episode for evaluation never starts from a seed used in training.
+    The two highest bits encode the purpose, so an evaluation episode never starts from a seed used in training.
     """
     return _PURPOSES.index(purpose) << _BITS_PER_PURPOSE | _hash("episode", run_seed, purpose, rank, env, episode) % (
         1 << _BITS_PER_PURPOSE
@@ -29,5 +29,5 @@ def episode_seed(run_seed: int, purpose: Purpose, rank: int, env: int, episode: 
 
 
 def generator(run_seed: int, purpose: Literal["weights", "actions", "minibatches"], *index: int) -> torch.Generator:
-    """A CPU generator of its own for one purpose and index, the same on every device and after every resume."""
+    """A new CPU generator for one purpose and index; its draws do not depend on the device or on earlier draws."""
     return torch.Generator().manual_seed(_hash(purpose, run_seed, *index) % (1 << 63))

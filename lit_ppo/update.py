@@ -1,4 +1,4 @@
-"""What one minibatch asks of the parameters: the PPO loss and its clipped gradients, eagerly or as one compiled program."""
+"""The PPO loss of a minibatch and its clipped gradients, eager or as one compiled program."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from lit_ppo.rollout import Batch
 
 
 class MinibatchResult(NamedTuple):
-    """What is known of a minibatch once the parameters have its gradients; detached."""
+    """Loss and diagnostics of one minibatch; detached."""
 
     loss: functional.PPOLoss
     log_ratio: Tensor  # (B,) log pi_new(a|s) - log pi_old(a|s), nats
@@ -22,7 +22,7 @@ class MinibatchResult(NamedTuple):
 
 
 class ActorCritic(nn.Module):
-    """Both networks as one: observations (B, *obs_shape) to logits (B, A) and values (B,)."""
+    """Both networks in one module: observations (B, *obs_shape) to logits (B, A) and values (B,)."""
 
     def __init__(self, actor: nn.Module, critic: nn.Module) -> None:
         super().__init__()
@@ -38,11 +38,11 @@ def minibatch_loss(
     """The loss of one minibatch, and its log-ratios, shape (B,), nats.
 
     Args:
-        logits: What the actor says of the observations, shape (B, A).
-        values: What the critic says of them, shape (B,).
+        logits: Outputs of the actor, shape (B, A).
+        values: Outputs of the critic, shape (B,).
         minibatch: The transitions.
         clip_epsilon: As in `functional.clipped_surrogate_loss`.
-        settings: The rest.
+        settings: Normalisation, value clipping and coefficients.
     """
     normalized = settings.normalize_advantages == "minibatch"
     log_probs, entropies = distributions.log_probs_and_entropies(logits, minibatch.actions)
@@ -63,12 +63,12 @@ def minibatch_loss(
 
 
 class EagerGradients:
-    """Fills the `grad` of the networks' parameters, one operation after the other.
+    """Computes the gradients of a minibatch in eager mode and stores them in `parameter.grad`.
 
     Args:
         networks: Actor and critic.
-        settings: How a minibatch becomes a loss, and gradients.
-        backward: Called with the loss, for its backward pass.
+        settings: Hyperparameters of the loss, and the largest gradient norm.
+        backward: Runs the backward pass; called with the loss.
     """
 
     def __init__(
@@ -92,18 +92,18 @@ class EagerGradients:
 def clipped_gradients(
     networks: ActorCritic, settings: PPOSettings, parameters: dict[str, Tensor], minibatch: Batch, clip_epsilon: Tensor
 ) -> tuple[MinibatchResult, list[Tensor]]:
-    """What `EagerGradients` does, as a function: the result, and the gradients in the order of `parameters`.
+    """The same as `EagerGradients` as a pure function: the result, and the gradients in the order of `parameters`.
 
     Args:
-        networks: How to compute; their own parameters are used only where `parameters` has none.
-        settings: How a minibatch becomes a loss, and gradients.
-        parameters: What to differentiate by, by their names in `networks`.
+        networks: Actor and critic; their own parameters are used only for names that are not in `parameters`.
+        settings: As in `EagerGradients`.
+        parameters: The trained parameters by their names in `networks`; gradients are taken with respect to them.
         minibatch: The transitions.
         clip_epsilon: A scalar.
     """
 
     def total_loss(parameters: dict[str, Tensor]) -> tuple[Tensor, tuple[functional.PPOLoss, Tensor]]:
-        # not tied by torch: that would leave its stand-ins behind in a layer that both networks have
+        # tie_weights=True would leave temporary tensors in a layer that both networks share
         logits, values = torch.func.functional_call(networks, parameters, (minibatch.obs,), tie_weights=False)
         loss, log_ratio = minibatch_loss(logits, values, minibatch, clip_epsilon, settings)
         return loss.total, (loss, log_ratio)
@@ -113,21 +113,21 @@ def clipped_gradients(
     norm = torch.nn.utils.get_total_norm(gradients)
     if settings.max_grad_norm is None:
         return MinibatchResult(loss, log_ratio, norm), gradients
-    scale = (settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as `torch.nn.utils.clip_grad_norm_` has it
+    scale = (settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as in `torch.nn.utils.clip_grad_norm_`
     return MinibatchResult(loss, log_ratio, norm), [gradient * scale for gradient in gradients]
 
 
 class CompiledGradients:
-    """The same as one program: networks, loss, backward pass and clipping without a return to Python in between.
+    """Computes the gradients of a minibatch in one compiled program: networks, loss, backward pass and clipping.
 
-    Which parameters are trained is settled when this is made. Nothing is compiled before the first call, and again when the
-    number of transitions changes for the first time; hooks on parameters and layers are not called.
+    The set of trained parameters is fixed at construction. The first call compiles, and so does the first call with another
+    number of transitions. Hooks on parameters and layers are not called.
 
     Args:
         networks, settings: As in `EagerGradients`.
 
     Raises:
-        ValueError: Two layers share one parameter. (A layer that both networks have is no hindrance.)
+        ValueError: Two layers share one parameter. (Actor and critic may share a layer.)
     """
 
     def __init__(self, networks: ActorCritic, settings: PPOSettings) -> None:
@@ -147,7 +147,7 @@ class CompiledGradients:
     @torch.no_grad()
     def __call__(self, minibatch: Batch, clip_epsilon: float) -> MinibatchResult:
         """Replace the gradients by those of this minibatch, clipped; arguments as in `minibatch_loss`."""
-        # a plain number would become part of the program, and each new one would need a new program
+        # a Python number would become a constant of the program, so each new value would compile again
         if self._clip_epsilon is None or self._clip_epsilon[0] != clip_epsilon:
             self._clip_epsilon = clip_epsilon, torch.tensor(clip_epsilon, device=minibatch.obs.device)
         result, gradients = self._compiled(self._parameters, minibatch, self._clip_epsilon[1])

@@ -106,7 +106,7 @@ def test_episodes_that_could_not_even_begin_are_left_out_and_the_others_keep_the
 def test_evaluation_of_which_every_episode_was_given_up_is_none() -> None:
     with pytest.raises(EnvironmentFault) as raised:
         played(SEEDS[:2], 2, dict.fromkeys(SEEDS, "step"))
-    assert str(raised.value) == "2 greedy episodes were to be played, and every one had to be given up"
+    assert str(raised.value) == "all 2 greedy episodes were abandoned: the environment broke its contract or raised in each"
 
 
 def test_evaluation_that_gives_up_more_than_it_may_ends_with_the_fault_itself() -> None:

@@ -381,7 +381,7 @@ def test_nothing_is_compiled_for_those_who_listen_to_backward_passes(caplog: pyt
         bare_trainer(1, *callbacks, **flags).fit(module, datamodule=small_data())
         return [record.getMessage() for record in caplog.records if record.name == "lit_ppo.module"]
 
-    rest = "listens to backward passes, and there would be none"
+    rest = "needs the backward pass, which a compiled update does not have"
     listener, seen = Listener(), []
     assert warnings_of(small_module(compile=True), listener) == [f"model.compile: nothing is compiled: Listener {rest}"]
     assert len(listener.heard) == 3
