@@ -66,10 +66,9 @@ class BareLoop:
                 self.optimizer.step()
 
 
-def _module(minibatch_size: int) -> PPOModule:
-    return PPOModule(
-        4, 2, minibatch_size=minibatch_size, learning_rate=2.5e-4, learning_rate_decay="constant", max_grad_norm=0.5
-    )
+def _module(minibatch_size: int) -> "SameBatch":
+    settings = {"learning_rate": 2.5e-4, "learning_rate_decay": "constant", "max_grad_norm": 0.5}
+    return SameBatch(4, 2, minibatch_size=minibatch_size, **settings)
 
 
 class SameBatch(PPOModule):
