@@ -598,9 +598,8 @@ def test_version_is_that_of_the_package(run: Run) -> None:
 def test_help_of_a_training_command_shows_our_options_first_and_the_trainers_last(command: str, run: Run) -> None:
     lines = run(f"{command} --help").out.splitlines()
     titles = [line.partition(":")[0] for line in lines if line and line[0] not in " " and line.endswith(":")]
-    contract = "What the environment's values must satisfy beyond the rules that always hold"
     callbacks = ["interrupt", "evaluation", "solved", "curve", "checkpoint"]
-    assert titles == ["options", "run", "model", "data", contract, *callbacks, "trainer", "Linked arguments", "examples"]
+    assert titles == ["options", "run", "model", "data", "data.contract", *callbacks, "trainer", "Linked arguments", "examples"]
     assert len(lines) - lines.index("examples:") - 1 == 5
 
 

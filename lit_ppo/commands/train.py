@@ -48,6 +48,11 @@ _CALLBACKS: Final = {  # in the order in which they act
     "progress": (RunProgress, "progress: one bar for the whole run, on a terminal only"),
     "checkpoint": (RunCheckpoint, "checkpoint: best.ckpt and last.ckpt"),
 }
+_TITLES: Final = {
+    "model": "model: networks and PPO update",
+    "data": "data: environments and rollouts",
+    "data.contract": "data.contract: rules for the environment's values",
+}
 _TRAINER_DEFAULTS: Final[dict[str, Any]] = {
     "accelerator": "cpu",  # networks this small are slower on an accelerator
     "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs", "name": ""}},
@@ -135,7 +140,8 @@ class LitPPOCLI(LightningCLI):
         assert parser.groups is not None
         groups: dict[str, Any] = parser.groups
         add_env_kwargs(groups["data"])
-        groups["model"].title, groups["data"].title = "model: networks and PPO update", "data: environments and rollouts"
+        for key, title in _TITLES.items():
+            groups[key].title = title
         for key, (callback, title) in _CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
             groups[key].title = title
