@@ -85,8 +85,10 @@ class LitPPOCLI(LightningCLI):
 
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
         self._arguments = args
-        of_command = {"usage": f"{PROGRAM} COMMAND [options]", "epilog": _EXAMPLES}
-        of_commands = {name: {**of_command, "description": TRAINING[name]} for name in self.subcommands()}
+        of_commands = {
+            name: {"usage": f"{PROGRAM} {name} [options]", "description": TRAINING[name], "epilog": _EXAMPLES}
+            for name in self.subcommands()
+        }
         super().__init__(
             PPOModule,
             RolloutDataModule,
