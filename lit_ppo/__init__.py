@@ -1,11 +1,11 @@
-"""lit_ppo: PPO as a Lightning module, on environments that nobody has to trust.
+"""lit_ppo: PPO as a Lightning module, on environments in a checked subprocess.
 
-The environment's process runs this file too, so it imports nothing: public names are loaded on first use (PEP 562).
+Environment processes run this file too, so it imports nothing: public names are loaded on first use (PEP 562).
 """
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Contract": "lit_ppo.contract",

@@ -1,28 +1,38 @@
-"""`python -m lit_ppo`."""
+"""`python -m lit_ppo`, and the `lit_ppo` script."""
 
 import sys
 
+from lit_ppo import interrupts
 
-def start_workers() -> None:
-    """Start the environment processes that the command will want, before anything heavy is imported: they boot meanwhile."""
+_WORKERS = {"fit": 2, "validate": 1, "test": 1}  # of each command that trains or plays
+
+
+def start_workers(command: str) -> None:
+    """Start the environment processes that the command needs, before the heavy imports: they boot meanwhile."""
     from lit_ppo.bridge.process import start_ahead
     from lit_ppo.errors import ConfigError
 
-    count = {"fit": 2, "validate": 1, "test": 1}.get(sys.argv[1] if len(sys.argv) > 1 else "", 0)
     if not {"-h", "--help", "--print_config"} & set(sys.argv):
         try:
-            start_ahead(count)
+            start_ahead(_WORKERS[command])
         except ConfigError:
-            pass  # it comes again, where it is told properly
+            pass  # raised again, and reported, when the bridge starts its workers
+
+
+def main() -> None:
+    """Run the command in `sys.argv`; a signal ends it in one line, whatever is being imported."""
+    interrupts.install()
+    if len(sys.argv) > 1 and sys.argv[1] in _WORKERS:
+        start_workers(sys.argv[1])
+
+        from lit_ppo.compat_torch import defer_dynamo
+
+        defer_dynamo()
+
+    from lit_ppo.cli import main as run
+
+    run()
 
 
 if __name__ == "__main__":  # Lightning's launchers import this file again
-    start_workers()
-
-    from lit_ppo.compat_torch import defer_dynamo
-
-    defer_dynamo()
-
-    from lit_ppo.cli import main
-
     main()

@@ -1,9 +1,8 @@
-"""Checkpoints that survive: written whole or not at all, verified before they replace anything, read without unpickling.
+"""Checkpoints on disk: written whole or not at all, verified before they replace anything, read without unpickling.
 
 A file is an ordinary `torch.save` zip archive whose comment holds the SHA-256 of everything before it, so any tool can still
 open it and one flipped bit is seen. Order of a save: temporary file in the same directory, fsync, read back and compare, keep
-the file that is there as `previous`, replace, fsync the directory. `TMPDIR` is not involved: a rename across file systems is
-not atomic.
+the old file as `previous`, replace, fsync the directory. `TMPDIR` is not involved: a rename across file systems is not atomic.
 """
 
 import hashlib
@@ -18,6 +17,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lit_ppo.errors import CheckpointError
 
+FORMAT_KEY: Final = "lit_ppo_format"
+FORMAT: Final = 2  # changes when older checkpoints cannot be continued any more
 _LABEL: Final = b"lit_ppo sha256 "
 _COMMENT_BYTES: Final = len(_LABEL) + 64
 _END_RECORD: Final = b"PK\x05\x06"  # zip's end of central directory: 22 bytes, the last two say how long the comment is
@@ -45,41 +46,54 @@ def verified(data: bytes, path: Path) -> bytes:
     return data
 
 
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint; nothing in it is ever unpickled, whatever the environment variables say.
+def verified_bytes(path: str | Path) -> bytes:
+    """The bytes of a checkpoint file, if they are what was written; nothing is loaded.
 
     Raises:
-        CheckpointError: There is none, or it is not as it was written.
+        CheckpointError: The file cannot be read, or is not as it was written.
     """
     path = Path(path)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror} (errno {error.errno})") from error
+    return verified(data, path)
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint, as `write_checkpoint` got it; never unpickled, whatever the environment variables say.
+
+    Raises:
+        CheckpointError: The file cannot be read, is not as it was written, or has another format.
+    """
+    data = verified_bytes(path)
     try:
-        checkpoint: dict[str, Any] = torch.load(io.BytesIO(verified(data, path)), map_location, weights_only=True)
-    except CheckpointError:
-        raise
+        checkpoint: dict[str, Any] = torch.load(io.BytesIO(data), map_location, weights_only=True)
     except Exception as error:
-        reason = str(error).partition("\n")[0]  # what follows there is advice to load it unsafely
+        reason = str(error).partition("\n")[0]  # the rest is advice to load it unsafely
         raise CheckpointError(f"{path}: expected plain data and tensors: {reason}") from error
+    found = checkpoint.pop(FORMAT_KEY, 1)  # format 1 did not say so
+    if found != FORMAT:
+        origin = "lit_ppo 0.1" if found == 1 else "another lit_ppo"
+        advice = "continue with that version, or start a new run in another checkpoint.dirpath"
+        raise CheckpointError(f"{path}: format {found} ({origin}), this version reads format {FORMAT}; {advice}")
     return checkpoint
 
 
 def previous_of(path: Path) -> Path:
-    """Where the checkpoint is kept that `path` held before."""
+    """Where the checkpoint that `path` held before is kept."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Put a checkpoint in place of what is at `path`, which is kept as `previous_of(path)`.
+    """Replace the checkpoint at `path`, which is kept as `previous_of(path)`.
 
     Raises:
-        CheckpointError: It could not be written; what was there is still there.
+        CheckpointError: It could not be written; the old file is still there.
     """
     path = Path(path)
     buffer = io.BytesIO()
-    torch.save(dict(checkpoint), buffer)
+    torch.save({**checkpoint, FORMAT_KEY: FORMAT}, buffer)
     data = sealed(buffer.getvalue())
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -90,7 +104,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             if temporary.read_bytes() != data:
-                raise CheckpointError(f"{path}: what was written does not read back as it was")
+                raise CheckpointError(f"{path}: the file does not read back as it was written")
             if path.exists():
                 _keep(path, previous_of(path))
             os.replace(temporary, path)
@@ -103,7 +117,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """A second name for the file that is about to be replaced; at no moment is there no good file."""
+    """Give the file that is about to be replaced a second name; there is a good file at every moment."""
     link = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
     link.unlink(missing_ok=True)
     os.link(path, link)
@@ -123,7 +137,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 class VerifiedCheckpointIO(TorchCheckpointIO):
-    """The above as a Trainer plugin."""
+    """Trainer plugin that writes with `write_checkpoint` and reads with `read_checkpoint`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         write_checkpoint(checkpoint, path)

@@ -3,6 +3,7 @@
 A new release of Lightning may change them without notice; `tests/test_compat.py` tests each of them.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -81,3 +82,15 @@ def settings_of(cli: "LightningCLI", key: str, *, instantiated: bool = False) ->
 def parser_of(cli: "LightningCLI") -> "LightningArgumentParser":
     """The parser of the command that runs; its `callback_keys` decide which callbacks the Trainer gets."""
     return cli._parser(cli.subcommand)
+
+
+def option_names(parser: "LightningArgumentParser") -> Iterator[str]:
+    """Every option of a parser and of its subcommands' parsers, such as `--model.gamma`.
+
+    argparse has no public list of the options of a parser (`_actions`).
+    """
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action.choices, dict):  # the subcommands' parsers
+            for subparser in action.choices.values():
+                yield from option_names(subparser)

@@ -29,7 +29,7 @@ class Series:
 
 @dataclass
 class TrainLog:
-    """A training curve: x axis, lines and remarks."""
+    """A training curve: x axis, lines and notes."""
 
     title: str
     steps: list[int] = field(default_factory=list)
@@ -53,7 +53,7 @@ class TrainLog:
         """From plain data.
 
         Raises:
-            ValueError: It is no training curve; the message says where.
+            ValueError: The data is not a training curve; the message says where.
         """
         _require(isinstance(data, dict), "a JSON object", data)
         assert isinstance(data, dict)
@@ -69,7 +69,7 @@ class TrainLog:
         """Replace the file at `path` atomically; parents are made.
 
         Raises:
-            OSError: It cannot be written; what was there is still there.
+            OSError: The file cannot be written; the old one is still there.
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ class TrainLog:
         """The curve in a file.
 
         Raises:
-            ValueError: The file holds no training curve.
+            ValueError: The file is not a training curve.
             OSError: It cannot be read.
         """
         try:

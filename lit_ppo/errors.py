@@ -1,7 +1,7 @@
 """Every error that lit_ppo raises on purpose, by whose fault it is.
 
 =====================  ==========================================================
-the caller's           `ConfigError` (a `ValueError`): a setting that cannot be
+the caller's           `ConfigError` (a `ValueError`): an invalid setting or combination of settings
 the environment's      `EnvironmentFault`: `ContractViolation`, `EnvironmentRaised`
 the worker's bytes     `ProtocolError`
 the worker process's   `BridgeError`: `WorkerExited`, `WorkerTimeout`
@@ -16,11 +16,11 @@ _SHOWN_CHARACTERS: Final = 120
 
 
 class ConfigError(ValueError):
-    """A setting, or a combination of settings, that cannot be; the message names key, value and what is allowed."""
+    """An invalid setting or combination of settings; the message names key, value and what is allowed."""
 
 
 class EnvironmentFault(RuntimeError):
-    """The environment broke its side of the bargain; `where` says which env, and when, once the bridge knows it."""
+    """The environment broke its contract or raised; `where` says which env, and when, once the bridge knows it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class ContractViolation(EnvironmentFault):
     """A value at the trust boundary that the contract refuses.
 
     Args:
-        field: What was looked at, with its indices: `obs[3, 1]`, `rewards[0]`.
+        field: The value that was checked, with its indices: `obs[3, 1]`, `rewards[0]`.
         rule: What was expected, in words.
         value: What arrived, as text.
         env: Row of the environment at fault; None when the fault is not of one environment.

@@ -1,14 +1,15 @@
-"""How a run of the command line ends, as a number."""
+"""The exit codes of the command line, and how it reports an expected error: one line on standard error, no traceback."""
 
-from typing import Final
+import sys
+from typing import Final, NoReturn
 
 from lit_ppo.errors import BridgeError, CheckpointError, ConfigError, EnvironmentFault, NonFiniteUpdate, ProtocolError
 
 DONE: Final = 0
-USAGE: Final = 2  # a setting that cannot be
+USAGE: Final = 2  # an invalid setting
 ENVIRONMENT: Final = 3  # the environment broke its contract or raised
 WORKER: Final = 4  # an environment process failed more often than it may
-CHECKPOINT: Final = 5  # a checkpoint cannot be written or read
+CHECKPOINT: Final = 5  # a file of the run cannot be written or read
 NON_FINITE: Final = 6  # a loss or gradient was NaN or infinite
 SIGINT: Final = 130
 SIGTERM: Final = 143
@@ -24,8 +25,14 @@ _OF_ERRORS: Final[tuple[tuple[type[Exception], int], ...]] = (
 
 
 def of(error: BaseException) -> int | None:
-    """The exit code for an expected error; None for one that is a defect and deserves its traceback."""
+    """The exit code of an expected error; None for a defect, which deserves its traceback."""
     for kind, code in _OF_ERRORS:
         if isinstance(error, kind):
             return code
     return None
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End the process with one error message on standard error."""
+    print(f"lit_ppo: error: {message.strip()}", file=sys.stderr)
+    sys.exit(code)

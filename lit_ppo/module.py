@@ -137,7 +137,7 @@ class PPOModule(LightningModule):
             length = self.trainer.max_epochs * transitions_per_update
         if decaying and length is None:
             raise ConfigError(
-                f"model.{decaying[0]}=linear: expected a run of known length; set model.total_env_steps or trainer.max_epochs"
+                f"model.{decaying[0]}=linear: expected a run of known length; set total_env_steps or trainer.max_epochs"
             )
         before = self._run_env_steps_before
         if decaying and before is not None and before != length:

@@ -8,10 +8,10 @@ from lit_ppo.errors import CheckpointError, ConfigError
 
 
 class RunLock:
-    """Holds a directory for as long as the process lives; the kernel lets go when it dies, however that happens.
+    """Locks a directory for the life of the process; the kernel releases the lock when the process ends.
 
     Args:
-        directory: Made if there is none.
+        directory: Created if it does not exist.
 
     Raises:
         ConfigError: Another run holds it.
@@ -38,7 +38,7 @@ class RunLock:
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Let another run have the directory; may be called again."""
+        """Unlock the directory; may be called again."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

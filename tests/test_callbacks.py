@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from lit_ppo.callbacks.curve_export import CurveExport
+from lit_ppo.callbacks.curve_export import CurveExport, slug
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.run_progress import RunProgress
@@ -279,6 +279,29 @@ def test_curve_without_a_path_is_not_written() -> None:
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("env_id", "name"),
+    [
+        ("CartPole-v1", "cartpole"),
+        ("LunarLander-v3", "lunarlander"),
+        ("my.package:MyEnv-v0", "myenv"),
+        ("ALE/Pong-v5", "ale_pong"),
+        ("MiniGrid-DoorKey-5x5-v0", "minigrid-doorkey-5x5"),
+        ("GymV26Environment", "gymv26environment"),
+        ("a:b/../C d-v1", "b_c_d"),
+    ],
+)
+def test_name_of_an_environment_is_safe_in_a_path(env_id: str, name: str) -> None:
+    assert slug(env_id) == name
+
+
+def test_curve_is_named_after_its_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    fit(1, GreedyEvaluation(1, 1), CurveExport(), RunSummary())
+    path = "data/rl/ppo_identity_trainlog.json"
+    assert TrainLog.read(path).steps == [0, 20]
+    assert f"curve: {path}" in capsys.readouterr().out.splitlines()
+
+
 def test_curve_that_cannot_be_written_is_the_disks_fault() -> None:
     Path("taken").write_text("a file, not a directory")
     with pytest.raises(CheckpointError, match=r"curve\.path=taken/curve\.json: cannot be written: "):
@@ -325,6 +348,17 @@ def test_progress_bar_shows_steps_returns_and_threshold_on_a_terminal(monkeypatc
     drawn = terminal.getvalue()
     assert "60 env steps" in drawn and "steps/s" in drawn
     assert "eval 7.0 of 9" in drawn and "3/3" in drawn
+
+
+@pytest.mark.parametrize(("total", "drawn"), [(60, "3/3"), (41, "3/3"), (None, "3/4")])
+def test_progress_bar_counts_the_updates_of_the_run(total: int | None, drawn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("lit_ppo.callbacks.run_progress._REFRESHES_PER_S", 1e9)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    fit(4 if total is None else -1, RunProgress(), data=scripted([]), module=small_module(total_env_steps=total))
+    assert drawn in terminal.getvalue() and "inf" not in terminal.getvalue()
 
 
 def test_progress_bar_is_not_drawn_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

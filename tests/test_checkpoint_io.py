@@ -1,6 +1,7 @@
 """Checkpoints on disk: whole, verified, never unpickled; a save that fails harms nothing."""
 
 import errno
+import io
 import os
 import pickle
 import sys
@@ -42,7 +43,7 @@ def test_what_is_written_is_read_again_and_nothing_else_is_left(path: Path) -> N
 
 def test_file_is_an_ordinary_one_to_torch(path: Path) -> None:
     write_checkpoint(CONTENT, path)
-    assert is_same(torch.load(path, weights_only=True), CONTENT)
+    assert is_same(torch.load(path, weights_only=True), {**CONTENT, "lit_ppo_format": 2})
 
 
 def test_checkpoint_before_is_kept_as_previous(path: Path) -> None:
@@ -152,6 +153,28 @@ def test_seal_covers_the_zip_structure(path: Path) -> None:
 def test_sealed_bytes_without_their_comment_are_refused() -> None:
     with pytest.raises(AssertionError):
         sealed(b"no zip archive, and long enough to have an end record")
+
+
+# -- formats
+
+
+def write_format(number: int | None, path: Path) -> None:
+    """A checkpoint whose seal is right and whose format is another."""
+    buffer = io.BytesIO()
+    torch.save(CONTENT if number is None else {**CONTENT, "lit_ppo_format": number}, buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(sealed(buffer.getvalue()))
+
+
+@pytest.mark.parametrize(("number", "said"), [(None, "1 (lit_ppo 0.1)"), (1, "1 (lit_ppo 0.1)"), (3, "3 (another lit_ppo)")])
+def test_checkpoint_of_another_format_is_refused_by_name(number: int | None, said: str, path: Path) -> None:
+    write_format(number, path)
+    with pytest.raises(CheckpointError) as refused:
+        read_checkpoint(path)
+    assert str(refused.value) == (
+        f"{path}: format {said}, this version reads format 2; "
+        "continue with that version, or start a new run in another checkpoint.dirpath"
+    )
 
 
 # -- a save that fails
@@ -277,6 +300,15 @@ def test_fallback_to_the_previous_checkpoint_is_announced(run: Any) -> None:
         path.write_bytes(b"gone")
     code, err = run("fit --ckpt_path last")
     assert code == exit_codes.CHECKPOINT and err.count("\n") == 1 and "without checksum" in err
+
+
+def test_checkpoint_of_another_format_is_no_reason_to_fall_back(run: Any) -> None:
+    last = Path("checkpoints/last.ckpt")
+    assert run(SMALL) == (exit_codes.DONE, "")
+    write_format(3, last)
+    code, err = run("fit --ckpt_path last")
+    assert code == exit_codes.CHECKPOINT and err.count("\n") == 1
+    assert err.startswith(f"lit_ppo: error: {last}: format 3 ")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])

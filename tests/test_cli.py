@@ -1,6 +1,7 @@
 """The command line: what a run leaves, what a resume keeps, and how each bad setting ends."""
 
 import contextlib
+import csv
 import gc
 import io
 import json
@@ -19,8 +20,12 @@ import pytest
 import torch
 import yaml
 
+import lit_ppo
 from lit_ppo import cli, exit_codes
+from lit_ppo.callbacks.run_config import CONFIG_KEY
+from lit_ppo.checkpoint_io import read_checkpoint
 from lit_ppo.curve import TrainLog
+from lit_ppo.run_lock import RunLock
 from tests.runs import IDENTITY
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -161,6 +166,7 @@ def test_own_environment_and_paths_can_be_named(run: Run) -> None:
     assert TrainLog.read("my/curve.json").title == f"PPO on {IDENTITY}: greedy evaluation return"
     assert Path("my/checkpoints/last.ckpt").is_file() and Path("my/checkpoints/config.yaml").is_file()
     assert not Path("data/rl").exists() and not Path("checkpoints").exists()
+    assert "curve: my/curve.json" in ended.out.splitlines()
 
 
 def test_curve_and_logger_can_be_turned_off(run: Run) -> None:
@@ -172,6 +178,85 @@ def test_run_stops_as_solved_at_a_threshold_that_is_met(run: Run) -> None:
     ended = run(f"fit {SMALL} --trainer.max_epochs 5 --solved.threshold 1 --solved.margin 0")
     assert ended.out.startswith("solved at env step 32: 2 fresh greedy episodes average ")
     assert update_of("checkpoints/last.ckpt") == 1
+
+
+# -- the length of a run
+
+
+def length_of(path: str) -> Any:
+    """Env steps of the run, from the settings in a checkpoint; and those over which its schedules run."""
+    checkpoint = read_checkpoint(path)
+    settings = checkpoint[CONFIG_KEY]
+    return settings["total_env_steps"], settings["trainer"]["max_epochs"], checkpoint["lit_ppo_run_env_steps"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "length"),
+    [
+        ("", (50_000, -1, 50_000)),  # that of CartPole
+        ("--trainer.max_epochs=1000", (None, 1000, 1000 * 8 * 32)),
+        ("--total_env_steps=1000000", (1_000_000, -1, 1_000_000)),
+        ("--total_env_steps=300 --trainer.max_epochs=7", (300, 7, 300)),
+        ("--trainer.max_epochs=-1 --model.learning_rate_decay=constant", (None, -1, None)),
+    ],
+)
+def test_length_of_a_run_is_what_is_typed(typed: str, length: Any, run: Run) -> None:
+    ended = run(f"fit --evaluation.num_episodes 1 --trainer.callbacks=tests.toy_callbacks.StopsAfterOneUpdate {typed}")
+    assert (ended.code, ended.err) == (exit_codes.DONE, "")
+    assert length_of("checkpoints/last.ckpt") == length
+
+
+def test_learning_rate_is_above_0_until_the_end_of_a_run_of_1000_updates(run: Run) -> None:
+    """Its 64,000 env steps are more than the 50,000 after which the rate used to be 0."""
+    small = "--data.num_envs 2 --data.horizon 32 --model.update_epochs 1 --evaluation.every_n_updates 2000"
+    assert run(f"fit --data.env_id {IDENTITY} {small} --trainer.max_epochs=1000").code == exit_codes.DONE
+    [metrics] = Path("logs").rglob("metrics.csv")
+    with metrics.open() as file:
+        rates = [float(row["optimizer/learning_rate"]) for row in csv.DictReader(file) if row["optimizer/learning_rate"]]
+    assert len(rates) == 1000
+    assert rates[-1] == pytest.approx(3e-3 / 1000) and rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "updates"),
+    [("--total_env_steps=65", 3), ("--total_env_steps=96 --trainer.max_epochs=2", 2), ("--total_env_steps=33", 2)],
+)
+def test_run_ends_with_the_budget_that_is_used_up_first(typed: str, updates: int, run: Run) -> None:
+    assert run(f"fit {SMALL.removesuffix('--trainer.max_epochs 2')} {typed}").code == exit_codes.DONE  # 32 env steps an update
+    assert update_of("checkpoints/last.ckpt") == updates
+
+
+def test_resumed_run_keeps_its_length_unless_another_is_typed(run: Run) -> None:
+    small = SMALL.removesuffix("--trainer.max_epochs 2")
+    assert run(f"fit {small} --total_env_steps=64").code == exit_codes.DONE
+    ended = run("fit --ckpt_path last")  # nothing is left to do
+    assert (ended.code, ended.err, length_of("checkpoints/last.ckpt")) == (exit_codes.DONE, "", (64, -1, 64))
+    for typed, line, length in (
+        ("--total_env_steps=96", "length: 64 -> 96 env steps", (96, -1, 96)),
+        ("--trainer.max_epochs=4", "length: 96 -> 128 env steps", (None, 4, 128)),
+        ("--total_env_steps=1000 --trainer.max_epochs=5", "length: 128 -> 160 env steps", (1000, 5, 1000)),
+    ):
+        ended = run(f"fit --ckpt_path last {typed}")
+        assert (ended.code, ended.err) == (exit_codes.DONE, f"changed since checkpoints/last.ckpt: {line}\n")
+        assert length_of("checkpoints/last.ckpt") == length
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("model.learning_rate_decay_steps", "total_env_steps (model.learning_rate_decay=constant for no decay)"),
+        ("model.clip_decay_steps", "total_env_steps and model.clip_decay=linear"),
+        ("model.total_env_steps", "total_env_steps"),
+    ],
+)
+def test_old_name_of_an_option_is_refused_with_the_new_one(old: str, new: str, run: Run) -> None:
+    assert run(f"fit --{old}=1000") == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {old}: use {new}\n")
+
+
+def test_old_name_in_a_configuration_file_is_refused_with_the_new_one(run: Run) -> None:
+    Path("run.yaml").write_text("model: {learning_rate_decay_steps: 1000}\n")
+    ended = run("fit --config run.yaml")
+    assert ended.code == exit_codes.USAGE and "model.learning_rate_decay_steps: use total_env_steps" in ended.err
 
 
 # -- configuration files
@@ -212,6 +297,93 @@ def test_smoke_config_runs(run: Run) -> None:
     assert update_of("checkpoints/last.ckpt") == 2
 
 
+# -- directories that cannot be written
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ("--checkpoint.dirpath=taken/a", ["taken/a: cannot be written: "]),
+        ("--curve.path=taken/a.json", ["curve.path=taken/a.json: cannot be written: "]),
+        ("--trainer.logger.save_dir=taken/a", ["trainer.logger.save_dir=taken/a: cannot be written: "]),
+        ("--checkpoint.dirpath=full", ["full/config.yaml: cannot be written: Is a directory (errno 21)"]),
+    ],
+)
+def test_directory_that_cannot_be_written_ends_in_one_line_and_exit_code_5(setting: str, parts: list[str], run: Run) -> None:
+    Path("taken").touch()
+    Path("full/config.yaml").mkdir(parents=True)
+    ended = run(f"fit {SMALL} {setting}")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.CHECKPOINT, "", 1)
+    assert ended.err.startswith("lit_ppo: error: ") and all(part in ended.err for part in parts)
+
+
+def test_log_that_cannot_be_written_ends_test_and_validate_with_exit_code_5(run: Run) -> None:
+    Path("taken").touch()
+    for command in ("test", "validate"):
+        ended = run(f"{command} --trainer.logger.save_dir=taken/a")
+        assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.CHECKPOINT, "", 1)
+
+
+def test_error_of_ones_own_callback_keeps_its_traceback(run: Run) -> None:
+    with pytest.raises(FileNotFoundError):
+        run(f"fit {SMALL} --trainer.callbacks=tests.toy_callbacks.ReadsAbsentFile")
+
+
+def test_report_that_cannot_be_written_does_not_hide_the_fault(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    Path("taken").touch()
+    ended = run(f"fit {SMALL} --data.env_id tests.fault_envs:NaN-v0 --data.report_dir taken/reports")
+    assert (ended.code, ended.err.count("\n")) == (exit_codes.ENVIRONMENT, 1)
+    assert "taken/reports: the report cannot be written: " in caplog.text
+
+
+def test_run_that_is_refused_leaves_the_config_of_the_run_that_holds_the_directory(run: Run, trained: None) -> None:
+    before = Path("checkpoints/config.yaml").read_bytes()
+    lock = RunLock(Path("checkpoints"))
+    ended = run(f"fit {SMALL} --model.gamma 0.5")
+    lock.release()
+    assert ended.code == exit_codes.USAGE and "writes there" in ended.err
+    assert Path("checkpoints/config.yaml").read_bytes() == before
+
+
+# -- keyword arguments of the environment
+
+
+VERBATIM = {
+    "number": 3,
+    "digits": "123",
+    "word": "null",
+    "nothing": None,
+    "flag": "true",
+    "list": ["1", 2],
+    "tree": {"a": "1e3"},
+}
+
+
+def env_kwargs_of(printed: str) -> Any:
+    return yaml.safe_load(printed)["data"]["env_kwargs"]
+
+
+def test_env_kwargs_arrive_as_yaml_writes_them(run: Run) -> None:
+    """From the command line, a configuration file, and the configuration that either of them prints."""
+    typed = run(f"fit --data.env_kwargs={json.dumps(VERBATIM, separators=(',', ':'))} --print_config")
+    assert env_kwargs_of(typed.out) == VERBATIM
+    Path("run.yaml").write_text(typed.out)
+    assert env_kwargs_of(run("fit --config run.yaml --print_config").out) == VERBATIM
+
+
+def test_env_kwargs_reach_the_environment_and_a_resumed_run_unchanged(run: Run) -> None:
+    env = 'tests.toy_envs:Verbatim-v0 --data.env_kwargs={"digits":"123","word":"null"}'
+    assert run(f"fit {SMALL} --data.env_id {env}").code == exit_codes.DONE
+    assert read_checkpoint("checkpoints/last.ckpt")[CONFIG_KEY]["data"]["env_kwargs"] == {"digits": "123", "word": "null"}
+    ended = run("fit --ckpt_path last --trainer.max_epochs 3")
+    assert (ended.code, update_of("checkpoints/last.ckpt")) == (exit_codes.DONE, 3)
+
+
+def test_single_item_of_env_kwargs_is_refused_since_its_type_would_be_lost(run: Run) -> None:
+    message = "--data.env_kwargs.level: expected the mapping as a whole, such as --data.env_kwargs='{level: 3}'"
+    assert run("fit --data.env_kwargs.level=3") == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {message}\n")
+
+
 # -- bad settings
 
 
@@ -221,6 +393,7 @@ BAD = {
     "--data.num_workers 3": "data.num_envs=8: expected a multiple of data.num_workers=3",
     "--model.minibatch_size 257": "model.minibatch_size=257: expected at most data.horizon * data.num_envs = 32 * 8 = 256",
     "--seed_everything -1": "seed_everything=-1: expected 0 to 2^32 - 1",
+    "--total_env_steps 0": "total_env_steps=0: expected at least 1",
     "--torch_threads 0": "torch_threads=0: expected at least 1",
     "--evaluation.num_episodes 0": "evaluation.num_episodes=0: expected at least 1",
     "--model.gama 0.9": "unrecognized arguments: --model.gama 0.9 (did you mean --model.gamma?)",
@@ -314,15 +487,15 @@ def test_resume_takes_the_settings_of_the_checkpoint_and_goes_on(run: Run, train
     """The checkpoint's 2 environments and minibatches, not the defaults, though nothing of them is typed again."""
     ended = run("fit --ckpt_path last --trainer.max_epochs 3")
     assert ended.code == exit_codes.DONE
-    assert ended.err == "changed since checkpoints/last.ckpt: trainer.max_epochs: 2 -> 3\n"
+    assert ended.err == "changed since checkpoints/last.ckpt: length: 64 -> 96 env steps\n"
     assert TrainLog.read("data/rl/ppo_cartpole_trainlog.json").steps == [0, 32, 64, 96]
 
 
 def test_run_resumed_by_command_equals_the_run_in_one_go(run: Run) -> None:
-    length = "--model.total_env_steps 128"  # of the schedules, for both: 4 updates
+    length = "--total_env_steps 128"  # of the schedules, for both: 4 updates
     run(f"fit {SMALL} {length} --trainer.max_epochs 4 --checkpoint.dirpath straight --curve.path straight.json")
     run(f"fit {SMALL} {length} --checkpoint.dirpath parts --curve.path parts.json")
-    run("fit --ckpt_path parts/last.ckpt --trainer.max_epochs 4")
+    run("fit --ckpt_path parts/last.ckpt --total_env_steps 128")
     straight, parts = (torch.load(f"{name}/last.ckpt", weights_only=True)["state_dict"] for name in ("straight", "parts"))
     assert all(straight[name].equal(parts[name]) for name in straight)
     assert Path("straight.json").read_bytes() == Path("parts.json").read_bytes()
@@ -402,9 +575,50 @@ def test_plot_command_draws_the_curve_of_a_run(run: Run, trained: None) -> None:
 
 def test_checkpoints_hold_the_settings_of_their_run_as_plain_data(run: Run) -> None:
     run(f"fit {SMALL} --model.gamma 0.9")
-    settings = torch.load("checkpoints/last.ckpt", weights_only=True)[cli.CONFIG_KEY]
+    settings = torch.load("checkpoints/last.ckpt", weights_only=True)[CONFIG_KEY]
     assert settings["model"]["gamma"] == 0.9 and settings["data"]["num_envs"] == 2
     json.dumps(settings)
+
+
+# -- commands and their help
+
+
+def test_help_lists_all_commands(run: Run) -> None:
+    ended = run("--help")
+    assert (ended.code, ended.err) == (exit_codes.DONE, "")
+    listed = [line.split()[0] for line in ended.out.splitlines() if line.startswith("    ") and line[4] != " "]
+    assert listed == ["fit", "validate", "test", "plot", "replay"]
+
+
+def test_version_is_that_of_the_package(run: Run) -> None:
+    assert run("--version") == Ended(exit_codes.DONE, f"lit_ppo {lit_ppo.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_help_of_a_training_command_shows_our_options_first_and_the_trainers_last(command: str, run: Run) -> None:
+    lines = run(f"{command} --help").out.splitlines()
+    titles = [line.partition(":")[0] for line in lines if line and line[0] not in " " and line.endswith(":")]
+    callbacks = ["interrupt", "evaluation", "solved", "curve", "checkpoint"]
+    assert titles == ["options", "run", "model", "data", "data.contract", *callbacks, "trainer", "Linked arguments", "examples"]
+    assert len(lines) - lines.index("examples:") - 1 == 5
+
+
+def test_examples_of_the_help_are_valid(run: Run, trained: None) -> None:
+    Path("my.yaml").write_text("trainer: {max_epochs: 3}")
+    examples = [line.strip() for help in ("--help", "fit --help") for line in run(help).out.splitlines() if line[:4] == "  py"]
+    assert len(examples) == 10
+    for example in examples:
+        line = example.partition(" > ")[0].removeprefix("python -m lit_ppo ")
+        if line.partition(" ")[0] in ("fit", "test"):
+            ended = run(line if "--print_config" in line else f"{line} --print_config")
+            assert (ended.code, ended.err) == (exit_codes.DONE, "")
+
+
+@pytest.mark.parametrize("line", ["", "--config a.yaml fit"])
+def test_line_that_does_not_begin_with_a_command_is_refused(line: str, run: Run) -> None:
+    ended = run(line)
+    assert (ended.code, ended.err.count("\n")) == (exit_codes.USAGE, 1)
+    assert "expected one of fit, validate, test, plot, replay" in ended.err
 
 
 def test_word_that_is_no_command_is_refused_with_all_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
@@ -204,3 +204,12 @@ def test_lightning_cli_calls_its_private_hooks_and_keeps_settings_where_they_are
     assert compat_lightning.settings_of(cli, "trainer").max_epochs == 7
     assert compat_lightning.settings_of(cli, "model", instantiated=True) is cli.model
     assert compat_lightning.parser_of(cli) is cli.parser and cli.parser.callback_keys == []
+
+
+def test_options_of_a_parser_and_its_subcommands_are_found() -> None:
+    parser, subparser = LightningArgumentParser(), LightningArgumentParser()
+    subparser.add_argument("--below.it")
+    parser.add_argument("--of-all")
+    parser.add_subcommands().add_subcommand("command", subparser)
+    found = set(compat_lightning.option_names(parser))
+    assert {"--of-all", "--below.it"} <= found, "compat_lightning.option_names: argparse keeps its options elsewhere now"

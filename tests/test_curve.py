@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_ppo import exit_codes
-from lit_ppo import plot as plot_module
+from lit_ppo import cli, exit_codes
 from lit_ppo.curve import RETURN_COLOR, Series, TrainLog
 
 SAMPLE_TEXT = """{
@@ -177,7 +176,7 @@ def test_plot_draws_one_run_and_several(tmp_path: Path, capsys: pytest.CaptureFi
         sample([1.0, math.nan]).write(path)
     for number in (1, 2):
         output = tmp_path / "pictures" / f"{number}.png"
-        plot_module.main([*map(str, paths[:number]), "--output", str(output)])
+        cli.main(["plot", *map(str, paths[:number]), "--output", str(output)])
         assert output.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
         assert capsys.readouterr().out == f"{output}\n"
 
@@ -195,9 +194,9 @@ def test_plot_without_matplotlib_says_what_to_install(
     sample().write(tmp_path / "curve.json")
     monkeypatch.setattr(builtins, "__import__", without_matplotlib)
     with pytest.raises(SystemExit) as exited:
-        plot_module.main([str(tmp_path / "curve.json")])
+        cli.main(["plot", str(tmp_path / "curve.json")])
     assert exited.value.code == exit_codes.USAGE
-    assert capsys.readouterr().err == "lit_ppo: error: plot needs matplotlib: pip install 'lit_ppo[plot]'\n"
+    assert capsys.readouterr().err == "lit_ppo: error: plot needs matplotlib: pip install -e '.[plot]' in lit_ppo's directory\n"
 
 
 @pytest.mark.parametrize("content", [None, "{}"])
@@ -208,7 +207,7 @@ def test_plot_of_a_file_that_is_missing_or_no_curve_says_which(
     if content is not None:
         path.write_text(content)
     with pytest.raises(SystemExit) as exited:
-        plot_module.main([str(path), "--output", str(tmp_path / "out.png")])
+        cli.main(["plot", str(path), "--output", str(tmp_path / "out.png")])
     assert exited.value.code == exit_codes.USAGE
     error = capsys.readouterr().err
     assert error.startswith("lit_ppo: error: ") and str(path) in error and error.count("\n") == 1

@@ -16,18 +16,18 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
 }
 FLOORS = {
-    0: """errors exit_codes spaces contract curve functional networks distributions seeding plot run_lock compat_torch
-        ppo_settings
-        bridge bridge.settings bridge.protocol bridge.frame bridge.faults bridge.doorbell bridge.journal bridge.episodes
-        bridge.restart_budget bridge.guard bridge.sandbox""",
+    0: """errors exit_codes interrupts spaces contract curve functional networks distributions seeding plot run_lock
+        compat_torch ppo_settings bridge bridge.settings bridge.protocol bridge.frame bridge.faults bridge.doorbell
+        bridge.journal bridge.episodes bridge.restart_budget bridge.guard bridge.sandbox""",
     1: """bridge.hosts bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.history bridge.reports
         bridge.worker_slice bridge.restoration bridge.recovery bridge.checkpoint bridge.client""",
     2: "rollout evaluation replay update",
     3: """module data checkpoint_io compat_lightning
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_summary
-        callbacks.stop_when_solved""",
-    4: "cli __main__",
+        callbacks.stop_when_solved option_parser resume_settings""",
+    4: "commands commands.train commands.plot commands.replay",
+    5: "cli __main__",
 }
 FLOOR_OF = {f"lit_ppo.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
 STANDARD = sys.stdlib_module_names
@@ -38,15 +38,21 @@ ALLOWED = {
     2: {"numpy", "torch"},
     3: {"numpy", "torch", "lightning", "torchmetrics", "tqdm", "yaml"},
     4: {"numpy", "torch", "lightning"},
+    5: set(),
 }
 NARROWER = {
     "lit_ppo": set(),
     "lit_ppo.errors": set(),
     "lit_ppo.exit_codes": set(),
+    "lit_ppo.interrupts": set(),
     "lit_ppo.curve": set(),
     "lit_ppo.run_lock": set(),
     "lit_ppo.contract": {"numpy"},
     "lit_ppo.plot": {"matplotlib"},
+    "lit_ppo.commands": set(),
+    "lit_ppo.commands.plot": set(),
+    "lit_ppo.commands.replay": set(),
+    "lit_ppo.option_parser": {"jsonargparse", "lightning", "yaml"},
     "lit_ppo.compat_torch": {"torch"},
     "lit_ppo.replay": {"numpy"},
     "lit_ppo.spaces": {"numpy"},
@@ -137,6 +143,12 @@ def test_worker_process_loads_neither_torch_nor_lightning() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "gymnasium" in run.stdout.split()
     assert {"torch", "lightning", "torchmetrics", "jsonargparse", "yaml", "matplotlib"}.isdisjoint(run.stdout.split())
+
+
+def test_commands_that_do_not_train_start_without_torch() -> None:
+    code = "import sys; from lit_ppo.cli import command_parser; command_parser(); print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert {"torch", "lightning", "numpy", "jsonargparse", "matplotlib"}.isdisjoint(run.stdout.split())
 
 
 def test_package_itself_loads_nothing_but_the_standard_library() -> None:

@@ -177,7 +177,7 @@ def test_decay_over_a_run_of_unknown_length_is_refused(setting: str, bound: dict
     settings = {"learning_rate_decay": "constant", setting: "linear"}
     with pytest.raises(ConfigError) as refused:
         bare_trainer(-1, **bound).fit(small_module(**settings), datamodule=small_data())
-    expected = f"model.{setting}=linear: expected a run of known length; set model.total_env_steps or trainer.max_epochs"
+    expected = f"model.{setting}=linear: expected a run of known length; set total_env_steps or trainer.max_epochs"
     assert str(refused.value) == expected
 
 

@@ -51,5 +51,14 @@ class ConstantRewardEnv(gymnasium.Env[np.ndarray, np.int64]):
         return np.ones(1, np.float32), self.reward, False, False, {}
 
 
+class VerbatimEnv(ConstantRewardEnv):
+    """Can be made only with strings that look like a number and like nothing."""
+
+    def __init__(self, digits: str, word: str) -> None:
+        assert (digits, word) == ("123", "null"), (digits, word)
+        super().__init__()
+
+
 gymnasium.register("Identity-v0", IdentityEnv, max_episode_steps=EPISODE_STEPS, reward_threshold=0.98 * EPISODE_STEPS)
 gymnasium.register("ConstantReward-v0", ConstantRewardEnv, max_episode_steps=EPISODE_STEPS)
+gymnasium.register("Verbatim-v0", VerbatimEnv, max_episode_steps=EPISODE_STEPS)

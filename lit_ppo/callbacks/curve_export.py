@@ -1,5 +1,6 @@
 """CurveExport: the curve of evaluation returns, rewritten at every evaluation."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,27 @@ from lit_ppo.curve import RETURN_COLOR, Series, TrainLog
 from lit_ppo.errors import CheckpointError
 
 
+def slug(env_id: str) -> str:
+    """The environment's name for a file name: lower case, without module and version; `a.b:LunarLander-v3` is `lunarlander`."""
+    name = re.sub(r"-v\d+$", "", env_id.rpartition(":")[2]).lower()
+    return re.sub(r"[^a-z0-9_-]+", "_", name)
+
+
 class CurveExport(Callback):
-    """Writes the training curve as JSON; a resumed run continues the curve of its checkpoint.
+    """Writes the training curve as JSON; a resumed run continues its checkpoint's curve.
 
     Args:
-        path: Where to; None to write nothing.
+        path: File to write, in which `{env}` stands for the environment's name; None to write nothing.
     """
 
-    def __init__(self, path: str | None = "data/rl/ppo_cartpole_trainlog.json") -> None:
+    def __init__(self, path: str | None = "data/rl/ppo_{env}_trainlog.json") -> None:
         self.path = path
         self._steps: list[int] = []
         self._returns: list[float] = []
+
+    def path_for(self, trainer: Trainer) -> Path | None:
+        """The file of this run; None if none is written."""
+        return None if self.path is None else Path(self.path.replace("{env}", slug(data_of(trainer).env_id)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._export(trainer)
@@ -37,11 +48,12 @@ class CurveExport(Callback):
         if not self._steps or self._steps[-1] != evaluation.latest.env_steps:
             self._steps.append(evaluation.latest.env_steps)
             self._returns.append(evaluation.latest.results.mean)
-        if self.path is not None and trainer.is_global_zero:
+        path = self.path_for(trainer)
+        if path is not None and trainer.is_global_zero:
             try:
-                self._log(trainer).write(Path(self.path))
+                self._log(trainer).write(path)
             except OSError as error:
-                raise CheckpointError(f"curve.path={self.path}: cannot be written: {error}") from error
+                raise CheckpointError(f"curve.path={path}: cannot be written: {error}") from error
 
     def _log(self, trainer: Trainer) -> TrainLog:
         data = data_of(trainer)

@@ -1,8 +1,8 @@
-"""GracefulExit: SIGINT and SIGTERM end a run at an update boundary, with a checkpoint.
+"""GracefulExit: while a run trains, SIGINT and SIGTERM end it at an update boundary, with a checkpoint.
 
-The first signal asks the Trainer to stop after the update under way. If that has not happened within the grace period and what
-the run waits for is an environment, the wait is broken off: the parameters are still those of the last boundary, and that is
-what `RunCheckpoint` saves. A second signal ends the process as if there were no handler.
+The first signal asks the Trainer to stop after the update under way. After the grace period its waits are cut short: one for an
+environment is interrupted (the parameters are still those of the last boundary, which `RunCheckpoint` saves), and output that
+waits for a reader is discarded. A second signal ends the process as if there were no handler.
 """
 
 import itertools
@@ -15,20 +15,20 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_ppo.callbacks.greedy_evaluation import data_of
 from lit_ppo.errors import ConfigError
+from lit_ppo.interrupts import SIGNALS, discard_unread_output
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _ALARM_INTERVAL_S: Final = 0.1
 
 
-class RunInterrupted(RuntimeError):
-    """The run was broken off while it waited for an environment."""
+class RunInterrupted(BaseException):
+    """The run was interrupted while it waited for an environment; not an `Exception`, which code on the way might swallow."""
 
 
 class GracefulExit(Callback):
-    """Handles the signals from the start of `fit` to its end; in the main thread only, where Python delivers signals.
+    """Handles the signals from the first update to the last; in the main thread only, where Python delivers signals.
 
     Args:
-        grace_s: How long the update under way, and its environments, may take to end by themselves, seconds.
+        grace_s: Time for the update under way, its environments and the readers of the output, seconds.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -45,15 +45,15 @@ class GracefulExit(Callback):
         self._trainer: Trainer | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Install the handlers."""
+        """Install the alarm's handler before Lightning notes all handlers, to which it returns when training ends."""
         if stage == "fit" and not self._handlers:
             self._trainer = trainer
-            for number in _SIGNALS:
-                self._handlers[number] = signal.signal(number, self._on_signal)
             self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._on_alarm)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.on_train_epoch_end(trainer, pl_module)
+        """Replace Lightning's handlers, whose answer to SIGTERM is to leave training with exit code 0."""
+        for number in SIGNALS:
+            self._handlers[number] = signal.signal(number, self._on_signal)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The boundary that the signal asked for."""
@@ -69,11 +69,12 @@ class GracefulExit(Callback):
     def _restore(self) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) in (self._on_signal, self._on_alarm):  # else Lightning has restored it
+                signal.signal(number, handler)
         self._handlers = {}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # counted in one call: the second signal may arrive while the handler of the first is at its first line
+        # counted in one call: the second signal may arrive in the first line of the first one's handler
         if next(self._signals) > 0:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -84,8 +85,12 @@ class GracefulExit(Callback):
         signal.setitimer(signal.ITIMER_REAL, _ALARM_INTERVAL_S, _ALARM_INTERVAL_S)
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        # alarms come before the deadline too: a second signal may arrive in another thread, and does not end our wait then
+        # alarms repeat, since a signal that the kernel hands to another thread does not interrupt this one's wait
         assert self._trainer is not None
-        if monotonic() >= self._deadline and data_of(self._trainer).is_waiting:
+        if monotonic() < self._deadline:
+            return
+        if discard_unread_output(patience_s=0.0):  # the write that waited goes on, and gets a grace period of its own
+            self._deadline = monotonic() + self.grace_s
+        elif data_of(self._trainer).is_waiting:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            raise RunInterrupted(f"broken off after {signal.Signals(self.received or 0).name}: an environment did not answer")
+            raise RunInterrupted(f"interrupted by {signal.Signals(self.received or 0).name}: an environment did not answer")

@@ -11,7 +11,7 @@ from lit_ppo.module import PPOModule
 
 
 class Evaluation(NamedTuple):
-    """What one evaluation found."""
+    """Results of one evaluation."""
 
     update: int  # updates made before it
     env_steps: int  # transitions collected before it
@@ -40,7 +40,7 @@ class GreedyEvaluation(Callback):
         self.latest: Evaluation | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first point of the curve: the untrained policy; after a resume, an evaluation that was broken off."""
+        """The first point of the curve: the untrained policy; after a resume, an evaluation that was interrupted."""
         if data_of(trainer).update % self.every_n_updates == 0 and not self.is_fresh(trainer):
             self._evaluate(trainer, pl_module)
 
@@ -52,7 +52,7 @@ class GreedyEvaluation(Callback):
             pl_module.log("eval/return", mean, logger=False, batch_size=1)
 
     def is_fresh(self, trainer: Trainer) -> bool:
-        """Whether `latest` is of the update that has just ended."""
+        """Whether `latest` evaluated the newest update."""
         return self.latest is not None and self.latest.update == data_of(trainer).update
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> float:
@@ -92,7 +92,7 @@ def data_of(trainer: Trainer) -> RolloutDataModule:
 
 
 def evaluation_of(trainer: Trainer, wanted_by: Callback) -> GreedyEvaluation:
-    """The run's evaluation callback, which must come before the one that wants it.
+    """The run's evaluation callback, which must come before the callback that needs it.
 
     Raises:
         ConfigError: There is none, or it comes later.

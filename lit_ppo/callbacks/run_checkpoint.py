@@ -2,26 +2,29 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_ppo import interrupts
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
+from lit_ppo.compat_lightning import save_checkpoint
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.module import PPOModule
 from lit_ppo.run_lock import RunLock
 
 log = logging.getLogger(__name__)
+_DIRECTORY: Final = "checkpoints"
 
 
 class RunCheckpoint(ModelCheckpoint):
     """Saves at the end of an update: the best policy when an evaluation finds one, the last every few updates and at the end.
 
-    A policy with which the run was solved counts as better than any that was not, and of two equal ones the later as better.
-    Lightning's own rules would look at the last known return in every epoch, evaluated or not, and would not know `solved`.
+    A policy that solved the run counts as better than any that did not; of two equal policies the later counts as better.
+    Lightning's own rules would compare the last known return in every epoch, evaluated or not, and do not know `solved`.
 
     Args:
         dirpath: Directory of the checkpoints; a new run overwrites those of the run before.
@@ -31,19 +34,20 @@ class RunCheckpoint(ModelCheckpoint):
         ConfigError: A setting is out of its range.
     """
 
-    def __init__(self, dirpath: str = "checkpoints", every_n_updates: int = 10) -> None:
+    def __init__(self, dirpath: str = _DIRECTORY, every_n_updates: int = 10) -> None:
         if every_n_updates < 1:
             raise ConfigError(f"checkpoint.every_n_updates={every_n_updates}: expected at least 1")
         super().__init__(
             dirpath=dirpath, filename="best", monitor="eval/return", mode="max", save_last=True, enable_version_counter=False
         )
         self.every_n_updates = every_n_updates
+        self._way_on = f"continue with --ckpt_path {'last' if dirpath == _DIRECTORY else Path(dirpath) / 'last.ckpt'}"
         self._best: tuple[bool, float] | None = None
         self._last_update = -1  # -1: training has not begun
         self._lock: RunLock | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the directory; Lightning's warning that it is not empty would come with every second run."""
+        """Lock the directory; not Lightning's `setup`, which warns in every second run that the directory is not empty."""
         if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             assert self.dirpath is not None
             self._lock = RunLock(Path(self.dirpath))
@@ -54,14 +58,14 @@ class RunCheckpoint(ModelCheckpoint):
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Nothing is lost: unless the parameters are half way through an update, the last boundary is saved."""
+        """Save the last boundary, unless the parameters are half way through an update."""
         assert isinstance(pl_module, PPOModule)
         update = data_of(trainer).state_dict()["update"]
         if self._lock is not None and self._last_update not in (-1, update) and not pl_module.is_updating:
             try:
                 self._save_last(trainer, update)
                 log.warning("saved update %d to %s", update, self.last_model_path)
-            except CheckpointError as error:  # what ended the run matters more
+            except CheckpointError as error:  # the exception that ended the run matters more
                 log.warning("update %d could not be saved: %s", update, error)
         self._release()
 
@@ -77,7 +81,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Nothing: the update is saved after its evaluation."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing, likewise."""
+        """Nothing: there is no validation during fit."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what is due."""
@@ -89,18 +93,18 @@ class RunCheckpoint(ModelCheckpoint):
             self._best = score
             self.best_model_path = self.format_checkpoint_name({}, "best")
             self.best_model_score = self.current_score = torch.tensor(score[1])
-            self._save_checkpoint(trainer, self.best_model_path)
+            save_checkpoint(self, trainer, self.best_model_path)
         if update % self.every_n_updates == 0 or trainer.should_stop:
             self._save_last(trainer, update)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The run is over: its last update is saved."""
+        """Save the last update."""
         update = data_of(trainer).update
         if not trainer.fast_dev_run and update != self._last_update:  # type: ignore[attr-defined]
             self._save_last(trainer, update)
 
     def _score(self, trainer: Trainer) -> tuple[bool, float] | None:
-        """How good the policy is, if it has just been evaluated."""
+        """Whether the newest policy solved the run, and its mean return; None if it was not evaluated."""
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
             if isinstance(callback, GreedyEvaluation) and callback.is_fresh(trainer):
@@ -112,7 +116,8 @@ class RunCheckpoint(ModelCheckpoint):
     def _save_last(self, trainer: Trainer, update: int) -> None:
         self._last_update = update
         self.last_model_path = self.format_checkpoint_name({}, self.CHECKPOINT_NAME_LAST)
-        self._save_checkpoint(trainer, self.last_model_path)
+        save_checkpoint(self, trainer, self.last_model_path)
+        interrupts.advise(self._way_on)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": None if self._best is None else list(self._best), "best_model_path": self.best_model_path}

@@ -1,5 +1,6 @@
-"""RunProgress: the whole run as one bar."""
+"""RunProgress: one progress bar for the whole run."""
 
+import math
 import sys
 from time import perf_counter
 from typing import Any
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
+from lit_ppo.module import PPOModule
 
 _REFRESHES_PER_S = 10
 
@@ -30,10 +32,9 @@ class RunProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        total = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
         self._start, self._steps_at_start = perf_counter(), data_of(trainer).env_steps
         self._bar = tqdm(
-            total=total,
+            total=_updates_of_the_run(trainer, pl_module),
             initial=data_of(trainer).update,
             unit="update",
             desc=data_of(trainer).env_id,
@@ -45,8 +46,9 @@ class RunProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """One more update."""
+        """Advance by one update."""
         assert self._bar is not None
+        self._bar.total = _updates_of_the_run(trainer, pl_module)
         if self._bar.update() and not self._bar.disable:
             self._bar.set_postfix_str(self._postfix(trainer), refresh=False)
 
@@ -72,3 +74,18 @@ class RunProgress(ProgressBar):
     def _close_bar(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _updates_of_the_run(trainer: Trainer, module: LightningModule) -> int | None:
+    """Updates until `total_env_steps` or `trainer.max_epochs`, whichever comes first; None if the run is unlimited.
+
+    Rollouts with dropped rows are smaller, so the rest is computed anew from the env steps so far.
+    """
+    assert isinstance(module, PPOModule)
+    data, total = data_of(trainer), module.settings.total_env_steps
+    budgets = (
+        [] if total is None else [data.update + math.ceil(max(0, total - data.env_steps) / (data.num_envs * data.horizon))]
+    )
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        budgets.append(trainer.max_epochs)
+    return min(budgets, default=None)

@@ -1,5 +1,6 @@
-"""RunSummary: a few lines at the end of a run: how it went, and where its results are."""
+"""RunSummary: a few lines at the end of a run: its outcome, and where its files are."""
 
+from pathlib import Path
 from time import perf_counter
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -25,7 +26,7 @@ class RunSummary(Callback):
         self._training_s = perf_counter() - self._start
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how the run went and where its results are."""
+        """Print the outcome and the files."""
         if trainer.is_global_zero:
             print("\n".join(self._summary(trainer)), flush=True)
 
@@ -37,12 +38,12 @@ class RunSummary(Callback):
                 lines[:0] = [self._verdict(trainer, callback)]
             if isinstance(callback, ModelCheckpoint):
                 lines += [
-                    f"{name} checkpoint: {path}"
+                    f"{name} checkpoint: {_shortest(path)}"
                     for name, path in (("best", callback.best_model_path), ("last", callback.last_model_path))
                     if path
                 ]
-            if isinstance(callback, CurveExport) and callback.path is not None:
-                lines.append(f"curve: {callback.path}")
+            if isinstance(callback, CurveExport) and callback.path_for(trainer) is not None:
+                lines.append(f"curve: {callback.path_for(trainer)}")
         return lines
 
     def _verdict(self, trainer: Trainer, solved: StopWhenSolved) -> str:
@@ -56,3 +57,8 @@ class RunSummary(Callback):
             return text
         results = solved.confirmation
         return f"{text}: {len(results.returns)} fresh greedy episodes average {results.mean:.1f} (threshold {threshold:g})"
+
+
+def _shortest(path: str) -> Path:
+    """A path below the working directory as a relative one; Lightning makes it absolute."""
+    return Path(path).relative_to(Path.cwd()) if Path(path).is_relative_to(Path.cwd()) else Path(path)

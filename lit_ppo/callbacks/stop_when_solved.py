@@ -1,4 +1,4 @@
-"""StopWhenSolved: ends the run once the policy has been seen, and seen again, to reach the solve threshold."""
+"""StopWhenSolved: ends the run when the policy reaches the solve threshold and fresh episodes confirm it."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ from lit_ppo.module import PPOModule
 
 
 class StopWhenSolved(Callback):
-    """Stops when an evaluation reaches the threshold and as many fresh episodes confirm it.
+    """Stops when an evaluation reaches the threshold and fresh episodes confirm it.
 
-    The evaluation during training is short, and it is looked at many times, so some day luck alone would pass it. The
-    confirmation is long, from seeds of its own. Both are met by mean >= threshold; the confirmation must in addition clear the
-    threshold by `margin` standard errors of its mean, and its first half must reach it too (else the second is not played).
+    The evaluation during training is short and happens often, so luck alone would pass it in the end. The confirmation is long
+    and has seeds of its own. Both require mean >= threshold; the confirmation must also exceed the threshold by `margin`
+    standard errors of its mean, and its first half must reach the threshold (else the second half is not played).
 
     Args:
         threshold: Mean return that counts as solved; None for the environment's own.
-        confirmation_episodes: Greedy episodes that must confirm it; 0 for no confirmation.
-        margin: By how many standard errors: a policy that only just clears 3 reaches the threshold in another 100 episodes 98
-            times in a hundred, with 2 it would be 92 times.
+        confirmation_episodes: Greedy episodes of the confirmation; 0 for no confirmation.
+        margin: Standard errors by which the confirmation must exceed the threshold. A policy that just exceeds it by 3 reaches
+            the threshold in 98 % of further sets of 100 episodes, with 2 in 92 %.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -35,7 +35,7 @@ class StopWhenSolved(Callback):
         self.threshold, self.confirmation_episodes, self.margin = threshold, confirmation_episodes, margin
         self.solved_at: int | None = None  # env steps
         self.confirmation: EpisodeResults | None = None
-        self._considered = -1  # update of the newest evaluation that was followed up
+        self._considered = -1  # update whose evaluation was considered last
 
     def threshold_for(self, trainer: Trainer) -> float | None:
         """The threshold of this run: the setting, or the environment's own; None if there is neither."""
@@ -52,7 +52,7 @@ class StopWhenSolved(Callback):
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at a fresh evaluation."""
+        """Consider a new evaluation."""
         assert isinstance(pl_module, PPOModule)
         evaluation, threshold = evaluation_of(trainer, self), self.threshold_for(trainer)
         if threshold is None or not evaluation.is_fresh(trainer):
@@ -70,7 +70,7 @@ class StopWhenSolved(Callback):
         trainer.should_stop = True
 
     def _confirmation(self, trainer: Trainer, module: PPOModule, threshold: float) -> EpisodeResults:
-        """The confirming episodes; only half of them, if those already speak against it."""
+        """Results of the confirmation; of its first half only, if that does not reach the threshold."""
         half = (self.confirmation_episodes + 1) // 2
         results = data_of(trainer).play(module.actor, "confirmation", half, module.device)
         rest = self.confirmation_episodes - half

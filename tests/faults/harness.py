@@ -17,7 +17,7 @@ from lit_ppo.checkpoint_io import read_checkpoint
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60.0
 FAULTY = "tests.fault_envs:Faulty-v0"
-CURVE = "data/rl/ppo_cartpole_trainlog.json"
+CURVE = "curve.json"
 LAST = "checkpoints/last.ckpt"
 
 
@@ -53,9 +53,10 @@ class CommandLine:
     Args:
         directory: Where it works; made if there is none.
         arguments: Of the command line.
+        out, err: Descriptors for its output and messages; None for files that `ended` reads.
     """
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, out: int | None = None, err: int | None = None) -> None:
         directory.mkdir(exist_ok=True)
         self.directory = directory
         self._mark = f"PYTHONLITPPOTEST={uuid4()}"  # workers get the variables that begin with PYTHON
@@ -74,8 +75,8 @@ class CommandLine:
             cwd=directory,
             env=self._environment,
             stdin=subprocess.DEVNULL,
-            stdout=self._out,
-            stderr=self._err,
+            stdout=self._out if out is None else out,
+            stderr=self._err if err is None else err,
         )
 
     def processes(self) -> list[int]:
@@ -143,6 +144,7 @@ def fit_of(env_kwargs: dict[str, Any], *more: str) -> list[str]:
         "evaluation.num_episodes": 2,
         "trainer.max_epochs": 6,
         "trainer.logger": "false",
+        "curve.path": CURVE,
     }
     return ["fit", *(f"--{key}={value}" for key, value in options.items()), *more]
 

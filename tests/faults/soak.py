@@ -17,7 +17,7 @@ from time import monotonic
 
 from lit_ppo import exit_codes
 from lit_ppo.checkpoint_io import read_checkpoint
-from tests.faults.harness import LAST, CommandLine, Ended, outcome
+from tests.faults.harness import CURVE, LAST, CommandLine, Ended, outcome
 from tests.test_resume import differences
 
 UPDATES = 60
@@ -51,6 +51,7 @@ def arguments_of(seed: int, vectorization: str) -> list[str]:
         "checkpoint.every_n_updates": 1,
         "trainer.max_epochs": UPDATES,
         "trainer.logger": "false",
+        "curve.path": CURVE,
         "seed_everything": seed,
     }
     return ["fit", *(f"--{key}={value}" for key, value in options.items())]

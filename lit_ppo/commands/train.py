@@ -1,0 +1,308 @@
+"""`python -m lit_ppo fit | validate | test`: LightningCLI with this project's classes, defaults and rules for checkpoints.
+
+A typed setting wins over the checkpoint's, the checkpoint's wins over the default. Every expected error ends in one line on
+standard error and a documented exit code.
+"""
+
+import logging
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+
+from lit_ppo import exit_codes
+from lit_ppo.callbacks.curve_export import CurveExport
+from lit_ppo.callbacks.graceful_exit import GracefulExit, RunInterrupted
+from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
+from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
+from lit_ppo.callbacks.run_config import RunConfig
+from lit_ppo.callbacks.run_progress import RunProgress
+from lit_ppo.callbacks.run_summary import RunSummary
+from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
+from lit_ppo.checkpoint_io import VerifiedCheckpointIO
+from lit_ppo.commands import PROGRAM, TRAINING
+from lit_ppo.compat_lightning import parser_of, settings_of
+from lit_ppo.data import RolloutDataModule
+from lit_ppo.errors import CheckpointError, ConfigError
+from lit_ppo.exit_codes import fail
+from lit_ppo.interrupts import advice, discard_unread_output
+from lit_ppo.module import PPOModule
+from lit_ppo.option_parser import HelpFormatter, OptionParser, add_env_kwargs, condensed
+from lit_ppo.resume_settings import checkpoint_at, differences, refuse_fixed, resumed, saved_settings
+
+_CALLBACKS: Final = {  # in the order in which they act
+    "interrupt": (GracefulExit, "interrupt: how a signal ends the run"),
+    "evaluation": (GreedyEvaluation, "evaluation: greedy episodes during training"),
+    "solved": (StopWhenSolved, "solved: when the run ends early"),
+    "curve": (CurveExport, "curve: the evaluation returns as JSON"),
+    "progress": (RunProgress, "progress: one bar for the whole run, on a terminal only"),
+    "checkpoint": (RunCheckpoint, "checkpoint: best.ckpt and last.ckpt"),
+}
+_TITLES: Final = {
+    "model": "model: networks and PPO update",
+    "data": "data: environments and rollouts",
+    "data.contract": "data.contract: rules for the environment's values",
+}
+_TRAINER_DEFAULTS: Final[dict[str, Any]] = {
+    "accelerator": "cpu",  # networks this small are slower on an accelerator
+    "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs", "name": ""}},
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+_EXAMPLES: Final = f"""examples:
+  {PROGRAM} fit --data.env_id=LunarLander-v3 --solved.threshold=200
+  {PROGRAM} fit --config my.yaml --model.learning_rate=3e-4
+  {PROGRAM} fit --print_config > my.yaml
+  {PROGRAM} fit --ckpt_path=last --total_env_steps=100000
+  {PROGRAM} test --ckpt_path=best --data.test_episodes=1000"""
+_DEFAULT_ENV_STEPS: Final = 50_000
+_LINKED: Final = {"seed_everything": [("data", "seed"), ("model", "seed")], "total_env_steps": [("model", "total_env_steps")]}
+_NOT_TYPED: Final = 2**62 - 1
+# Lightning's advice that does not apply here: the data loader is an environment, the metrics go to the loggers directly.
+_IRRELEVANT_WARNINGS: Final = (
+    ".*does not have many workers.*",
+    ".*The number of training batches.*",
+    ".*is smaller than the logging interval.*",
+    ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+    ".*GPU available but not used.*",
+    ".*Experiment logs directory.*",
+    ".*total length of `list` across ranks is zero.*",
+)
+
+
+class LitPPOCLI(LightningCLI):
+    """LightningCLI with this project's classes, defaults, links and rules for checkpoints."""
+
+    def __init__(self, args: ArgsType = None, run: bool = True) -> None:
+        self._arguments = args
+        of_commands = {
+            name: {"usage": f"{PROGRAM} {name} [options]", "description": TRAINING[name], "epilog": _EXAMPLES}
+            for name in self.subcommands()
+        }
+        super().__init__(
+            PPOModule,
+            RolloutDataModule,
+            save_config_callback=RunConfig,
+            trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [RunSummary()]},
+            seed_everything_default=0,
+            parser_kwargs={"prog": PROGRAM, "formatter_class": HelpFormatter, **of_commands},
+            parser_class=OptionParser,
+            args=args,
+            run=run,
+            auto_configure_optimizers=False,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The training commands and the arguments that they skip; only the command that is asked for is worked out."""
+        asked = list(sys.argv[1:] if self._arguments is None else self._arguments)[:1]
+        return {
+            # results are printed as our own table; checkpoints are never unpickled; --ckpt_path is ours
+            command: LightningCLI.subcommands()[command] | {"verbose", "weights_only", "ckpt_path"}
+            for command in (asked if set(asked) & set(TRAINING) else TRAINING)
+        }
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The options of the run as a whole."""
+        run = parser.add_argument_group("run")
+        run.add_argument("--seed_everything", type=int, default=0, help="Seed of weights, episodes, actions and minibatches.")
+        run.add_argument(
+            "--total_env_steps",
+            type=int | None,
+            default=None,
+            help="Env steps of the whole run, over which learning rate and clip range decay; 50,000 unless this or "
+            "trainer.max_epochs is given.",
+        )
+        run.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="Checkpoint to start from: last or best, in checkpoint.dirpath, or a path. Its settings replace the defaults.",
+        )
+        run.add_argument(
+            "--torch_threads",
+            type=int,
+            default=1,
+            help="CPU threads of torch; more than 1 pays only for networks far larger than the default ones.",
+        )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Ours first, the Trainer's last."""
+        parser.add_lightning_class_args(PPOModule, "model")
+        parser.add_class_arguments(RolloutDataModule, "data", fail_untyped=False, sub_configs=True, skip={"env_kwargs"})
+        assert parser.groups is not None
+        groups: dict[str, Any] = parser.groups
+        add_env_kwargs(groups["data"])
+        for key, title in _TITLES.items():
+            groups[key].title = title
+        for key, (callback, title) in _CALLBACKS.items():
+            parser.add_lightning_class_args(callback, key)
+            groups[key].title = title
+        parser.add_lightning_class_args(Trainer, "trainer")
+        groups["trainer"].title = "trainer: Lightning's options"
+        parser.set_defaults({f"trainer.{key}": value for key, value in _TRAINER_DEFAULTS.items()})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for source, targets in _LINKED.items():
+            for section, key in targets:
+                parser.link_arguments(source, f"{section}.{key}")
+        parser.link_arguments("data.obs_size", "model.obs_size", apply_on="instantiate")
+        parser.link_arguments("data.num_actions", "model.num_actions", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Let a checkpoint's settings replace the defaults, and refuse typed ones that cannot change on resume."""
+        command = self.config.get("subcommand")
+        given = self.config[command].ckpt_path if command else None
+        if given is None:
+            return
+        path = checkpoint_at(given, Path(self.config[command].checkpoint.dirpath))
+        saved, typed = saved_settings(path), self._typed(command)
+        if command == "fit":
+            refuse_fixed(saved, typed)
+            for line in differences(saved, typed):
+                print(f"changed since {path}: {line}", file=sys.stderr)
+        self.config = self.parser.parse_object({"subcommand": command, command: resumed(saved, typed)})
+        self.config[command].ckpt_path = str(path)
+
+    def _typed(self, command: str) -> dict[str, Any]:
+        """The settings that were typed, on the command line or in configuration files, without the defaults."""
+        arguments = list(sys.argv[1:] if self._arguments is None else self._arguments)
+        # links need their sources, so these get a value first, which a typed one replaces
+        first = arguments.index(command) + 1
+        arguments[first:first] = [f"--{source}={_NOT_TYPED}" for source in _LINKED]
+        typed: dict[str, Any] = self.parser.parse_args(arguments, defaults=False)[command].as_dict()
+        typed.pop("config", None)
+        for source, targets in _LINKED.items():
+            for section, key in targets:
+                typed.get(section, {}).pop(key, None)
+            if typed[source] == _NOT_TYPED:
+                del typed[source]
+        return typed
+
+    def before_instantiate_classes(self) -> None:
+        """Give the run its length: `total_env_steps`, `trainer.max_epochs`, or whichever of both comes first."""
+        quiet_lightning()
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        if config.trainer.max_epochs is None:
+            config.trainer.max_epochs = -1  # unlimited
+            if config.total_env_steps is None:
+                config.total_env_steps = config.model.total_env_steps = _DEFAULT_ENV_STEPS
+        if config.total_env_steps is not None and config.total_env_steps < 1:
+            raise ConfigError(f"total_env_steps={config.total_env_steps}: expected at least 1")
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ConfigError:
+            raise
+        except ValueError as error:  # of jsonargparse, for a class that cannot be made: a logger that is not installed
+            raise ConfigError(condensed(str(error))) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = settings_of(self, "trainer", instantiated=True)
+        callbacks = parser_of(self).callback_keys
+        for key, wanted in {"progress": config.enable_progress_bar, "checkpoint": config.enable_checkpointing}.items():
+            if wanted is False:  # Lightning would refuse the flag because of the callback
+                callbacks.remove(key)
+        config.plugins = [*(config.plugins or []), VerifiedCheckpointIO()]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            raise ConfigError(f"trainer (accelerator={config.accelerator}, devices={config.devices}): {error}") from error
+
+    def _set_seed(self) -> None:
+        """Nothing here draws from the global streams; they are seeded for what a user's own code may draw."""
+        seed, num_threads = settings_of(self, "seed_everything"), settings_of(self, "torch_threads")
+        if not 0 <= seed < 1 << 32:
+            raise ConfigError(f"seed_everything={seed}: expected 0 to 2^32 - 1")
+        if num_threads < 1:
+            raise ConfigError(f"torch_threads={num_threads}: expected at least 1")
+        seed_everything(seed, workers=True, verbose=False)
+        torch.set_num_threads(num_threads)
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train; a run that a signal ended exits with that signal's code."""
+        self.model.refuse_flags(self.trainer)  # Lightning would refuse some itself, without saying what to use instead
+        interrupt: GracefulExit = settings_of(self, "interrupt", instantiated=True)
+        reason = ""
+        try:
+            with _logger_errors():
+                self.trainer.fit(**kwargs, ckpt_path=settings_of(self, "ckpt_path"))
+        except RunInterrupted as interrupted:
+            reason = f"{interrupted}; "
+        if interrupt.received is not None:
+            discard_unread_output()  # else the line below or the flush at exit could wait for ever
+            fail(f"{reason or f'{signal.Signals(interrupt.received).name}: '}{advice()}", 128 + interrupt.received)
+
+    def validate(self, **kwargs: Any) -> None:
+        """Play greedy episodes and print their returns."""
+        with _logger_errors():
+            self.trainer.validate(**kwargs, ckpt_path=settings_of(self, "ckpt_path"), verbose=False)
+        self._print_results()
+
+    def test(self, **kwargs: Any) -> None:
+        """Play greedy episodes on test seeds and print their returns."""
+        with _logger_errors():
+            self.trainer.test(**kwargs, ckpt_path=settings_of(self, "ckpt_path"), verbose=False)
+        self._print_results()
+
+    def _print_results(self) -> None:
+        results = self.datamodule.results
+        solved: StopWhenSolved = settings_of(self, "solved", instantiated=True)
+        threshold = solved.threshold if solved.threshold is not None else self.datamodule.reward_threshold
+        rows = [
+            ("episodes", f"{len(results.returns)}"),
+            ("mean return", f"{results.mean:.2f}"),
+            ("std", f"{results.std:.2f}"),
+            ("min", f"{min(results.returns):.2f}"),
+            ("max", f"{max(results.returns):.2f}"),
+        ]
+        if threshold is not None:
+            rows.append((f"solved (mean >= {threshold:g})", "yes" if results.mean >= threshold else "no"))
+        width = max(len(name) for name, _ in rows)
+        print("\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows))
+
+
+@contextmanager
+def _logger_errors() -> Iterator[None]:
+    """Turn a logger's failure to write into an expected error.
+
+    Raises:
+        CheckpointError: An OSError was raised in a logger.
+    """
+    try:
+        yield
+    except OSError as error:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            logger = frame.f_locals.get("self")
+            if isinstance(logger, Logger):
+                raise CheckpointError(f"trainer.logger.save_dir={logger.save_dir}: cannot be written: {error}") from error
+        raise
+
+
+def quiet_lightning() -> None:
+    """Silence Lightning's remarks about hardware, products and data loaders; its real warnings stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in _IRRELEVANT_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+
+
+def main() -> None:
+    """Run the command in `sys.argv`."""
+    try:
+        LitPPOCLI()
+    except Exception as error:
+        code = exit_codes.USAGE if isinstance(error, MisconfigurationException) else exit_codes.of(error)
+        if code is None:
+            raise
+        fail(f"trainer: {error}" if isinstance(error, MisconfigurationException) else str(error), code)

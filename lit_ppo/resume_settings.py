@@ -1,0 +1,142 @@
+"""What the settings of a checkpoint mean for a run that resumes it: which it keeps, which may change, which are refused."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from lit_ppo.callbacks.run_config import CONFIG_KEY
+from lit_ppo.checkpoint_io import previous_of, read_checkpoint, verified_bytes
+from lit_ppo.errors import CheckpointError, ConfigError
+
+# A checkpoint's settings that replace the defaults.
+_SECTIONS_OF_A_RUN: Final = (
+    "seed_everything",
+    "total_env_steps",
+    "model",
+    "data",
+    "evaluation",
+    "solved",
+    "curve",
+    "checkpoint",
+)
+_TRAINER_KEYS_OF_A_RUN: Final = ("max_epochs", "max_steps", "precision", "deterministic", "logger")
+# Settings that cannot change on resume: the saved episodes or parameters would not fit.
+_FIXED_ON_RESUME: Final = (
+    "data.env_id",
+    "data.env_kwargs",
+    "data.num_envs",
+    "data.vectorization",
+    "model.actor_hidden_sizes",
+    "model.critic_hidden_sizes",
+    "model.activation",
+)
+
+
+def checkpoint_at(given: str, directory: Path) -> Path:
+    """The path of the checkpoint to resume; the previous one, with a message, if that file is damaged.
+
+    Args:
+        given: `last` or `best`, or a path.
+        directory: Where `last` and `best` are.
+
+    Raises:
+        CheckpointError: There is no undamaged checkpoint.
+    """
+    path = directory / f"{given}.ckpt" if given in ("last", "best") else Path(given)
+    if not path.is_file():
+        raise CheckpointError(f"ckpt_path={given}: expected a checkpoint at {path}, found none")
+    try:
+        verified_bytes(path)
+    except CheckpointError as error:
+        previous = previous_of(path)
+        if not previous.is_file():
+            raise
+        verified_bytes(previous)
+        print(f"{error}; falling back to {previous}", file=sys.stderr)
+        return previous
+    return path
+
+
+def saved_settings(path: Path) -> dict[str, Any]:
+    """The settings of a checkpoint's run that its continuation keeps unless others are typed.
+
+    Raises:
+        CheckpointError: The checkpoint holds no settings.
+    """
+    settings = read_checkpoint(path).get(CONFIG_KEY)
+    if settings is None:
+        raise CheckpointError(f"{path}: expected the settings of its run, found none: it was not written by this command line")
+    saved = {key: settings[key] for key in _SECTIONS_OF_A_RUN if key in settings}
+    saved["trainer"] = {key: settings["trainer"][key] for key in _TRAINER_KEYS_OF_A_RUN if key in settings["trainer"]}
+    for section, linked in (("data", {"seed"}), ("model", {"seed", "total_env_steps"})):
+        saved[section] = {key: value for key, value in saved[section].items() if key not in linked}
+    return saved
+
+
+def resumed(saved: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the continuation: the typed ones, and the saved ones that they do not replace."""
+    return _merged(_without_length(saved) if _has_length(typed) else saved, typed)
+
+
+def differences(saved: dict[str, Any], typed: dict[str, Any]) -> list[str]:
+    """Each typed setting that differs from the saved one, as `key: saved -> typed`."""
+    before = dict(_leaves(_without_length(saved)))
+    changed = {key: value for key, value in _leaves(_without_length(typed)) if key in before}
+    lines = [f"{key}: {before[key]} -> {value}" for key, value in changed.items() if before[key] != _listed(value)]
+    lengths = _length(saved), _length(resumed(saved, typed))
+    if lengths[0] != lengths[1]:
+        old, new = (f"{length:,}" if length is not None else "unlimited" for length in lengths)
+        lines.append(f"length: {old} -> {new} env steps")
+    return lines
+
+
+def _length(settings: dict[str, Any]) -> int | None:
+    """Env steps of a run: `total_env_steps` or `trainer.max_epochs`, whichever comes first; None if unlimited."""
+    total, updates = settings.get("total_env_steps"), settings.get("trainer", {}).get("max_epochs")
+    budgets = [] if total is None else [total]
+    if updates is not None and updates >= 0:
+        budgets.append(updates * settings["data"]["num_envs"] * settings["data"]["horizon"])
+    return min(budgets, default=None)
+
+
+def _has_length(settings: dict[str, Any]) -> bool:
+    return "total_env_steps" in settings or "max_epochs" in settings.get("trainer", {})
+
+
+def _without_length(settings: dict[str, Any]) -> dict[str, Any]:
+    trainer = {key: value for key, value in settings.get("trainer", {}).items() if key != "max_epochs"}
+    return {key: value for key, value in settings.items() if key != "total_env_steps"} | {"trainer": trainer}
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Settings of `base`, with those of `over` in their place, section by section."""
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def refuse_fixed(saved: dict[str, Any], typed: dict[str, Any]) -> None:
+    """Refuse typed settings that cannot change on resume.
+
+    Raises:
+        ConfigError: There is one that differs from the saved setting.
+    """
+    before, now = dict(_leaves(saved)), dict(_leaves(typed))
+    for key in _FIXED_ON_RESUME:
+        if key in now and _listed(now[key]) != before.get(key):
+            raise ConfigError(f"{key}={now[key]}: the checkpoint's run has {before.get(key)}, which cannot change on resume")
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value and key != "env_kwargs":
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
