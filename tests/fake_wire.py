@@ -87,5 +87,8 @@ class FakeWire:
     def kill(self) -> None:
         if self.is_open:
             self.is_open = False
-            self.requested, self.replied = {}, {}
+            # tracebacks may keep this object; the mapping must not stay with it
+            for views in (self.requested, self.replied, vars(self._worker)):
+                views.clear()
+            self._words = memoryview(b"")
             os.close(self._frame_fd)

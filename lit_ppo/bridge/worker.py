@@ -110,9 +110,13 @@ class Worker:
 
     def serve(self) -> None:
         """Answer requests until `close` or their end."""
-        buffer, since_drain = b"", 0
+        buffer, since_drain, is_frozen = b"", 0, False
         while True:
             if self.doorbell is not None:
+                if not is_frozen:
+                    gc.collect()
+                    gc.freeze()  # the objects of the start-up stay for good, so the collector need not look at them again
+                    is_frozen = True
                 while since_drain < _STEPS_PER_DRAIN and self.doorbell.poll(self.answered + 1):
                     self.step_frame()
                     since_drain += 1
@@ -238,8 +242,6 @@ class Worker:
         self.frame = frame
         self._write_results_to(frame.replied)
         self.doorbell = Doorbell(frame.words, REQUEST_WORD)
-        gc.collect()
-        gc.freeze()  # the objects of the start-up stay for good, so the collector need not look at them again
         return {"attached": size}
 
     def reset(self, request: dict[str, Any]) -> dict[str, Any]:
