@@ -5,32 +5,32 @@ Rules, in the order in which they are checked:
 ==========================  =====================  ==================================================================
 value                       checked where          rule
 ==========================  =====================  ==================================================================
-the returned Python object  worker (`admit_*`)     a tuple of the right length; obs an array of the declared shape and
-                                                   dtype kind; reward a real number; flags real booleans
-observations                client (`Contract`)    finite, representable in float32, inside the declared space
+the returned Python object  worker (`admit_*`)     a tuple of the right length; obs of exactly the declared parts, each an
+                                                   array of the declared shape and dtype kind; reward a real number; flags
+                                                   real booleans
+observations, leaf by leaf  client (`Contract`)    finite, representable in float32, inside the declared space
                                                    (`check_membership`), inside `observation_range` (setting)
+action masks                client                 zeros and ones, at least one action possible
 rewards                     client                 finite, representable in float32, inside `reward_range` (setting)
 terminated, truncated       client                 0 or 1, not both (setting)
 new episodes                client                 a first observation exactly where an episode ended
-actions                     client, before sending integers inside the action space
+actions                     client, before sending finite, inside the action space
 ==========================  =====================  ==================================================================
 
 A check returns the value it has checked, so unchecked data cannot be used by accident. The usual case costs one vectorised
 pass; only when that pass fails are the rules gone through one by one to name the offender.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lit_ppo.errors import ConfigError, ContractViolation, shown
-from lit_ppo.spaces import EnvSpec
-
-FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+from lit_ppo.leaf_rules import FLOAT32_MAX, LeafRules, MaskRules, field_of
+from lit_ppo.spaces import EnvSpec, Leaf, Leaves
 
 
 class VectorStep(NamedTuple):
@@ -39,8 +39,8 @@ class VectorStep(NamedTuple):
     The arrays are views into the bridge's history and stay as they are for at least `EnvBridge.history_steps` steps.
     """
 
-    obs: NDArray[Any]  # (N, *obs_shape) what to act on next: the first observation of a new episode where one ended
-    next_obs: NDArray[Any]  # (N, *obs_shape) the true successor of the step, also where an episode ended
+    obs: Leaves  # (N, *shape) each: what to act on next, the first observation of a new episode where one ended
+    final_obs: Leaves  # (N, *shape) each: the true successor of the step, in the rows where an episode ended
     rewards: NDArray[np.float64]  # (N,)
     terminated: NDArray[np.bool_]  # (N,) the environment reached an end of its own
     truncated: NDArray[np.bool_]  # (N,) a limit from outside, such as a time limit: the episode could have gone on
@@ -79,11 +79,11 @@ class ContractSettings:
                 raise ConfigError(f"data.contract.{name}: expected [low, high] with low < high, got {list(limits)}")
 
 
-def admit_reset(returned: object) -> object:
-    """The observation of what `env.reset` returned."""
+def admit_reset(returned: object) -> tuple[Any, ...]:
+    """What `env.reset` returned, once it is known to have two parts."""
     if type(returned) is not tuple or len(returned) != 2:
         raise ContractViolation("reset", "a tuple (obs, info)", shown(returned))
-    return returned[0]
+    return returned
 
 
 def admit_step(returned: object) -> tuple[Any, ...]:
@@ -91,27 +91,6 @@ def admit_step(returned: object) -> tuple[Any, ...]:
     if type(returned) is not tuple or len(returned) != 5:
         raise ContractViolation("step", "a tuple (obs, reward, terminated, truncated, info)", shown(returned))
     return returned
-
-
-def admit_observation(value: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An observation of the declared shape and dtype, from what one environment returned.
-
-    A value of the same kind but another width is cast, unless that would change what it says: 1e300 is no float32.
-    """
-    if not isinstance(value, np.ndarray):
-        raise ContractViolation("obs", f"a numpy array of shape {shape}", f"{type(value).__name__} {shown(value)}")
-    if value.shape != shape:
-        raise ContractViolation("obs", f"shape {shape}", f"shape {value.shape}")
-    if value.dtype == dtype:
-        return value
-    if value.dtype.kind != dtype.kind:
-        raise ContractViolation("obs", f"dtype {dtype}", f"dtype {value.dtype}")
-    with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is refused later, by its value
-        cast = value.astype(dtype)
-    lost = np.isinf(cast) & ~np.isinf(value) if dtype.kind == "f" else cast != value
-    if lost.any():
-        raise ContractViolation("obs", f"values that {dtype} can hold", shown(value[lost][0].item()))
-    return cast
 
 
 def admit_reward(value: object) -> float:
@@ -133,32 +112,6 @@ def admit_flag(name: str, value: object) -> bool:
     if isinstance(value, np.bool_):
         return bool(value)
     raise ContractViolation(name, "true or false", f"{type(value).__name__} {shown(value)}")
-
-
-def _float_bound(bound: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The bound in the observations' own dtype where that loses nothing: comparing like with like needs no casts."""
-    with np.errstate(over="ignore"):  # float16 has no FLOAT32_MAX; the comparison sees that
-        cast = bound.astype(dtype)
-    return cast if (cast == bound).all() else bound
-
-
-def _integer_bounds(
-    low: NDArray[np.float64], high: NDArray[np.float64], dtype: np.dtype[Any]
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The least and the greatest integer of `dtype` within [low, high]; where there is none, a least above the greatest.
-
-    In float64 neither all bounds nor all values of 64-bit integers would be exact.
-    """
-    limits = np.iinfo(dtype)
-    end = float(limits.max) + 1.0  # a power of two, which every float can hold; of int64, the first number beyond it
-    low, high = np.ceil(low), np.floor(high)
-    least, greatest = np.full(low.shape, limits.max, dtype), np.full(low.shape, limits.min, dtype)
-    is_possible = (low < end) & (high >= limits.min)
-    least[is_possible] = np.maximum(low[is_possible], limits.min).astype(dtype)
-    greatest[is_possible & (high >= end)] = limits.max
-    is_inside = is_possible & (high < end)
-    greatest[is_inside] = high[is_inside].astype(dtype)
-    return least, greatest
 
 
 class Contract:
@@ -186,80 +139,81 @@ class Contract:
         settings = settings or ContractSettings()
         self.spec, self.settings, self._on_warning = spec, settings, on_warning
         self._resets_within_step = resets_within_step
-        if settings.obs_shape is not None and tuple(settings.obs_shape) != spec.obs_shape:
-            raise ContractViolation("obs_shape", f"{tuple(settings.obs_shape)} (contract)", f"{spec.obs_shape} (handshake)")
-        if settings.num_actions is not None and settings.num_actions != spec.num_actions:
-            raise ContractViolation("num_actions", f"{settings.num_actions} (contract)", f"{spec.num_actions} (handshake)")
-        self._space_low, self._space_high = (
-            # float64 holds every bound of float32 and of the small integers exactly
-            np.broadcast_to(np.asarray(bound, np.float64), int(np.prod(spec.obs_shape))).reshape(spec.obs_shape)
-            for bound in (spec.obs_low, spec.obs_high)
-        )
-        self._limit_observations(membership=settings.check_membership != "off")
+        shapes = [leaf.shape for leaf in spec.observation]
+        if settings.obs_shape is not None and [tuple(settings.obs_shape)] != shapes:
+            arrived = f"{shapes[0] if len(shapes) == 1 else shapes} (handshake)"
+            raise ContractViolation("obs_shape", f"{tuple(settings.obs_shape)} (contract)", arrived)
+        if settings.num_actions is not None and (settings.num_actions,) != _num_actions(spec.action):
+            arrived = f"{spec.action.kind} {_num_actions(spec.action) or spec.action.shape} (handshake)"
+            raise ContractViolation("num_actions", f"{settings.num_actions} (contract)", arrived)
+        self._leaves = [
+            LeafRules(leaf, settings.check_membership, settings.observation_range, on_warning) for leaf in spec.observation
+        ]
+        self._mask = None if spec.mask is None else MaskRules(spec.action.choices)
+        self._is_choice = spec.action.kind == "discrete"
+        self._first_action = int(spec.action.low) if self._is_choice else 0  # type: ignore[arg-type]
+        self._num_actions = spec.action.choices[0] if self._is_choice else 0
+        self._action_rules = LeafRules(spec.action, space="action space")
         self._ones, self._no_flags_set = b"", b""
         least, most = settings.reward_range or (-FLOAT32_MAX, FLOAT32_MAX)
         self._reward_low, self._reward_high = max(least, -FLOAT32_MAX), min(most, FLOAT32_MAX)
 
-    def _limit_observations(self, membership: bool) -> None:
-        """Set the bounds that observations are compared with.
-
-        One comparison for each side covers all rules: NaN compares false, and +-inf lies outside +-FLOAT32_MAX.
-
-        Args:
-            membership: Whether the declared space counts.
-        """
-        self._checks_membership = membership
-        lowest, highest = self.settings.observation_range or (-FLOAT32_MAX, FLOAT32_MAX)
-        low, high = (
-            np.full(self.spec.obs_shape, max(lowest, -FLOAT32_MAX)),
-            np.full(self.spec.obs_shape, min(highest, FLOAT32_MAX)),
-        )
-        if membership:  # maximum, not clip: a range that misses the space must leave nothing
-            low, high = np.maximum(low, self._space_low), np.minimum(high, self._space_high)
-        dtype = np.dtype(self.spec.obs_dtype)
-        if dtype.kind == "f":
-            self._obs_low, self._obs_high = _float_bound(low, dtype), _float_bound(high, dtype)
-            self._obs_is_free = False
-        else:
-            self._obs_low, self._obs_high = _integer_bounds(low, high, dtype)
-            limits = np.iinfo(dtype)  # if every value of the dtype is allowed, there is nothing to compare
-            self._obs_is_free = bool((self._obs_low == limits.min).all() and (self._obs_high == limits.max).all())
-        self._scratch = np.empty((2, 0), np.bool_)
-
-    def check_actions(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Actions of shape (N,), each in 0..num_actions-1.
+    def check_actions(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """Actions of shape (N, *shape), in the environment's own numbering, each inside the action space.
 
         Raises:
-            ValueError: They are not; whoever chose them is at fault, not the environment.
+            ValueError: They are not; the policy is at fault, not the environment.
         """
-        # seen as unsigned, a negative number is a huge one: one comparison covers both sides
-        if actions.dtype != np.int64 or actions.ndim != 1:
-            raise ValueError(f"actions: expected int64 of shape (N,), got {actions.dtype} of shape {actions.shape}")
-        if np.maximum.reduce(actions.view(np.uint64)) >= self.spec.num_actions:  # `max` would be twice as slow
-            env = int(np.argmax(actions.view(np.uint64) >= self.spec.num_actions))
-            raise ValueError(f"actions[{env}]: expected 0 to {self.spec.num_actions - 1}, got {int(actions[env])}")
+        leaf = self.spec.action
+        if actions.dtype != leaf.dtype or actions.shape[1:] != leaf.shape or not actions.ndim:
+            expected = f"{leaf.dtype} of shape (N{''.join(f', {size}' for size in leaf.shape)}{'' if leaf.shape else ','})"
+            raise ValueError(f"actions: expected {expected}, got {actions.dtype} of shape {actions.shape}")
+        if self._is_choice:
+            # seen as unsigned, a negative number is a huge one: one comparison covers both sides
+            choices = (actions - self._first_action if self._first_action else actions).view(np.uint64)
+            if np.maximum.reduce(choices) >= self._num_actions:  # `max` would be twice as slow
+                env = int(np.argmax(choices >= self._num_actions))
+                last = self._first_action + self._num_actions - 1
+                raise ValueError(f"actions[{env}]: expected {self._first_action} to {last}, got {int(actions[env])}")
+        elif not self._action_rules.are_inside(actions):
+            try:
+                self._action_rules.refuse("actions", actions)
+            except ContractViolation as violation:
+                raise ValueError(str(violation)) from None
         return actions
 
-    def check_observations(self, obs: NDArray[Any]) -> NDArray[Any]:
-        """First observations of episodes, shape (N, *obs_shape)."""
-        while not self._obs_is_free and not ((obs >= self._obs_low) & (obs <= self._obs_high)).all():
-            self._refuse_observations("obs", obs)
+    def check_observations(self, obs: Leaves, field: str = "obs", rows: NDArray[np.intp] | None = None) -> Leaves:
+        """Observations of K environments.
+
+        Args:
+            obs: By path, shape (K, *shape) each.
+            field: How messages call them.
+            rows: Which environments they are of, shape (K,); None for 0 to K - 1.
+        """
+        for rules in self._leaves:
+            if not rules.is_free:
+                while not rules.are_inside(obs[rules.leaf.path]):
+                    rules.refuse(field_of(field, rules.leaf.path), obs[rules.leaf.path], rows)
+        if self._mask is not None and self.spec.mask is not None:
+            self._mask.refuse(field_of(field, self.spec.mask), obs[self.spec.mask], rows)
         return obs
 
     def check_values(
-        self, observations: NDArray[Any], rewards: NDArray[np.float64], flags: bytes, expected_invalid: bytes
+        self, obs: Leaves, final_obs: Leaves, rewards: NDArray[np.float64], flags: bytes, expected_invalid: bytes
     ) -> None:
-        """The values of one step of N environments, in one pass.
+        """The values of one step of N environments.
 
         Args:
-            observations: `obs` and `next_obs`, or only one of them where they are the same: shape (K, N, *obs_shape).
+            obs, final_obs: As in `VectorStep`.
             rewards: Shape (N,).
             flags: `terminated`, `truncated`, `reset` and `invalid`, one byte each for each environment: 4 * N bytes.
             expected_invalid: What the N bytes of `invalid` must be: the rows that were not stepped at all.
         """
-        while not self._obs_is_free and not self._are_inside(observations):
-            self._refuse_observations("next_obs", observations[-1])
-            self._refuse_observations("obs", observations[0])
+        ended_bytes = flags[: 2 * len(expected_invalid)]
+        if self._resets_within_step and ended_bytes.strip(b"\x00"):
+            rows = np.flatnonzero(np.frombuffer(ended_bytes, np.uint8).reshape(2, -1).any(axis=0))
+            self.check_observations({path: values[rows] for path, values in final_obs.items()}, "final_obs", rows)
+        self.check_observations(obs)
         # NaN is the largest of all numbers to `maximum`, and compares false
         if (self.settings.reward_range is not None or not np.maximum.reduce(np.absolute(rewards)) <= FLOAT32_MAX) and not (
             (rewards >= self._reward_low) & (rewards <= self._reward_high)
@@ -267,19 +221,6 @@ class Contract:
             self._refuse_rewards(rewards)
         if not self._flags_hold(flags, expected_invalid):
             self._refuse_flags(np.frombuffer(flags, np.uint8).reshape(4, -1), expected_invalid)
-
-    def _are_inside(self, observations: NDArray[Any]) -> bool:
-        if self._scratch.shape[1:] != observations.shape:
-            self._scratch = np.empty((2, *observations.shape), np.bool_)
-            # bounds written out: comparing many rows with one costs more than comparing them with as many
-            self._lows, self._highs = (
-                np.broadcast_to(bound, observations.shape).copy() for bound in (self._obs_low, self._obs_high)
-            )
-        inside, below = self._scratch
-        np.greater_equal(observations, self._lows, out=inside)
-        np.less_equal(observations, self._highs, out=below)
-        np.logical_and(inside, below, out=inside)
-        return b"\x00" not in inside.tobytes()  # a fifth of the price of `all`
 
     def _flags_hold(self, flags: bytes, expected_invalid: bytes) -> bool:
         """Whether the flags keep all their rules; as long integers, a byte for each environment, for speed."""
@@ -323,38 +264,6 @@ class Contract:
                 arrived = f"terminated={terminated[env]} truncated={truncated[env]} reset={reset[env]} invalid={invalid[env]}"
                 raise ContractViolation(f"{name}[{env}]", rule, arrived, env)
 
-    def _refuse_observations(self, field: str, obs: NDArray[Any]) -> None:
-        """Raise for the first bad component of `obs`, if there is one.
-
-        If that is only outside the declared space and `check_membership` is `warn`, warn instead, and compare with the space
-        no more.
-        """
-        with np.errstate(invalid="ignore"):  # a signalling NaN
-            bad = ~((obs >= self._obs_low) & (obs <= self._obs_high))
-        if not bad.any():
-            return
-        index = tuple(int(i) for i in np.argwhere(bad)[0])
-        env, component, value = index[0], index[1:], obs[index].item()
-        low, high = float(self._space_low[component]), float(self._space_high[component])
-        name = f"{field}[{', '.join(str(i) for i in index)}]"
-        if not math.isfinite(value):
-            rule = "a finite value"
-        elif abs(value) > FLOAT32_MAX:
-            rule = "a value that float32 can hold"
-        elif self._checks_membership and not low <= value <= high:
-            space = f"[{low}, {high}] (the declared observation space"
-            if self.settings.check_membership == "warn":
-                self._on_warning(
-                    f"{name}: expected a value in {space} of {self.spec.env_id}), got {value}; the run goes on without this "
-                    "check. data.contract.check_membership=error stops instead, =off says nothing"
-                )
-                self._limit_observations(membership=False)
-                return
-            rule = f"a value in {space}; data.contract.check_membership=warn or off accepts it)"
-        else:
-            rule = f"a value in {list(self.settings.observation_range or ())} (data.contract.observation_range)"
-        raise ContractViolation(name, rule, str(value), env)
-
     def _refuse_rewards(self, rewards: NDArray[np.float64]) -> None:
         env = int(np.argmin((rewards >= self._reward_low) & (rewards <= self._reward_high)))
         value = float(rewards[env])
@@ -365,3 +274,8 @@ class Contract:
         else:
             rule = f"a value in {[self._reward_low, self._reward_high]} (data.contract.reward_range)"
         raise ContractViolation(f"rewards[{env}]", rule, str(value), env)
+
+
+def _num_actions(action: Leaf) -> tuple[int, ...]:
+    """How many actions there are, if they are numbered."""
+    return action.choices if action.kind == "discrete" else ()

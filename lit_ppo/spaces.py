@@ -27,6 +27,7 @@ MAX_COMPONENTS: Final = 1 << 24  # of one leaf
 MAX_LEAVES: Final = 256
 MAX_ACTIONS: Final = 1 << 20
 _MAX_PATH_CHARACTERS: Final = 200
+_MAX_LISTED: Final = 64
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class Leaf:
     def is_integer(self) -> bool:
         """Whether its values are whole numbers, or true and false."""
         return np.dtype(self.dtype).kind in "iub"
+
+    def neutral(self) -> NDArray[Any]:
+        """The value nearest to 0, shape `shape`: in place of actions that are not asked for."""
+        neutral: NDArray[Any] = np.clip(0, *self.bounds()).astype(self.dtype)
+        return neutral
 
     @property
     def choices(self) -> tuple[int, ...]:
@@ -105,21 +111,15 @@ class Row:
         """Each leaf of many rows, as an array over the same memory.
 
         Args:
-            rows: Shape (..., size), each row contiguous.
+            rows: Shape (..., size), contiguous.
 
         Returns:
             By path, shape (..., *leaf.shape).
         """
-        lead, strides = rows.shape[:-1], rows.strides[:-1]
-        views = {}
+        lead, strides, views = rows.shape[:-1], rows.strides[:-1], {}
         for leaf, offset in zip(self.leaves, self._offsets, strict=True):
-            dtype = np.dtype(leaf.dtype)
-            inner = np.empty(leaf.shape, dtype).strides
-            views[leaf.path] = (
-                np.ndarray((*lead, *leaf.shape), dtype, rows[..., offset:], 0, (*strides, *inner))
-                if rows.size
-                else np.empty((*lead, *leaf.shape), dtype)
-            )
+            inner = np.empty(leaf.shape, leaf.dtype).strides
+            views[leaf.path] = np.ndarray((*lead, *leaf.shape), leaf.dtype, rows, offset, (*strides, *inner))
         return views
 
 
@@ -181,7 +181,7 @@ def leaf_to_json(leaf: Leaf) -> dict[str, Any]:
 
 def bound_of(array: NDArray[Any]) -> float | tuple[float, ...]:
     """The bound of a leaf from an array: one number if all are equal."""
-    flat = array.ravel()
+    flat = array.ravel().astype(np.int64) if array.dtype == np.bool_ else array.ravel()
     if flat.size and (flat == flat[0]).all():
         number: float = flat[0].item()
         return number
@@ -189,9 +189,11 @@ def bound_of(array: NDArray[Any]) -> float | tuple[float, ...]:
 
 
 def _bound_to_json(bound: float | tuple[float, ...]) -> Any:
-    """One number; of several, the compressed bytes of an array: those of an image would not fit into a message as text."""
+    """One number, or a list of a few; of many, the compressed bytes of an array: as text, an image's would be too long."""
     if not isinstance(bound, tuple):
         return number_to_json(bound)
+    if len(bound) <= _MAX_LISTED:
+        return [number_to_json(number) for number in bound]
     array = np.array(bound, np.int64 if all(map(_is_int64, bound)) else np.float64)
     return {"dtype": str(array.dtype), "zlib": base64.b64encode(zlib.compress(array.tobytes())).decode()}
 
@@ -233,7 +235,7 @@ def leaf_from_json(message: dict[str, Any], env_id: str) -> Leaf:
         raise ValueError(f"env_id={env_id}: {name} of dtype {shown(dtype)} is not supported")
     size = math.prod(shape)
     low, high = (_bound_from_json(message.get(key), key, size) for key in ("low", "high"))
-    leaf = Leaf(path, kind, shape, dtype, low, high)  # type: ignore[arg-type]
+    leaf = Leaf(path, kind, shape, dtype, low, high)
     if kind != "box":
         _require_choices(leaf)
     return leaf
@@ -249,6 +251,10 @@ def _require_choices(leaf: Leaf) -> None:
 
 
 def _bound_from_json(value: object, name: str, size: int) -> float | tuple[float, ...]:
+    if type(value) is list:
+        if len(value) != size:
+            raise ProtocolError(f"{name}: expected {size} numbers, got {len(value)}")
+        return tuple(number_from_json(item, f"{name}[{i}]") for i, item in enumerate(value))
     if type(value) is not dict:
         return number_from_json(value, name)
     dtype, text = take(value, "dtype", str), take(value, "zlib", str)

@@ -4,13 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lit_ppo.bridge.journal import Journal, JournalMark, to_text
 from lit_ppo.bridge.restoration import Restoration
 from lit_ppo.errors import ConfigError
 
-_ALWAYS_FIXED = ("env_id", "num_envs", "vectorization")
+_ALWAYS_FIXED = ("env_id", "num_envs", "vectorization", "obs_keys", "action_mask")
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +20,7 @@ class BridgeMark:
 
     journal: JournalMark
     restoration: dict[str, Any]
-    obs: NDArray[Any]  # (N, *obs_shape), to act on next
+    rows: NDArray[np.uint8]  # (N, size), the observations to act on next
     episodes: list[int]
     restarts: int
     abandoned_episodes: int
@@ -34,7 +35,7 @@ class BridgeMark:
         return {
             **identity,
             "episodes": self.episodes,
-            "obs": to_text(self.obs.tobytes()),
+            "rows": to_text(self.rows.tobytes()),
             "restarts": self.restarts,
             "abandoned_episodes": self.abandoned_episodes,
             "journal": journal.state_dict(self.journal),

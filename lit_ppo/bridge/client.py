@@ -23,11 +23,11 @@ from lit_ppo.bridge.process import started_worker
 from lit_ppo.bridge.recovery import Recovery
 from lit_ppo.bridge.reports import FaultReports
 from lit_ppo.bridge.restoration import RESTORATIONS, Recorded, Restoration
-from lit_ppo.bridge.settings import BridgeSettings
+from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.bridge.worker_slice import StartWorker, WorkerSlice
 from lit_ppo.contract import Contract, ContractSettings, VectorStep
 from lit_ppo.errors import BridgeError, ConfigError, ContractViolation, EnvironmentFault
-from lit_ppo.spaces import EnvSpec
+from lit_ppo.spaces import EnvSpec, Leaves, Row
 
 
 class EnvBridge:
@@ -39,7 +39,7 @@ class EnvBridge:
         env_id: Gymnasium id, or `module:EnvId`.
         num_envs: N.
         episode_seed: Seed of an episode, from the row of its environment and its number there (0, 1, ...).
-        env_kwargs: Passed to `gymnasium.make`.
+        env_kwargs, obs_keys, action_mask: As in `EnvironmentSettings`.
         settings: How processes are run.
         contract: Demands on values beyond the rules that always hold.
         on_event: Called with a line of text after a restart or an abandoned episode.
@@ -58,6 +58,8 @@ class EnvBridge:
         episode_seed: Callable[[int, int], int],
         *,
         env_kwargs: dict[str, Any] | None = None,
+        obs_keys: list[str] | None = None,
+        action_mask: str | None = None,
         settings: BridgeSettings | None = None,
         contract: ContractSettings | None = None,
         on_event: Callable[[str], None] = lambda text: None,
@@ -70,9 +72,10 @@ class EnvBridge:
             raise ConfigError(f"num_envs={num_envs}: expected at least 1")
         if num_envs % self.settings.num_workers:
             raise ConfigError(f"num_envs={num_envs}: expected a multiple of data.num_workers={self.settings.num_workers}")
-        self.env_id, self.num_envs, self.env_kwargs = env_id, num_envs, dict(env_kwargs or {})
+        self.env_id, self.num_envs = env_id, num_envs
+        environment = EnvironmentSettings(env_id, dict(env_kwargs or {}), obs_keys, action_mask)
         try:
-            protocol.encode(self.env_kwargs)
+            protocol.encode(environment.env_kwargs)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"env_kwargs: expected plain data that JSON can hold: {error}") from error
         self._contract_settings = contract or ContractSettings()
@@ -83,10 +86,11 @@ class EnvBridge:
             "num_envs": num_envs,
             "vectorization": self.settings.vectorization,
             "num_workers": self.settings.num_workers,
+            "obs_keys": obs_keys,
+            "action_mask": action_mask,
         }
         run = {
-            "env_id": env_id,
-            "env_kwargs": self.env_kwargs,
+            **dataclasses.asdict(environment),
             "vectorization": self.settings.vectorization,
             "contract": dataclasses.asdict(self._contract_settings),
         }
@@ -100,8 +104,7 @@ class EnvBridge:
             WorkerSlice(
                 index,
                 num_envs // self.settings.num_workers,
-                env_id,
-                self.env_kwargs,
+                environment,
                 self.settings,
                 self._restoration_kind.resets_within_step,
                 start_worker,
@@ -149,6 +152,11 @@ class EnvBridge:
     @property
     def contract(self) -> Contract:
         """The rules that hold for every value; waits for the workers to be up."""
+        self._ensure_started()
+        assert self._contract is not None
+        return self._contract
+
+    def _ensure_started(self) -> None:
         if self._contract is None:
             if self._start_failure is not None:  # the announcement has been read, and will not come again
                 raise self._start_failure
@@ -158,8 +166,6 @@ class EnvBridge:
                 interrupted = BridgeError("starting the environments was interrupted")
                 self._start_failure = failure if isinstance(failure, Exception) else interrupted
                 raise
-        assert self._contract is not None
-        return self._contract
 
     def _start(self) -> None:
         if self._is_closed:
@@ -175,12 +181,15 @@ class EnvBridge:
         contract = Contract(
             specs[0], self._contract_settings, resets_within_step=resets_within_step, on_warning=self._on_warning
         )
-        rows = [part.rows for part in self.slices]
-        self._history = History(specs[0], self.num_envs, 2 if resets_within_step else 1, rows, self._journal)
+        row, action = Row(specs[0].observation), specs[0].action
+        self._journal.hold_actions(action.shape, np.dtype(action.dtype))
+        slices = [part.rows for part in self.slices]
+        self._history = History(row, self.num_envs, resets_within_step, slices, self._journal)
         self._recorded = Recorded(
             self.env_id,
             self.settings,
             self.slices,
+            row,
             self._journal,
             self._history,
             self._episodes,
@@ -196,28 +205,27 @@ class EnvBridge:
 
     # -- reset and step
 
-    def reset(self) -> NDArray[Any]:
-        """Begin a new episode everywhere; the first observations, shape (N, *obs_shape)."""
-        contract = self.contract
+    def reset(self) -> Leaves:
+        """Begin a new episode everywhere; the first observations by path, shape (N, *shape) each."""
+        self._ensure_started()
         self._refuse_if_closed("reset")
         self._journal.begin_all()
         self._episodes.start([0] * self.num_envs)
         self._journal.seeds[:] = [self._episodes.seed_of(env, 0) for env in range(self.num_envs)]
-        obs = np.empty((self.num_envs, *contract.spec.obs_shape), contract.spec.obs_dtype)
+        rows = np.empty((self.num_envs, self._recorded.row.size), np.uint8)
         self._was_reset = True
         for part in self.slices:
             self._recovery.retry(part, "reset", lambda part=part: self._reset_slice(part))  # type: ignore[misc]
-            obs[part.rows] = part.obs()
+            rows[part.rows] = part.obs_rows()
         for env in range(self.num_envs):
-            self._journal.begin(env, int(self._journal.seeds[env]), obs[env])
-        self._last_obs = obs
-        return obs
+            self._journal.begin(env, int(self._journal.seeds[env]), rows[env])
+        self._last_rows = rows
+        return self._recorded.row.views(rows)
 
     def _reset_slice(self, part: WorkerSlice) -> None:
         """Begin the journal's episodes in one worker, from their first observations."""
         try:
-            obs = part.reset(self._restoration.first_seeds(part))
-            self._recorded.check_first_obs(part, obs)
+            self._recorded.check_first_obs(part, part.reset(self._restoration.first_seeds(part)))
             self._restoration.after_reset(part)
         except EnvironmentFault as fault:
             complete = self._reports.complete(fault, part.rows.start, [])
@@ -226,11 +234,11 @@ class EnvBridge:
             self._episodes.skip(env)
             raise complete from None
 
-    def step(self, actions: NDArray[np.int64], active: NDArray[np.uint8] | None = None) -> VectorStep:
+    def step(self, actions: NDArray[Any], active: NDArray[np.uint8] | None = None) -> VectorStep:
         """One step of all environments, or of those where `active` is 1.
 
         Args:
-            actions: Shape (N,), int64, each in 0..num_actions-1.
+            actions: Shape (N, *shape) in the dtype of the action leaf, in the environment's own numbering.
             active: Shape (N,), uint8; None for all. Rows that are not active stay where they are and come back as not valid.
 
         Raises:
@@ -243,7 +251,7 @@ class EnvBridge:
         contract, journal, restoration = self._recorded.contract, self._journal, self._restoration
         contract.check_actions(actions)
         if len(actions) != self.num_envs:
-            raise ValueError(f"actions: expected shape ({self.num_envs},), got {actions.shape}")
+            raise ValueError(f"actions: expected {self.num_envs} of them, got {len(actions)}")
         next_seeds, rows = restoration.before_step(active)
         deadline = monotonic() + self.settings.step_timeout_s
         failures = [part.ask_step(actions, next_seeds, rows, deadline) for part in self.slices]
@@ -253,20 +261,24 @@ class EnvBridge:
             active = self._recovery.await_step(part, slot, actions, active, failure, deadline)
         while True:
             flags = slot.flags.tobytes()
+            any_ended = b"\x01" in flags[: 2 * self.num_envs]
+            if any_ended and restoration.resets_within_step:
+                for part in self.slices:
+                    part.copy_final_rows(slot)
+            expected_invalid = restoration.expected_invalid(active)
             try:
-                contract.check_values(slot.observations, slot.rewards, flags, restoration.expected_invalid(active))
+                contract.check_values(slot.obs, slot.final_obs, slot.rewards, flags, expected_invalid)
                 break
             except ContractViolation as violation:
                 part = self.slices[(violation.env or 0) * len(self.slices) // self.num_envs]
                 fault = self._recovery.completed(violation, part, actions)
                 active = self._recovery.await_step(part, slot, actions, active, fault, deadline)
         journal.append(actions, active)
-        any_ended = b"\x01" in flags[: 2 * self.num_envs]
         restoration.after_step(slot, any_ended)
-        self._last_obs = slot.obs
+        self._last_rows = slot.rows
         all_valid = b"\x01" not in flags[3 * self.num_envs :]
         valid = self._all_valid if all_valid else slot.flags[3] == 0
-        return VectorStep(slot.obs, slot.next_obs, slot.rewards, slot.terminated, slot.truncated, valid, any_ended, all_valid)
+        return VectorStep(slot.obs, slot.final_obs, slot.rewards, slot.terminated, slot.truncated, valid, any_ended, all_valid)
 
     def _refuse_if_closed(self, call: str) -> None:
         if self._is_closed:
@@ -281,7 +293,7 @@ class EnvBridge:
         return BridgeMark(
             self._journal.mark(),
             self._restoration.mark(),
-            self._last_obs.copy(),
+            self._last_rows.copy(),
             list(self._episodes.numbers),
             self.restarts,
             self.abandoned_episodes,
@@ -297,32 +309,32 @@ class EnvBridge:
         self._history.digest()
         return mark.state_dict(self._identity, self._journal, self._restoration)
 
-    def load_state_dict(self, state: dict[str, Any]) -> NDArray[Any]:
-        """Bring fresh workers to where `state_dict` was taken; the observations to act on, shape (N, *obs_shape).
+    def load_state_dict(self, state: dict[str, Any]) -> Leaves:
+        """Bring fresh workers to where `state_dict` was taken; the observations to act on, as `reset` returns them.
 
         Raises:
             ConfigError: The state is of other environments; the message says what differs.
         """
         self._refuse_if_closed("load_state_dict")
         require_same_environments(state, self._identity, self._restoration_kind.fixed_settings)
-        spec = self.spec
+        self._ensure_started()
         self._journal.load_state_dict(state["journal"])
         self._episodes.start(state["episodes"])
         self._restoration.load_state_dict(state)
         self._recovery.restarts, self._episodes.given_up = state["restarts"], state["abandoned_episodes"]
-        seen = np.frombuffer(from_text(state["obs"]), spec.obs_dtype).reshape(self.num_envs, *spec.obs_shape)
+        seen = np.frombuffer(from_text(state["rows"]), np.uint8).reshape(self.num_envs, self._recorded.row.size)
         self._was_reset = True
-        obs = np.empty_like(seen)
+        rows = np.empty_like(seen)
         for part in self.slices:
             self._recovery.retry(part, "resume", lambda part=part: self._resume(part, seen))  # type: ignore[misc]
-            obs[part.rows] = part.obs()
-        self._last_obs = self.contract.check_observations(obs)
-        return obs
+            rows[part.rows] = part.obs_rows()
+        self._last_rows = rows
+        return self.contract.check_observations(self._recorded.row.views(rows))
 
-    def _resume(self, part: WorkerSlice, seen: NDArray[Any]) -> None:
+    def _resume(self, part: WorkerSlice, seen: NDArray[np.uint8]) -> None:
         """Restore one slice; the last observations must be those that were saved, bit for bit."""
         begun = self._restoration.rebuild(part, set())
-        restored = part.obs()
+        restored = part.obs_rows()
         for env in range(part.rows.start, part.rows.stop):
             if env not in begun and restored[env - part.rows.start].tobytes() != seen[env].tobytes():
                 raise ContractViolation(f"obs[{env}]", "the observation of the checkpoint, bit for bit", "another", env)

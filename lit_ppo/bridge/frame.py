@@ -3,11 +3,11 @@
 Every field starts on its own cache line::
 
     header    magic, request number, reply number, status        8 bytes each, a cache line apart
-    request   actions (N,) i64, next_seeds (N,) i64, active (N,) u8
-    reply     observations (K, N, *obs_shape), rewards (N,) f64, terminated, truncated, reset, invalid (4, N) u8
+    request   actions (N, *shape), next_seeds (N,) i64, active (N,) u8
+    reply     rows (N, size) u8, final_rows (N, size) u8, rewards (N,) f64, terminated, truncated, reset, invalid (4, N) u8
 
-`observations` are those to act on next and those that the step led to. Native environments reset in a step of their own, so
-that the two are always the same, and K is 1 instead of 2.
+`rows` are the observations to act on next, each a row of bytes (`spaces.Row`). Where an episode ended within the step,
+`final_rows` has the observation that it ended with; native environments reset in a step of their own, and have none.
 
 The trainer writes the request, then its number; the worker answers, then writes the same number as the reply's. Each side
 counts by itself and never reads back a number of its own: the other side can write anywhere in the frame.
@@ -42,17 +42,19 @@ class FrameLayout:
 
     Args:
         num_envs: N, the number of environments that the worker hosts.
-        obs_shape: Shape of one observation.
-        obs_dtype: Name of the observations' numpy dtype.
-        resets_within_step: As in `Contract`; K is 2 if true, else 1.
+        row_bytes: Size of one observation.
+        action_shape: Shape of one action.
+        action_dtype: Name of the actions' numpy dtype.
+        resets_within_step: As in `Contract`; otherwise there are no final rows.
 
     Raises:
         ValueError: The frame would be larger than `MAX_FRAME_BYTES`.
     """
 
     num_envs: int
-    obs_shape: tuple[int, ...]
-    obs_dtype: str
+    row_bytes: int
+    action_shape: tuple[int, ...] = ()
+    action_dtype: str = "int64"
     resets_within_step: bool = True
     request: dict[str, tuple[int, tuple[int, ...], str]] = field(init=False)
     reply: dict[str, tuple[int, tuple[int, ...], str]] = field(init=False)
@@ -63,12 +65,18 @@ class FrameLayout:
     def __post_init__(self) -> None:
         n = self.num_envs
         request, offset = _place(
-            HEADER_BYTES, {"actions": ((n,), "int64"), "next_seeds": ((n,), "int64"), "active": ((n,), "uint8")}
+            HEADER_BYTES,
+            {
+                "actions": ((n, *self.action_shape), self.action_dtype),
+                "next_seeds": ((n,), "int64"),
+                "active": ((n,), "uint8"),
+            },
         )
         reply, end = _place(
             0,
             {
-                "observations": ((2 if self.resets_within_step else 1, n, *self.obs_shape), self.obs_dtype),
+                "rows": ((n, self.row_bytes), "uint8"),
+                "final_rows": ((n if self.resets_within_step else 0, self.row_bytes), "uint8"),
                 "rewards": ((n,), "float64"),
                 "flags": ((4, n), "uint8"),
             },
@@ -83,7 +91,7 @@ class FrameLayout:
             object.__setattr__(self, name, value)
         if self.total_bytes > MAX_FRAME_BYTES:
             raise ValueError(
-                f"{n} environments with observations of shape {self.obs_shape} need a frame of {self.total_bytes} bytes; "
+                f"{n} environments with observations of {self.row_bytes} bytes need a frame of {self.total_bytes} bytes; "
                 f"expected at most {MAX_FRAME_BYTES}: use fewer environments a worker or smaller observations"
             )
 

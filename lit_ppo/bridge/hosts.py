@@ -5,6 +5,7 @@ checks the values.
 """
 
 import base64
+import dataclasses
 import importlib
 import itertools
 import sys
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 
 from lit_ppo.bridge.faults import call, message_of, raised
 from lit_ppo.bridge.protocol import take
-from lit_ppo.contract import admit_flag, admit_observation, admit_reset, admit_reward, admit_step
+from lit_ppo.bridge.trees import ObservationTree, action_leaf, mask_leaf
+from lit_ppo.contract import admit_flag, admit_reset, admit_reward, admit_step
 from lit_ppo.errors import ContractViolation, ProtocolError, shown
-from lit_ppo.spaces import bound_to_json, require_supported_size
+from lit_ppo.leaf_rules import admit_leaf
+from lit_ppo.spaces import EnvSpec, Kind, Leaf, Row
 
 
 def registered_name(env_id: str) -> str:
@@ -46,49 +49,63 @@ def registered_name(env_id: str) -> str:
     return name
 
 
-def space_to_json(space: gymnasium.Space[Any]) -> dict[str, Any]:
-    """A space as the announcement has it."""
-    if isinstance(space, gymnasium.spaces.Box):
-        return {
-            "type": "Box",
-            "shape": list(space.shape),
-            "dtype": str(space.dtype),
-            "low": bound_to_json(space.low),
-            "high": bound_to_json(space.high),
-            "repr": shown(space),
-        }
-    if isinstance(space, gymnasium.spaces.Discrete):
-        return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "repr": shown(space)}
-    return {"type": type(space).__name__, "repr": shown(space)}
+def _announced(env_id: str, tree: ObservationTree, action: Leaf, mask: str | None, spec: Any) -> EnvSpec:
+    threshold = None if spec is None or spec.reward_threshold is None else float(spec.reward_threshold)
+    return EnvSpec(env_id, tree.leaves, action, mask, threshold, None if spec is None else spec.max_episode_steps)
 
 
 class SyncHost:
-    """N environments, stepped one after the other; each episode starts from its own seed."""
+    """N environments, stepped one after the other; each episode starts from its own seed.
+
+    Args:
+        env_id: As the caller calls it.
+        name: As Gymnasium knows it.
+        num_envs: N.
+        kwargs: Passed to `gymnasium.make`.
+        obs_keys: As in `ObservationTree`.
+        action_mask: `info:KEY` or `obs:PATH`; None for no mask.
+
+    Raises:
+        EnvironmentRaised: An environment cannot be made.
+        ValueError: Its spaces are not supported.
+    """
 
     resets_within_step: Final = True
 
-    def __init__(self, env_id: str, num_envs: int, kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        env_id: str,
+        name: str,
+        num_envs: int,
+        kwargs: dict[str, Any],
+        obs_keys: list[str] | None = None,
+        action_mask: str | None = None,
+    ) -> None:
         self.num_envs = num_envs
         self.envs: list[gymnasium.Env[Any, Any]] = []
         for env in range(num_envs):
             # the checker looks at less than our contract does, and costs more
-            made = call(env, "make", gymnasium.make, env_id, disable_env_checker=True, **kwargs)
-            if env == 0 and isinstance(made.observation_space, gymnasium.spaces.Box):  # before the others take their memory
-                require_supported_size(env_id, made.observation_space.shape)
+            made = call(env, "make", gymnasium.make, name, disable_env_checker=True, **kwargs)
+            if env == 0:  # refused before the others take their memory
+                self.action = action_leaf(env_id, made.action_space)
+                mask, leaf = (None, None) if action_mask is None else mask_leaf(action_mask, self.action)
+                self.tree = ObservationTree(env_id, made.observation_space, obs_keys, leaf)
             self.envs.append(made)
         first = self.envs[0]
-        self.observation_space, self.action_space, self.spec = first.observation_space, first.action_space, first.spec
+        self.spaces = {"observation_space": shown(first.observation_space), "action_space": shown(first.action_space)}
         for env, other in enumerate(self.envs):
-            if other.observation_space != self.observation_space or other.action_space != self.action_space:
+            if other.observation_space != first.observation_space or other.action_space != first.action_space:
                 raise ContractViolation("spaces", "the same spaces as env 0", shown(other), env)
-        self.action_start = _first_action(self.action_space)
+        self.spec = _announced(env_id, self.tree, self.action, mask, first.spec)
+        self._action_dtype = first.action_space.dtype  # of the environment, for arrays of choices
 
-    def allocate(self, observations: NDArray[Any], rewards: NDArray[np.float64], flags: NDArray[np.uint8]) -> None:
-        """Write all results into these arrays from now on."""
-        self.obs, self.next_obs = observations
-        self.rewards, self.flags = rewards, flags
-        self.terminated, self.truncated, self.reset_flags, self.invalid = flags
-        self.shape, self.dtype = self.obs.shape[1:], self.obs.dtype
+    def allocate(self, row: Row, reply: dict[str, NDArray[Any]]) -> None:
+        """Write all results into the reply's arrays from now on."""
+        self.rows, self.final_rows, self.rewards, self.flags = (
+            reply[name] for name in ("rows", "final_rows", "rewards", "flags")
+        )
+        self.leaves = row.views(self.rows)
+        self.terminated, self.truncated, self.reset_flags, self.invalid = self.flags
 
     def reset(self, seeds: list[int | None]) -> None:
         """Begin new episodes where a seed is given; leave the other environments as they are."""
@@ -99,33 +116,35 @@ class SyncHost:
     def _reset_one(self, env: int, seed: int) -> None:
         returned = call(env, "reset", self.envs[env].reset, seed=seed)
         try:
-            self.obs[env] = admit_observation(admit_reset(returned), self.shape, self.dtype)
+            obs, info = admit_reset(returned)
+            self.tree.write(obs, info, self.leaves, env)
         except ContractViolation as violation:
             raise _of_env(violation, env) from None
 
     def step_requested(self, requested: dict[str, NDArray[Any]]) -> None:
         """The step that stands in the shared frame."""
-        self.step(requested["actions"].tolist(), requested["next_seeds"].tolist(), requested["active"].tolist())
+        self.step(requested["actions"], requested["next_seeds"].tolist(), requested["active"].tolist())
 
-    def step(self, actions: list[int], next_seeds: list[int], active: list[int]) -> None:
+    def step(self, actions: NDArray[Any], next_seeds: list[int], active: list[int]) -> None:
         """Step the active environments; where an episode ends, begin the next one."""
         self.flags[...] = 0
-        next_obs, rewards, start, shape, dtype = self.next_obs, self.rewards, self.action_start, self.shape, self.dtype
+        # whole numbers, or arrays of their own: an environment may keep what it gets
+        asked = actions.tolist() if self.action.kind == "discrete" else [row.astype(self._action_dtype) for row in actions]
+        rewards, write, leaves = self.rewards, self.tree.write, self.leaves
         ended = []
         rows: Iterable[int] = range(self.num_envs)
         if not all(active):  # rows that stay where they are
             self.invalid[...] = [1 - is_active for is_active in active]
             rewards[...] = 0.0
-            next_obs[...] = self.obs
             rows = itertools.compress(rows, active)
         for env in rows:
             try:
-                returned = self.envs[env].step(actions[env] + start)
+                returned = self.envs[env].step(asked[env])
             except Exception as error:
                 raise raised(env, "step", error) from None
             try:
-                obs, reward, terminated, truncated, _ = admit_step(returned)
-                next_obs[env] = admit_observation(obs, shape, dtype)
+                obs, reward, terminated, truncated, info = admit_step(returned)
+                write(obs, info, leaves, env)
                 rewards[env] = admit_reward(reward)
                 if terminated is not False and admit_flag("terminated", terminated):
                     self.terminated[env] = 1
@@ -135,8 +154,8 @@ class SyncHost:
                     ended.append(env)
             except ContractViolation as violation:
                 raise _of_env(violation, env) from None
-        self.obs[...] = next_obs
         for env in dict.fromkeys(ended):
+            self.final_rows[env] = self.rows[env]
             self._reset_one(env, next_seeds[env])
             self.reset_flags[env] = 1
 
@@ -170,52 +189,72 @@ class NativeHost:
 
     resets_within_step: Final = False
 
-    def __init__(self, env_id: str, num_envs: int, kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        env_id: str,
+        name: str,
+        num_envs: int,
+        kwargs: dict[str, Any],
+        obs_keys: list[str] | None = None,
+        action_mask: str | None = None,
+    ) -> None:
+        if obs_keys is not None or action_mask is not None:
+            raise ValueError("vectorization=native: obs_keys and action_mask need vectorization=sync")
         self.num_envs = num_envs
         self.vector: gymnasium.vector.VectorEnv[Any, Any, Any] = call(
-            0, "make", gymnasium.make_vec, env_id, num_envs, vectorization_mode="vector_entry_point", **kwargs
+            0, "make", gymnasium.make_vec, name, num_envs, vectorization_mode="vector_entry_point", **kwargs
         )
         mode = self.vector.metadata.get("autoreset_mode")
         if mode != gymnasium.vector.AutoresetMode.NEXT_STEP:
             raise ContractViolation("autoreset_mode", "NEXT_STEP", shown(mode), 0)
-        self.observation_space, self.action_space = self.vector.single_observation_space, self.vector.single_action_space
-        self.spec = self.vector.spec
-        self.action_start = _first_action(self.action_space)
+        observation_space, action_space = self.vector.single_observation_space, self.vector.single_action_space
+        self.spaces = {"observation_space": shown(observation_space), "action_space": shown(action_space)}
+        self.action, tree = action_leaf(env_id, action_space), ObservationTree(env_id, observation_space)
+        if not tree.is_bare:
+            raise ValueError(f"vectorization=native: observations of {env_id} have parts; use vectorization=sync")
+        [leaf] = tree.leaves
+        kind: Kind = "multi_discrete" if leaf.kind == "discrete" else leaf.kind  # of all rows together it is an array
+        self._batch = dataclasses.replace(leaf, kind=kind, shape=(num_envs, *leaf.shape))
+        self.spec = _announced(env_id, tree, self.action, None, self.vector.spec)
+        self._action_dtype = action_space.dtype
         self._accept_checked_actions(self.vector.unwrapped.action_space)
 
     def _accept_checked_actions(self, space: gymnasium.Space[Any]) -> None:
         """Skip the environment's own check of actions that the contract has checked: a sixth of CartPole's step."""
-        self.asked: NDArray[np.int64] | None = None
+        self.asked: NDArray[Any] | None = None
         contains = space.contains
         space.contains = lambda actions: actions is self.asked or contains(actions)  # type: ignore[method-assign, assignment]
 
-    def allocate(self, observations: NDArray[Any], rewards: NDArray[np.float64], flags: NDArray[np.uint8]) -> None:
-        """Write all results into these arrays from now on."""
-        self.observations, self.rewards, self.flags = observations, rewards, flags
+    def allocate(self, row: Row, reply: dict[str, NDArray[Any]]) -> None:
+        """Write all results into the reply's arrays from now on."""
+        self.rows, self.rewards, self.flags = reply["rows"], reply["rewards"], reply["flags"]
+        self.obs = row.views(self.rows)[""]
         self.ended = np.zeros(self.num_envs, np.bool_)
 
     def reset(self, seeds: list[int | None]) -> None:
         """Begin all episodes anew from the first seed; there is one random stream."""
         if seeds[0] is None or any(seed is not None for seed in seeds[1:]):
             raise ProtocolError("reset: expected a seed for row 0 alone: native environments share one random stream")
-        returned = call(0, "reset", self.vector.reset, seed=seeds[0])
-        self._admit_obs(admit_reset(returned))
+        obs, _ = admit_reset(call(0, "reset", self.vector.reset, seed=seeds[0]))
+        self._write(obs)
         self.ended[:] = False
+
+    def _write(self, obs: object) -> None:
+        self.obs[...] = admit_leaf(obs, self._batch, self.obs.dtype, "obs")
 
     def step_requested(self, requested: dict[str, NDArray[Any]]) -> None:
         """The step that stands in the shared frame."""
         self.step(requested["actions"])
 
-    def step(self, actions: Any, next_seeds: object = None, active: object = None) -> None:
+    def step(self, actions: NDArray[Any], next_seeds: object = None, active: object = None) -> None:
         """Step all rows; those whose episode ended in the step before begin the next one instead."""
-        actions = np.asarray(actions)
         try:
-            self.asked = actions + self.action_start if self.action_start else actions
+            self.asked = actions.astype(self._action_dtype)  # a copy: the environment may keep what it gets
             returned = self.vector.step(self.asked)
         except Exception as error:
             raise raised(0, "step", error) from None
         obs, rewards, terminated, truncated, _ = admit_step(returned)
-        self._admit_obs(obs)
+        self._write(obs)
         for name, value, kinds in (("reward", rewards, "fiu"), ("terminated", terminated, "b"), ("truncated", truncated, "b")):
             if not isinstance(value, np.ndarray) or value.shape != (self.num_envs,) or value.dtype.kind not in kinds:
                 raise ContractViolation(name, f"an array of shape ({self.num_envs},) of kind {kinds}", shown(value), 0)
@@ -223,9 +262,6 @@ class NativeHost:
         flags = self.flags
         flags[0], flags[1], flags[3] = terminated, truncated, self.ended
         np.logical_or(terminated, truncated, out=self.ended)
-
-    def _admit_obs(self, obs: object) -> None:
-        self.observations[...] = admit_observation(obs, self.observations.shape[1:], self.observations.dtype)
 
     def save(self) -> dict[str, Any]:
         """The whole state as plain data: arrays, numbers, and the random stream's own state."""
@@ -239,7 +275,7 @@ class NativeHost:
             "fields": fields,
             "random": environment.np_random.bit_generator.state,
             "ended": _array_to_json(self.ended),
-            "obs": _array_to_json(self.observations[0]),
+            "rows": _array_to_json(self.rows),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -254,16 +290,11 @@ class NativeHost:
         except (ValueError, TypeError, KeyError) as error:
             raise ProtocolError(f"random: expected a bit generator's state: {error}") from error
         self.ended[...] = _array_from_json(take(state, "ended", dict))
-        self.observations[...] = _array_from_json(take(state, "obs", dict))
+        self.rows[...] = _array_from_json(take(state, "rows", dict))
 
     def close(self) -> None:
         """Close the vector environment."""
         call(0, "close", self.vector.close)
-
-
-def _first_action(space: gymnasium.Space[Any]) -> int:
-    """The environment's name for action 0; 0 for spaces that can be described only."""
-    return int(space.start) if isinstance(space, gymnasium.spaces.Discrete) else 0
 
 
 HOSTS: Final[dict[str, type[SyncHost] | type[NativeHost]]] = {"sync": SyncHost, "native": NativeHost}

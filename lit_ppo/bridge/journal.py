@@ -17,7 +17,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-NOT_STEPPED: Final = -1  # in place of an action, where a row was idle
 # A longer episode can no longer be rebuilt; without a bound an endless one would eat all memory.
 MAX_EPISODE_STEPS: Final = 1_000_000
 _FIRST_ROWS: Final = 1024
@@ -33,15 +32,14 @@ def from_text(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
-def digest_rows(next_obs: NDArray[Any], rewards: NDArray[np.float64] | None = None) -> NDArray[np.uint64]:
-    """One 64-bit number for each row of observations (and rewards), sensitive to every bit.
+def digest_rows(rows: NDArray[np.uint8], rewards: NDArray[np.float64] | None = None) -> NDArray[np.uint64]:
+    """One 64-bit number for each row (and its reward), sensitive to every bit.
 
     Args:
-        next_obs: Shape (..., *obs_shape) with as many leading axes as `rewards` has, or one if there are no rewards.
+        rows: Shape (..., size), uint8.
         rewards: Shape (...).
     """
-    lead = (next_obs.shape[0],) if rewards is None else rewards.shape
-    raw = np.ascontiguousarray(next_obs).reshape(*lead, -1).view(np.uint8)
+    raw = np.ascontiguousarray(rows)
     words = raw.view(np.uint32) if raw.shape[-1] % 4 == 0 else raw
     # sums of words times distinct odd numbers, modulo 2^64: a changed word changes the sum
     weights = np.arange(1, 2 * words.shape[-1], 2, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -79,32 +77,36 @@ class Journal:
         self.steps = 0  # of all environments, never counted anew
         self._base = 0  # the step of row 0
         self.digested = 0  # steps before this one have their digests; the observations of later ones must be at hand
-        self._actions = np.empty((_FIRST_ROWS, num_envs), np.int32)
+        self._stepped = np.empty((_FIRST_ROWS, num_envs), np.bool_)
         self._digests = np.empty((_FIRST_ROWS, num_envs), np.uint64)
+        self.hold_actions((), np.dtype(np.int64))
         self._marks: weakref.WeakSet[JournalMark] = weakref.WeakSet()
 
-    def begin(self, env: int, seed: int, first_obs: NDArray[Any]) -> None:
-        """A new episode begins with the next step."""
+    def hold_actions(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Say what an action is; before the first step."""
+        self._actions = np.empty((len(self._stepped), self.num_envs, *shape), dtype)
+
+    def begin(self, env: int, seed: int, first_row: NDArray[np.uint8]) -> None:
+        """A new episode begins with the next step, from an observation of shape (size,)."""
         self.seeds[env] = seed
-        self.first_digests[env] = digest_rows(first_obs[None])[0]
+        self.first_digests[env] = digest_rows(first_row[None])[0]
         self.begins[env] = self.steps
         self.lost[env] = False
 
-    def append(self, actions: NDArray[np.int64], active: NDArray[np.uint8] | None) -> None:
-        """One step of all environments."""
+    def append(self, actions: NDArray[Any], active: NDArray[np.uint8] | None) -> None:
+        """One step of all environments: actions of shape (N, *shape), and the rows that were stepped, None for all."""
         row = self.steps - self._base
         if row == len(self._actions):
             self._make_room()
             row = self.steps - self._base
         self._actions[row] = actions
-        if active is not None:
-            np.copyto(self._actions[row], NOT_STEPPED, where=active == 0)
+        self._stepped[row] = True if active is None else active
         self.steps += 1
 
-    def add_digests(self, next_obs: NDArray[Any], rewards: NDArray[np.float64]) -> None:
-        """Digests of the oldest steps that have none yet: shapes (K, N, *obs_shape) and (K, N)."""
+    def add_digests(self, rows: NDArray[np.uint8], rewards: NDArray[np.float64]) -> None:
+        """Digests of the oldest steps that have none yet: shapes (K, N, size) and (K, N)."""
         row = self.digested - self._base
-        self._digests[row : row + len(rewards)] = digest_rows(next_obs, rewards)
+        self._digests[row : row + len(rewards)] = digest_rows(rows, rewards)
         self.digested += len(rewards)
 
     @property
@@ -121,14 +123,14 @@ class Journal:
         keep = slice(oldest - self._base, self.steps - self._base)
         rows = keep.stop - keep.start
         size = len(self._actions) if rows <= len(self._actions) // 2 else 2 * len(self._actions)
-        for name in ("_actions", "_digests"):
+        for name in ("_actions", "_stepped", "_digests"):
             old = getattr(self, name)
-            new = np.empty((size, self.num_envs), old.dtype)
+            new = np.empty((size, *old.shape[1:]), old.dtype)
             new[:rows] = old[keep]
             setattr(self, name, new)
         self._base = oldest
 
-    def episode(self, env: int, mark: JournalMark | None = None) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+    def episode(self, env: int, mark: JournalMark | None = None) -> tuple[NDArray[Any], NDArray[np.uint64]]:
         """Actions and digests of one episode, oldest first; every step must have its digest.
 
         Args:
@@ -137,13 +139,13 @@ class Journal:
         """
         begins, end = (self.begins, self.steps) if mark is None else (mark.begins, mark.end)
         rows = slice(int(begins[env]) - self._base, end - self._base)
-        stepped = self._actions[rows, env] != NOT_STEPPED
+        stepped = self._stepped[rows, env]
         return self._actions[rows, env][stepped], self._digests[rows, env][stepped]
 
-    def actions(self, env: int) -> list[int]:
-        """Actions of one episode under way, oldest first."""
+    def actions(self, env: int) -> list[Any]:
+        """Actions of one episode under way, oldest first, as plain data."""
         rows = slice(int(self.begins[env]) - self._base, self.steps - self._base)
-        actions: list[int] = self._actions[rows, env][self._actions[rows, env] != NOT_STEPPED].tolist()
+        actions: list[Any] = self._actions[rows, env][self._stepped[rows, env]].tolist()
         return actions
 
     def begin_all(self) -> None:
@@ -169,22 +171,24 @@ class Journal:
             "seeds": mark.seeds.tolist(),
             "first_digests": [int(digest) for digest in mark.first_digests],
             "lost": mark.lost.tolist(),
-            "actions": [to_text(actions.astype("<i4").tobytes()) for actions, _ in episodes],
+            "actions": [to_text(actions.astype(actions.dtype.newbyteorder("<")).tobytes()) for actions, _ in episodes],
             "digests": [to_text(digests.astype("<u8").tobytes()) for _, digests in episodes],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned: the episodes are laid side by side so that all end with the last row."""
-        actions = [np.frombuffer(from_text(data), "<i4") for data in state["actions"]]
+        kind, shape = self._actions.dtype.newbyteorder("<"), self._actions.shape[2:]
+        actions = [np.frombuffer(from_text(data), kind).reshape(-1, *shape) for data in state["actions"]]
         longest = max(len(episode) for episode in actions)
         rows = max(_FIRST_ROWS, longest + 1)
         self._marks.clear()
         self._base, self.steps = self.steps, self.steps + longest
         self.digested = self.steps
-        self._actions = np.full((rows, self.num_envs), NOT_STEPPED, np.int32)
-        self._digests = np.zeros((rows, self.num_envs), np.uint64)
+        self._actions = np.zeros((rows, self.num_envs, *shape), self._actions.dtype)
+        self._stepped, self._digests = np.zeros((rows, self.num_envs), np.bool_), np.zeros((rows, self.num_envs), np.uint64)
         for env, (episode, digests) in enumerate(zip(actions, state["digests"], strict=True)):
             self._actions[longest - len(episode) : longest, env] = episode
+            self._stepped[longest - len(episode) : longest, env] = True
             self._digests[longest - len(episode) : longest, env] = np.frombuffer(from_text(digests), "<u8")
             self.begins[env] = self.steps - len(episode)
         self.seeds[:] = state["seeds"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from time import monotonic, sleep
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +66,7 @@ class Recovery:
         self,
         part: WorkerSlice,
         slot: Slot,
-        actions: NDArray[np.int64],
+        actions: NDArray[Any],
         active: NDArray[np.uint8] | None,
         failure: Exception | None,
         deadline: float,
@@ -75,7 +76,7 @@ class Recovery:
         Args:
             part: The slice.
             slot: Where the answer goes.
-            actions: Of all environments, shape (N,).
+            actions: Of all environments, shape (N, *shape).
             active: The rows to step, shape (N,); None for all.
             failure: What is known to have failed already.
             deadline: By the monotonic clock.
@@ -102,7 +103,7 @@ class Recovery:
             except (BridgeError, ProtocolError) as error:
                 failure = error
 
-    def completed(self, fault: EnvironmentFault, part: WorkerSlice, actions: NDArray[np.int64]) -> EnvironmentFault:
+    def completed(self, fault: EnvironmentFault, part: WorkerSlice, actions: NDArray[Any]) -> EnvironmentFault:
         """A fault of a step, with its place and report."""
         env = fault.env if isinstance(fault, ContractViolation | EnvironmentRaised) else None
         past = self.restoration.past_actions(part.rows.start if env is None else env)

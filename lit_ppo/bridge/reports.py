@@ -16,7 +16,7 @@ class FaultReports:
     """Completes faults with the episode, its seed and its actions, and hands each of them on once.
 
     Args:
-        run: What every report says of the run: `env_id`, `env_kwargs`, `vectorization`, `contract`.
+        run: What every report says of the run: environment, `vectorization`, `contract`.
         episodes: Numbers and next seeds.
         journal: Seeds and actions of the episodes under way.
         on_fault: Called with each fault that is complete.
@@ -32,7 +32,7 @@ class FaultReports:
         self,
         fault: EnvironmentFault,
         first_row: int,
-        past: list[int],
+        past: list[Any],
         actions: NDArray[Any] | None = None,
         *,
         begins: bool = False,
@@ -54,7 +54,7 @@ class FaultReports:
         fault.where = {"env": env, "episode": episode, "step": len(past), "seed": seed}
         fault.report = {
             **self._run,
-            "actions": past if actions is None else [*past, int(actions[env])],
+            "actions": past if actions is None else [*past, actions[env].tolist()],
             **fault.where,
             "next_seed": self._episodes.seed_of(env, episode + 1),  # the fault may be in the reset that follows
             "field": fault.field if isinstance(fault, ContractViolation) else fault.during,

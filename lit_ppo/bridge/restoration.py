@@ -20,6 +20,7 @@ from lit_ppo.bridge.settings import BridgeSettings, Vectorization
 from lit_ppo.bridge.worker_slice import WorkerSlice
 from lit_ppo.contract import Contract
 from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault
+from lit_ppo.spaces import Row
 
 STEPS_PER_SNAPSHOT: Final = 4096  # bounds what a failed worker has to be stepped again, and the journal
 _PROBE_STEPS: Final = 3
@@ -34,6 +35,7 @@ class Recorded:
     env_id: str
     settings: BridgeSettings
     slices: Sequence[WorkerSlice]
+    row: Row
     journal: Journal
     history: History
     episodes: Episodes
@@ -42,14 +44,10 @@ class Recorded:
     on_event: Callable[[str], None]
     retry: Callable[[WorkerSlice, str, Callable[[], None]], None]  # an action, on fresh workers while it fails
 
-    def check_first_obs(self, part: WorkerSlice, obs: NDArray[Any]) -> None:
-        """Check first observations of one slice; a violation names the row of the whole batch."""
-        try:
-            self.contract.check_observations(obs)
-        except ContractViolation as violation:
-            env = part.rows.start + (violation.env or 0)
-            component = violation.field.partition(",")[2]
-            raise ContractViolation(f"obs[{env},{component}", violation.rule, violation.value, env) from None
+    def check_first_obs(self, part: WorkerSlice, rows: NDArray[np.uint8]) -> None:
+        """Check first observations of one slice, shape (rows, size)."""
+        envs = np.arange(part.rows.start, part.rows.stop)
+        self.contract.check_observations(self.row.views(rows), rows=envs)
 
     def replay_differs(self, part: WorkerSlice, envs: list[int]) -> ContractViolation:
         """The environments of a slice that are not deterministic."""
@@ -83,7 +81,7 @@ class Restoration(Protocol):
     def after_step(self, slot: Slot, any_ended: bool) -> None:
         """A step stands in the journal."""
 
-    def past_actions(self, env: int) -> list[int]:
+    def past_actions(self, env: int) -> list[Any]:
         """Actions since the reset of the episode under way, as far as a replay of them means anything."""
 
     def rebuild(self, part: WorkerSlice, give_up: set[int]) -> set[int]:
@@ -145,14 +143,14 @@ class Replay:
     def after_step(self, slot: Slot, any_ended: bool) -> None:
         if any_ended:
             for env in np.flatnonzero(slot.terminated | slot.truncated).tolist():
-                self._begin_episode(env, slot.obs[env])
+                self._begin_episode(env, slot.rows[env])
 
-    def _begin_episode(self, env: int, first_obs: NDArray[Any]) -> None:
+    def _begin_episode(self, env: int, first_row: NDArray[np.uint8]) -> None:
         """The next episode of `env` has begun, from its seed."""
-        self._journal.begin(env, int(self._episodes.next_seeds[env]), first_obs)
+        self._journal.begin(env, int(self._episodes.next_seeds[env]), first_row)
         self._episodes.advance(env)
 
-    def past_actions(self, env: int) -> list[int]:
+    def past_actions(self, env: int) -> list[Any]:
         return self._journal.actions(env)
 
     def rebuild(self, part: WorkerSlice, give_up: set[int]) -> set[int]:
@@ -164,7 +162,8 @@ class Replay:
         first = digest_rows(part.reset(journal.seeds[rows].tolist()))
         diverged = {env for env in kept if first[env - rows.start] != journal.first_digests[env]}
         episodes = {env: journal.episode(env) for env in kept}
-        actions, active = np.zeros(len(envs), np.int32), np.zeros(len(envs), np.uint8)
+        actions = np.stack([self._recorded.contract.spec.action.neutral()] * len(envs))
+        active = np.zeros(len(envs), np.uint8)
         for k in range(max((len(recorded) for recorded, _ in episodes.values()), default=0)):
             replayed = [env for env in kept if env not in diverged and k < len(episodes[env][0])]
             active[:] = 0
@@ -189,15 +188,15 @@ class Replay:
         rows = part.rows
         seeds = [int(self._episodes.next_seeds[env]) if env in envs else None for env in range(rows.start, rows.stop)]
         try:
-            obs = part.reset(seeds)
-            self._recorded.check_first_obs(part, obs)
+            first_rows = part.reset(seeds)
+            self._recorded.check_first_obs(part, first_rows)
         except EnvironmentFault as fault:
             complete = self._recorded.reports.complete(fault, rows.start, [], begins=True)
             if complete.where["env"] in envs:
                 self._episodes.skip(complete.where["env"])
             raise complete from None
         for env in sorted(envs):
-            self._begin_episode(env, obs[env - rows.start])
+            self._begin_episode(env, first_rows[env - rows.start])
         self._episodes.given_up += len(envs)
 
     def mark(self) -> dict[str, Any]:
@@ -232,7 +231,7 @@ class Snapshots:
     def after_reset(self, part: WorkerSlice) -> None:
         """Take a first snapshot that is known to work: the environment goes the same way again from it."""
         snapshot = part.save()
-        actions = np.zeros(part.rows.stop - part.rows.start, np.int32)
+        actions = np.stack([self._recorded.contract.spec.action.neutral()] * (part.rows.stop - part.rows.start))
         seen = [part.replay_step(actions)[0] for _ in range(_PROBE_STEPS)]
         part.restore(snapshot)
         again = [part.replay_step(actions)[0] for _ in range(_PROBE_STEPS)]
@@ -262,7 +261,7 @@ class Snapshots:
     def after_step(self, slot: Slot, any_ended: bool) -> None:
         self._ended_before = (slot.terminated | slot.truncated).tobytes()
 
-    def past_actions(self, env: int) -> list[int]:
+    def past_actions(self, env: int) -> list[Any]:
         return []
 
     def rebuild(self, part: WorkerSlice, give_up: set[int]) -> set[int]:
@@ -271,7 +270,7 @@ class Snapshots:
         envs = range(part.rows.start, part.rows.stop)
         actions, digests = zip(*(self._journal.episode(env) for env in envs), strict=True)
         for k in range(len(actions[0])):
-            replayed, _ = part.replay_step(np.array([column[k] for column in actions], np.int32))
+            replayed, _ = part.replay_step(np.array([column[k] for column in actions]))
             if (replayed != np.array([column[k] for column in digests])).any():
                 raise self._recorded.replay_differs(part, list(envs))
         return set()

@@ -1,11 +1,28 @@
 """How the environment processes are run."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lit_ppo.errors import ConfigError
 
 Vectorization = Literal["sync", "native"]
+
+
+@dataclass(frozen=True)
+class EnvironmentSettings:
+    """Which environment is made, and which parts of its observations are used.
+
+    Attributes:
+        env_id: Gymnasium id, or `module:EnvId`.
+        env_kwargs: Passed to `gymnasium.make`.
+        obs_keys: Names of the parts of a Dict or Tuple observation that are used; None for all.
+        action_mask: Where the environment says which actions are possible: `info:KEY` or `obs:PATH`; None for nowhere.
+    """
+
+    env_id: str
+    env_kwargs: dict[str, Any]
+    obs_keys: list[str] | None = None
+    action_mask: str | None = None
 
 
 @dataclass(frozen=True)

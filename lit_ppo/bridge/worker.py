@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from lit_ppo.bridge import protocol
 from lit_ppo.bridge.doorbell import Doorbell
-from lit_ppo.bridge.faults import error_to_json
+from lit_ppo.bridge.faults import error_to_json, message_of
 from lit_ppo.bridge.frame import (
     MAGIC,
     MAGIC_WORD,
@@ -42,8 +42,10 @@ from lit_ppo.bridge.frame import (
     Frame,
     FrameLayout,
 )
-from lit_ppo.bridge.hosts import HOSTS, NativeHost, SyncHost, registered_name, space_to_json
+from lit_ppo.bridge.hosts import HOSTS, NativeHost, SyncHost, registered_name
+from lit_ppo.contract import Contract
 from lit_ppo.errors import ContractViolation, EnvironmentRaised, ProtocolError, shown
+from lit_ppo.spaces import Row, spec_to_json
 
 _READ_BYTES: Final = 1 << 16
 _STEPS_PER_DRAIN: Final = 4096  # a pipe holds 64 Ki doorbells; unread ones are thrown away long before
@@ -193,33 +195,32 @@ class Worker:
             raise ValueError(self.confined["error"])
         self.env_id, vectorization = protocol.take(request, "env_id", str), request.get("vectorization", "sync")
         num_envs, kwargs = request.get("num_envs", 1), request.get("env_kwargs", {})
+        obs_keys, action_mask = request.get("obs_keys"), request.get("action_mask")
         if vectorization not in HOSTS or type(num_envs) is not int or num_envs < 1 or type(kwargs) is not dict:
             raise ProtocolError("make: expected vectorization sync or native, num_envs >= 1, env_kwargs an object")
+        if type(obs_keys) not in (list, type(None)) or type(action_mask) not in (str, type(None)):
+            raise ProtocolError("make: expected obs_keys a list or null, action_mask a string or null")
         name = registered_name(self.env_id)
         if vectorization == "native" and gymnasium.spec(name).vector_entry_point is None:
             raise ValueError(f"vectorization=native: {self.env_id} has no native vector environment; use vectorization=sync")
-        self.host: SyncHost | NativeHost = HOSTS[vectorization](name, num_envs, kwargs)
-        space = self.host.observation_space
-        if isinstance(space, gymnasium.spaces.Box):  # other spaces can be described only
-            self.layout = FrameLayout(num_envs, space.shape, str(space.dtype), self.host.resets_within_step)
-            self._write_results_to(self.layout.reply_views(bytearray(self.layout.reply_bytes), 0))
+        self.host: SyncHost | NativeHost = HOSTS[vectorization](self.env_id, name, num_envs, kwargs, obs_keys, action_mask)
+        self.row, action = Row(self.host.spec.observation), self.host.action
+        self.layout = FrameLayout(num_envs, self.row.size, action.shape, action.dtype, self.host.resets_within_step)
+        self._write_results_to(self.layout.reply_views(bytearray(self.layout.reply_bytes), 0))
         return self.describe({})
 
     def _write_results_to(self, reply_arrays: dict[str, NDArray[Any]]) -> None:
         self.reply_arrays = reply_arrays
-        self.host.allocate(reply_arrays["observations"], reply_arrays["rewards"], reply_arrays["flags"])
+        self.host.allocate(self.row, reply_arrays)
 
     def describe(self, request: dict[str, Any]) -> dict[str, Any]:
         """What the environments are, and which versions run them."""
         host = self.host
         return {
             "protocol": protocol.PROTOCOL_VERSION,
-            "env_id": self.env_id,
+            **spec_to_json(host.spec),
+            **host.spaces,
             "num_envs": host.num_envs,
-            "observation_space": space_to_json(host.observation_space),
-            "action_space": space_to_json(host.action_space),
-            "reward_threshold": host.spec.reward_threshold if host.spec else None,
-            "max_episode_steps": host.spec.max_episode_steps if host.spec else None,
             "resets_within_step": host.resets_within_step,
             "sandbox": self.confined,
             "versions": {
@@ -247,8 +248,6 @@ class Worker:
     def reset(self, request: dict[str, Any]) -> dict[str, Any]:
         """Begin episodes: `seed` for all environments (env i gets seed + i), or `seeds`, where null leaves one as it is."""
         host = self.host
-        if not isinstance(host.observation_space, gymnasium.spaces.Box):
-            raise ValueError(f"env_id={self.env_id}: observation space {shown(host.observation_space)} is not supported")
         if "seeds" in request:
             seeds = protocol.take(request, "seeds", list)
         else:
@@ -259,29 +258,43 @@ class Worker:
         if len(seeds) != host.num_envs or any(seed is not None and (type(seed) is not int or seed < 0) for seed in seeds):
             raise ProtocolError(f"seeds: expected {host.num_envs} seeds (non-negative integers or null), got {shown(seeds)}")
         host.reset(seeds)
-        return {"reset": True} if self.doorbell is not None else {"obs": self.reply_arrays["observations"][0].tolist()}
+        return {"reset": True} if self.doorbell is not None else {"obs": self._shown_rows(self.reply_arrays["rows"])}
 
     def step(self, request: dict[str, Any]) -> dict[str, Any]:
         """Step by message, for a person; where an episode ends the next one begins, from the seed `next_seed`."""
         host = self.host
-        actions, next_seed = protocol.take(request, "action", list), protocol.take({"next_seed": 0} | request, "next_seed", int)
+        next_seed = protocol.take({"next_seed": 0} | request, "next_seed", int)
         if next_seed < 0:
             raise ProtocolError(f"next_seed: expected a non-negative integer, got {next_seed}")
-        if len(actions) != host.num_envs or any(type(action) is not int for action in actions):
-            raise ProtocolError(f"action: expected {host.num_envs} integers, got {shown(actions)}")
-        size = int(getattr(host.action_space, "n", 0))
-        if any(not 0 <= action < size for action in actions):
-            raise ProtocolError(f"action: expected 0 to {size - 1}, got {shown(actions)}")
+        actions = self._actions_of(protocol.take(request, "action", list))
         host.step(actions, [next_seed + env for env in range(host.num_envs)], [1] * host.num_envs)
-        terminated, truncated, _, invalid = self.reply_arrays["flags"].astype(bool).tolist()
+        rows, (terminated, truncated, _, invalid) = self.reply_arrays["rows"], self.reply_arrays["flags"].astype(bool)
+        ended = (terminated | truncated)[:, None] & host.resets_within_step
+        final_rows = self.reply_arrays["final_rows"] if host.resets_within_step else rows
         return {
-            "obs": self.reply_arrays["observations"][0].tolist(),
-            "next_obs": self.reply_arrays["observations"][-1].tolist(),
+            "obs": self._shown_rows(rows),
+            "next_obs": self._shown_rows(np.where(ended, final_rows, rows)),
             "reward": self.reply_arrays["rewards"].tolist(),
-            "terminated": terminated,
-            "truncated": truncated,
-            "invalid": invalid,
+            "terminated": terminated.tolist(),
+            "truncated": truncated.tolist(),
+            "invalid": invalid.tolist(),
         }
+
+    def _actions_of(self, actions: list[Any]) -> NDArray[Any]:
+        """Typed actions, one for each environment, as an array that the contract admits."""
+        leaf, host = self.host.action, self.host
+        try:
+            array = np.array(actions)
+            if array.dtype.kind not in "iuf" or len(array) != host.num_envs or (leaf.is_integer and array.dtype.kind == "f"):
+                raise ValueError(f"expected {host.num_envs} actions of {leaf.kind}, got {shown(actions)}")
+            return Contract(host.spec).check_actions(array.astype(leaf.dtype))
+        except (ValueError, TypeError) as error:
+            raise ProtocolError(f"action: {message_of(error)}") from None
+
+    def _shown_rows(self, rows: NDArray[np.uint8]) -> Any:
+        """Observations for a person: a list for each environment, or for each leaf by its path."""
+        leaves = {path: leaf.tolist() for path, leaf in self.row.views(np.ascontiguousarray(rows)).items()}
+        return leaves[""] if list(leaves) == [""] else leaves
 
     def step_frame(self) -> None:
         """Answer the step that stands in the shared frame."""
@@ -325,6 +338,8 @@ def main(arguments: list[str] | None = None, confined: dict[str, str] | None = N
     parser.add_argument("env_id", nargs="?", help="Gymnasium id, or module:EnvId; a trainer sends it by message instead")
     parser.add_argument("--num-envs", type=int, default=1)
     parser.add_argument("--vectorization", choices=sorted(HOSTS), default="sync")
+    parser.add_argument("--obs-keys", nargs="*", help="parts of a Dict or Tuple observation that are used")
+    parser.add_argument("--action-mask", help="info:KEY or obs:PATH")
     parser.add_argument("--frame-fd", type=int, help="descriptor of the shared frame (set by the trainer)")
     options = parser.parse_args(arguments)
     requests_fd, replies_fd = os.dup(0), os.dup(1)  # private: a child that an environment starts does not inherit them

@@ -11,9 +11,9 @@ from lit_ppo.bridge import protocol
 from lit_ppo.bridge.frame import FrameLayout
 from lit_ppo.bridge.history import Slot
 from lit_ppo.bridge.journal import digest_rows
-from lit_ppo.bridge.settings import BridgeSettings
+from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.errors import BridgeError, ConfigError, ProtocolError, WorkerExited, shown
-from lit_ppo.spaces import EnvSpec, spec_from_json
+from lit_ppo.spaces import EnvSpec, Row, spec_from_json
 
 
 class Wire(Protocol):
@@ -44,7 +44,7 @@ class WorkerSlice:
     Args:
         index: Number of the worker.
         num_rows: How many environments each worker hosts.
-        env_id, env_kwargs: As in `EnvBridge`.
+        environment: What to make.
         settings: How processes are run.
         resets_within_step: As in `Contract`.
         start_worker: Starts a worker process.
@@ -54,14 +54,13 @@ class WorkerSlice:
         self,
         index: int,
         num_rows: int,
-        env_id: str,
-        env_kwargs: dict[str, Any],
+        environment: EnvironmentSettings,
         settings: BridgeSettings,
         resets_within_step: bool,
         start_worker: StartWorker,
     ) -> None:
         self.index, self.rows = index, slice(index * num_rows, (index + 1) * num_rows)
-        self._num_rows, self._env_id, self._env_kwargs = num_rows, env_id, env_kwargs
+        self._num_rows, self._environment = num_rows, environment
         self._settings, self._resets_within_step, self._start_worker = settings, resets_within_step, start_worker
         self.versions: dict[str, Any] = {}
         self.sandbox_layers: dict[str, Any] = {}
@@ -71,17 +70,19 @@ class WorkerSlice:
         settings = self._settings
         worker = self._start_worker(
             settings.python,
-            f"env worker {self.index} of {settings.num_workers} ({self._env_id})",
+            f"env worker {self.index} of {settings.num_workers} ({self._environment.env_id})",
             range(self.rows.start, self.rows.stop),
             {"cwd": settings.worker_cwd, "rlimits": settings.rlimits or {}, "strict": settings.sandbox == "strict"},
         )
         worker.post(
             "make",
             settings.start_timeout_s,
-            env_id=self._env_id,
+            env_id=self._environment.env_id,
             num_envs=self._num_rows,
             vectorization=settings.vectorization,
-            env_kwargs=self._env_kwargs,
+            env_kwargs=self._environment.env_kwargs,
+            obs_keys=self._environment.obs_keys,
+            action_mask=self._environment.action_mask,
         )
         return worker
 
@@ -94,13 +95,16 @@ class WorkerSlice:
         """
         settings, worker = self._settings, self.worker
         announced = worker.reply("make", settings.start_timeout_s)
-        expected = {"protocol": protocol.PROTOCOL_VERSION, "env_id": self._env_id, "num_envs": self._num_rows}
+        expected = {"protocol": protocol.PROTOCOL_VERSION, "env_id": self._environment.env_id, "num_envs": self._num_rows}
         for key, value in expected.items():
             if protocol.take(announced, key, type(value)) != value:
                 raise ProtocolError(f"{worker.name}: expected {key} {value}, got {shown(announced[key])}")
         try:
             spec = spec_from_json(announced)
-            layout = FrameLayout(self._num_rows, spec.obs_shape, spec.obs_dtype, self._resets_within_step)
+            action = spec.action
+            layout = FrameLayout(
+                self._num_rows, Row(spec.observation).size, action.shape, action.dtype, self._resets_within_step
+            )
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.versions = protocol.take(announced, "versions", dict)
@@ -113,19 +117,19 @@ class WorkerSlice:
         self.worker.kill()
         self.worker = self._spawn()
 
-    def reset(self, seeds: list[int | None]) -> NDArray[Any]:
-        """Begin episodes where a seed is given; a copy of the observations to act on, shape (rows, *obs_shape)."""
+    def reset(self, seeds: list[int | None]) -> NDArray[np.uint8]:
+        """Begin episodes where a seed is given; a copy of the observations to act on, as `obs_rows`."""
         self.worker.ask("reset", self._settings.step_timeout_s, seeds=seeds)
-        return self.obs()
+        return self.obs_rows()
 
-    def obs(self) -> NDArray[Any]:
-        """A copy of the observations to act on, shape (rows, *obs_shape)."""
-        copy: NDArray[Any] = self.worker.replied["observations"][0].copy()
+    def obs_rows(self) -> NDArray[np.uint8]:
+        """A copy of the observations to act on, shape (rows, size)."""
+        copy: NDArray[np.uint8] = self.worker.replied["rows"].copy()
         return copy
 
     def ask_step(
         self,
-        actions: NDArray[np.int64],
+        actions: NDArray[Any],
         next_seeds: NDArray[np.int64] | None,
         active: NDArray[np.uint8] | None,
         deadline: float,
@@ -133,7 +137,7 @@ class WorkerSlice:
         """Ask for a step; a failure is returned, to be handled once the other workers are busy.
 
         Args:
-            actions: Of all environments, shape (N,).
+            actions: Of all environments, shape (N, *shape).
             next_seeds: Seeds of the episodes that follow, shape (N,); None where the worker does not use them.
             active: Rows to step, shape (N,); None where the worker does not look at them.
             deadline: By the monotonic clock.
@@ -160,16 +164,20 @@ class WorkerSlice:
         """
         self.worker.await_step(deadline)
         replied = self.worker.replied
-        observations, rewards, flags = slot.parts[self.index]
-        observations[...], rewards[...], flags[...] = replied["observations"], replied["rewards"], replied["flags"]
+        rows, rewards, flags, _ = slot.parts[self.index]
+        rows[...], rewards[...], flags[...] = replied["rows"], replied["rewards"], replied["flags"]
+
+    def copy_final_rows(self, slot: Slot) -> None:
+        """Copy what episodes ended with, in a step in which some did."""
+        slot.parts[self.index][3][...] = self.worker.replied["final_rows"]
 
     def replay_step(
-        self, actions: NDArray[np.int32], active: NDArray[np.uint8] | None = None
+        self, actions: NDArray[Any], active: NDArray[np.uint8] | None = None
     ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
         """One step outside the journal.
 
         Args:
-            actions: Of this worker's environments, shape (rows,).
+            actions: Of this worker's environments, shape (rows, *shape).
             active: Rows to step, shape (rows,); None for all.
 
         Returns:
@@ -183,7 +191,7 @@ class WorkerSlice:
         worker.await_step(deadline)
         replied = worker.replied
         ended: NDArray[np.bool_] = np.logical_or.reduce(replied["flags"][:3])
-        return digest_rows(replied["observations"][-1], replied["rewards"]), ended
+        return digest_rows(replied["rows"], replied["rewards"]), ended
 
     def save(self) -> dict[str, Any]:
         """The whole state of a native vector environment, as plain data."""

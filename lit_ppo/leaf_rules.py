@@ -1,0 +1,226 @@
+"""The rules for one leaf: what a Python value must be to become its array, and which numbers that array may hold."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_ppo.errors import ContractViolation, shown
+from lit_ppo.spaces import Leaf
+
+FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+_OBSERVATION_SPACE: Final = "declared observation space"
+
+
+def field_of(name: str, path: str) -> str:
+    """How messages call a leaf: `obs`, or `obs.camera/left`."""
+    return f"{name}.{path}" if path else name
+
+
+def admit_leaf(value: object, leaf: Leaf, dtype: np.dtype[Any], field: str) -> Any:
+    """A value of the leaf's shape and dtype, from what one environment returned.
+
+    A number of the same kind but another width is cast, unless that would change what it says: 1e300 is no float32.
+
+    Args:
+        value: What the environment returned there.
+        leaf: What was announced.
+        dtype: The leaf's dtype.
+        field: How messages call it.
+
+    Raises:
+        ContractViolation: The value is something else.
+    """
+    if leaf.kind == "discrete":
+        return _admit_choice(value, field)
+    if not isinstance(value, np.ndarray):
+        raise ContractViolation(field, f"a numpy array of shape {leaf.shape}", f"{type(value).__name__} {shown(value)}")
+    if value.shape != leaf.shape:
+        raise ContractViolation(field, f"shape {leaf.shape}", f"shape {value.shape}")
+    if value.dtype == dtype:
+        return value
+    kinds = dtype.kind if leaf.kind == "box" else "iub"  # of choices, any whole numbers will do
+    if value.dtype.kind not in kinds:
+        raise ContractViolation(field, f"dtype {dtype}", f"dtype {value.dtype}")
+    with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is refused later, by its value
+        cast = value.astype(dtype)
+    lost = np.isinf(cast) & ~np.isinf(value) if dtype.kind == "f" else cast != value
+    if lost.any():
+        raise ContractViolation(field, f"values that {dtype} can hold", shown(value[lost][0].item()))
+    return cast
+
+
+def _admit_choice(value: object, field: str) -> int:
+    if type(value) is int:
+        number = value
+    elif isinstance(value, np.integer) or (isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind in "iu"):
+        number = int(value)
+    else:
+        raise ContractViolation(field, "a whole number", f"{type(value).__name__} {shown(value)}")
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ContractViolation(field, "a number that int64 can hold", shown(value))
+    return number
+
+
+def _float_bound(bound: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The bound in the observations' own dtype where that loses nothing: comparing like with like needs no casts."""
+    with np.errstate(over="ignore"):  # float16 has no FLOAT32_MAX; the comparison sees that
+        cast = bound.astype(dtype)
+    return cast if (cast == bound).all() else bound
+
+
+def _integer_bounds(
+    low: NDArray[np.float64], high: NDArray[np.float64], dtype: np.dtype[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The least and the greatest integer of `dtype` within [low, high]; where there is none, a least above the greatest.
+
+    In float64 neither all bounds nor all values of 64-bit integers would be exact.
+    """
+    limits = np.iinfo(dtype)
+    end = float(limits.max) + 1.0  # a power of two, which every float can hold; of int64, the first number beyond it
+    low, high = np.ceil(low), np.floor(high)
+    least, greatest = np.full(low.shape, limits.max, dtype), np.full(low.shape, limits.min, dtype)
+    is_possible = (low < end) & (high >= limits.min)
+    least[is_possible] = np.maximum(low[is_possible], limits.min).astype(dtype)
+    greatest[is_possible & (high >= end)] = limits.max
+    is_inside = is_possible & (high < end)
+    greatest[is_inside] = high[is_inside].astype(dtype)
+    return least, greatest
+
+
+class LeafRules:
+    """The numbers that a leaf may hold, for N environments at once.
+
+    Args:
+        leaf: What was announced.
+        membership: What follows when a value is outside the declared space: `warn`, `error` or `off`. For leaves of choices
+            (Discrete, MultiDiscrete, MultiBinary) always `error`: a number that names no choice means nothing.
+        observation_range: [low, high] for every component besides; None for no limit.
+        on_warning: Called with a line of text when `warn` finds the first value outside.
+        space: How messages call the space.
+    """
+
+    def __init__(
+        self,
+        leaf: Leaf,
+        membership: str = "error",
+        observation_range: tuple[float, float] | None = None,
+        on_warning: Callable[[str], None] = lambda text: None,
+        space: str = _OBSERVATION_SPACE,
+    ) -> None:
+        self.leaf, self._on_warning, self._space = leaf, on_warning, space
+        self._membership = membership if leaf.kind == "box" else "error"
+        self._range = observation_range if leaf.kind == "box" else None
+        self._dtype = np.dtype(np.uint8 if leaf.dtype == "bool" else leaf.dtype)  # shared bytes may be neither 0 nor 1
+        self._space_low, self._space_high = leaf.bounds()
+        self._limit(membership=self._membership != "off")
+
+    def _limit(self, membership: bool) -> None:
+        """Set the bounds that values are compared with.
+
+        One comparison for each side covers all rules: NaN compares false, and +-inf lies outside +-FLOAT32_MAX.
+
+        Args:
+            membership: Whether the declared space counts.
+        """
+        self._checks_membership = membership
+        lowest, highest = self._range or (-FLOAT32_MAX, FLOAT32_MAX)
+        if self._dtype.kind == "f":
+            low, high = np.full(self.leaf.shape, max(lowest, -FLOAT32_MAX)), np.full(self.leaf.shape, min(highest, FLOAT32_MAX))
+            if membership:  # maximum, not clip: a range that misses the space must leave nothing
+                low, high = np.maximum(low, self._space_low), np.minimum(high, self._space_high)
+            self._low, self._high = _float_bound(low, self._dtype), _float_bound(high, self._dtype)
+            self.is_free = False
+        else:
+            low, high = (np.full(self.leaf.shape, bound, np.float64) for bound in self._range or (-math.inf, math.inf))
+            self._low, self._high = _integer_bounds(low, high, self._dtype)
+            if membership:
+                space_low, space_high = (
+                    (bound if bound.dtype == np.int64 else None) for bound in (self._space_low, self._space_high)
+                )
+                if space_low is None or space_high is None:
+                    space_low, space_high = _integer_bounds(
+                        self._space_low.astype(np.float64), self._space_high.astype(np.float64), self._dtype
+                    )
+                limits = np.iinfo(self._dtype)
+                self._low = np.maximum(self._low, np.clip(space_low, limits.min, limits.max).astype(self._dtype))
+                self._high = np.minimum(self._high, np.clip(space_high, limits.min, limits.max).astype(self._dtype))
+            limits = np.iinfo(self._dtype)  # if every value of the dtype is allowed, there is nothing to compare
+            self.is_free = bool((self._low == limits.min).all() and (self._high == limits.max).all())
+        self._scratch = np.empty((2, 0), np.bool_)
+
+    def are_inside(self, values: NDArray[Any]) -> bool:
+        """Whether all values, shape (N, *shape), are within the bounds."""
+        if values.dtype == np.bool_:
+            values = values.view(np.uint8)
+        if self._scratch.shape[1:] != values.shape:
+            self._scratch = np.empty((2, *values.shape), np.bool_)
+            # bounds written out: comparing many rows with one costs more than comparing them with as many
+            self._lows, self._highs = (np.broadcast_to(bound, values.shape).copy() for bound in (self._low, self._high))
+        inside, below = self._scratch
+        np.greater_equal(values, self._lows, out=inside)
+        np.less_equal(values, self._highs, out=below)
+        np.logical_and(inside, below, out=inside)
+        return b"\x00" not in inside.tobytes()  # a fifth of the price of `all`
+
+    def refuse(self, field: str, values: NDArray[Any], rows: NDArray[np.intp] | None = None) -> None:
+        """Raise for the first bad component, if there is one.
+
+        If that is only outside the declared space and membership is `warn`, warn instead, and compare with the space no more.
+
+        Args:
+            field: How messages call the leaf.
+            values: Shape (K, *shape).
+            rows: Which environments they are of, shape (K,); None for 0 to K - 1.
+        """
+        if values.dtype == np.bool_:
+            values = values.view(np.uint8)
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            bad = ~((values >= self._low) & (values <= self._high))
+        if not bad.any():
+            return
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        component, value = index[1:], values[index].item()
+        env = index[0] if rows is None else int(rows[index[0]])
+        low, high = self._space_low[component].item(), self._space_high[component].item()
+        name = f"{field}[{', '.join(str(i) for i in (env, *component))}]"
+        if not math.isfinite(value):
+            rule = "a finite value"
+        elif self._dtype.kind == "f" and abs(value) > FLOAT32_MAX:
+            rule = "a value that float32 can hold"
+        elif self._checks_membership and not low <= value <= high:
+            space = f"[{low}, {high}] (the {self._space}"
+            if self._membership == "warn":
+                self._on_warning(
+                    f"{name}: expected a value in {space}), got {value}; the run goes on without this check. "
+                    "data.contract.check_membership=error stops instead, =off says nothing"
+                )
+                self._limit(membership=False)
+                return
+            is_optional = self.leaf.kind == "box" and self._space == _OBSERVATION_SPACE
+            accepts = "; data.contract.check_membership=warn or off accepts it" if is_optional else ""
+            rule = f"a value in {space}{accepts})"
+        else:
+            rule = f"a value in {list(self._range or ())} (data.contract.observation_range)"
+        raise ContractViolation(name, rule, str(value), env)
+
+
+class MaskRules:
+    """Some action must be possible in each environment.
+
+    Args:
+        choices: How many values each component of an action can have.
+    """
+
+    def __init__(self, choices: tuple[int, ...]) -> None:
+        self._starts = np.cumsum((0, *choices[:-1]))
+
+    def refuse(self, field: str, masks: NDArray[Any], rows: NDArray[np.intp] | None = None) -> None:
+        """Raise for the first environment without a possible action; arguments as in `LeafRules.refuse`."""
+        possible = np.logical_or.reduceat(masks.reshape(len(masks), -1) != 0, self._starts, axis=1).all(axis=1)
+        if not possible.all():
+            k = int(np.argmin(possible))
+            env = k if rows is None else int(rows[k])
+            raise ContractViolation(f"{field}[{env}]", "at least one possible action", "an action mask of zeros", env)
