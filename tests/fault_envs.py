@@ -298,7 +298,9 @@ class SpaceEnv(gymnasium.Env[Any, Any]):
             "bool": gymnasium.spaces.Box(0, 1, (3,), np.bool_),
             "discrete": gymnasium.spaces.Discrete(2),
             "multi": gymnasium.spaces.MultiDiscrete([2, 3]),
+            "text": gymnasium.spaces.Text(5),
         }
+        spaces["dict with text"] = gymnasium.spaces.Dict({"seen": spaces["box"], "said": spaces["text"]})
         spaces["huge"] = gymnasium.spaces.Box(0, 1, (1,))
         spaces["huge"]._shape = (1 << 26,)  # without the gigabyte of its bounds
         self.observation_space, self.action_space = spaces[observation], spaces[action]
@@ -307,6 +309,74 @@ class SpaceEnv(gymnasium.Env[Any, Any]):
                 file.write("made\n")
 
 
+class PartsEnv(gymnasium.Env[Any, int]):
+    """Every kind of leaf in one observation, a mask of possible actions in info, and actions from 1 to 4."""
+
+    def __init__(self, change: str | None = None) -> None:
+        box, discrete = gymnasium.spaces.Box, gymnasium.spaces.Discrete
+        self.observation_space = gymnasium.spaces.Dict(
+            {
+                "camera": gymnasium.spaces.Dict({"left": box(0, 255, (4, 4, 3), np.uint8)}),
+                "flags": gymnasium.spaces.MultiBinary(3),
+                "kinds": gymnasium.spaces.MultiDiscrete([3, 4]),
+                "pair": gymnasium.spaces.Tuple((box(0, 1, (2,), np.bool_), discrete(2))),
+                "pos": box(-5.0, 5.0, (3,), np.float64),
+                "where": discrete(4, start=2),
+            }
+        )
+        self.action_space = discrete(4, start=1)
+        self.change = change
+
+    def _returned(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        draw = self.np_random
+        self.possible = draw.integers(0, 2, 4).astype(np.int8)
+        self.possible[2] = 1
+        obs = {
+            "camera": {"left": draw.integers(0, 256, (4, 4, 3), np.uint8)},
+            "flags": draw.integers(0, 2, 3).astype(np.int8),
+            "kinds": draw.integers(0, 3, 2),
+            "pair": (draw.integers(0, 2, 2).astype(np.bool_), np.int64(draw.integers(0, 2))),
+            "pos": draw.uniform(-5, 5, 3),
+            "where": int(draw.integers(2, 6)),
+        }
+        return obs, {"possible": self.possible}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._returned()
+
+    def step(self, action: int) -> Returned:
+        assert self.possible[action - 1] == 1
+        self.steps += 1
+        obs, info = self._returned()
+        if self.change is not None and self.steps == 3:
+            obs, info = CHANGES[self.change](obs, info)
+        return obs, float(action), bool(self.np_random.random() < 0.1), self.steps >= 15, info
+
+
+# what becomes of the third observation and info of an episode
+CHANGES: dict[str, Any] = {
+    "no flags": lambda obs, info: ({key: obs[key] for key in obs if key != "flags"}, info),
+    "more": lambda obs, info: (obs | {"more": 1}, info),
+    "list": lambda obs, info: (list(obs.values()), info),
+    "pair of three": lambda obs, info: (obs | {"pair": (*obs["pair"], 1)}, info),
+    "pair as list": lambda obs, info: (obs | {"pair": list(obs["pair"])}, info),
+    "camera as float": lambda obs, info: (obs | {"camera": {"left": obs["camera"]["left"] / 255}}, info),
+    "where outside": lambda obs, info: (obs | {"where": 6}, info),
+    "where a float": lambda obs, info: (obs | {"where": 2.0}, info),
+    "where true": lambda obs, info: (obs | {"where": True}, info),
+    "flags of two": lambda obs, info: (obs | {"flags": np.array([0, 1, 2], np.int8)}, info),
+    "kinds outside": lambda obs, info: (obs | {"kinds": np.array([0, 4])}, info),
+    "pos nan": lambda obs, info: (obs | {"pos": np.array([0.0, np.nan, 0.0])}, info),
+    "no mask": lambda obs, info: (obs, {}),
+    "mask of zeros": lambda obs, info: (obs, {"possible": np.zeros(4, np.int8)}),
+    "mask of three": lambda obs, info: (obs, {"possible": np.ones(3, np.int8)}),
+    "mask of floats": lambda obs, info: (obs, {"possible": np.ones(4)}),
+}
+
+
+gymnasium.register("Parts-v0", entry_point=PartsEnv)
 gymnasium.register("Faulty-v0", entry_point=FaultyEnv)
 gymnasium.register("Noisy-v0", entry_point=FaultyEnv, kwargs={"fault": "noise", "at_step": None})
 gymnasium.register("NaN-v0", entry_point=FaultyEnv, kwargs={"fault": "obs nan", "at_step": 0})

@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 from lit_ppo.contract import (
     Contract,
     ContractSettings,
-    EnvSpec,
     admit_flag,
-    admit_observation,
     admit_reset,
     admit_reward,
     admit_step,
-    shown,
 )
-from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault, EnvironmentRaised
+from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault, EnvironmentRaised, shown
+from lit_ppo.leaf_rules import LeafRules, admit_leaf
+from lit_ppo.spaces import EnvSpec, Leaf
 from tests.fault_envs import BrokenRepr
 
 FLOAT32_MAX = float.fromhex("0x1.fffffep+127")
@@ -33,8 +32,23 @@ def spec_of(
     dtype: str = "float32",
     low: float | tuple[float, ...] = -1.0,
     high: float | tuple[float, ...] = (1.0, math.inf),
+    action: Leaf | None = None,
 ) -> EnvSpec:
-    return EnvSpec("Test-v0", shape, dtype, low, high, num_actions=3)
+    observation = Leaf("", "box", shape, dtype, low, high)
+    return EnvSpec("Test-v0", (observation,), action or Leaf("", "discrete", (), "int64", 0, 2))
+
+
+def check_values(contract: Contract, both: np.ndarray, rewards: np.ndarray, flags: bytes, expected_invalid: bytes) -> None:
+    """`both` are the observations to act on and those that episodes ended with."""
+    contract.check_values({"": both[0]}, {"": both[1]}, rewards, flags, expected_invalid)
+
+
+def check_observations(contract: Contract, obs: np.ndarray) -> np.ndarray:
+    return contract.check_observations({"": obs})[""]
+
+
+def box(dtype: str) -> Leaf:
+    return Leaf("", "box", (2,), dtype, -math.inf, math.inf)
 
 
 def refusal(function: Any, *args: Any) -> str:
@@ -46,8 +60,8 @@ def refusal(function: Any, *args: Any) -> str:
 # -- what an environment returned, in the worker
 
 
-def test_admit_reset_takes_the_observation_out_of_a_pair() -> None:
-    assert admit_reset(("obs", {})) == "obs"
+def test_admit_reset_takes_exactly_a_pair() -> None:
+    assert admit_reset(("obs", {})) == ("obs", {})
     for wrong, text in (("obs", "'obs'"), (("obs",), "('obs',)"), (["obs", {}], "['obs', {}]"), ((1, 2, 3), "(1, 2, 3)")):
         assert refusal(admit_reset, wrong) == f"reset: expected a tuple (obs, info), got {text}"
 
@@ -72,8 +86,8 @@ def test_admit_step_takes_exactly_five_parts() -> None:
         (np.array([0, 255], np.uint64), "uint8"),
     ],
 )
-def test_admit_observation_casts_where_that_says_the_same(value: np.ndarray, dtype: str) -> None:
-    admitted = admit_observation(value, (2,), np.dtype(dtype))
+def test_admit_leaf_casts_where_that_says_the_same(value: np.ndarray, dtype: str) -> None:
+    admitted = admit_leaf(value, box(dtype), np.dtype(dtype), "obs")
     assert admitted.dtype == dtype and np.array_equal(admitted, value, equal_nan=value.dtype.kind == "f")
 
 
@@ -98,8 +112,8 @@ def test_admit_observation_casts_where_that_says_the_same(value: np.ndarray, dty
         (np.array([256, 0], np.uint16), "uint8", "obs: expected values that uint8 can hold, got 256"),
     ],
 )
-def test_admit_observation_refuses_what_says_something_else(value: object, dtype: str, message: str) -> None:
-    assert refusal(admit_observation, value, (2,), np.dtype(dtype)) == message
+def test_admit_leaf_refuses_what_says_something_else(value: object, dtype: str, message: str) -> None:
+    assert refusal(admit_leaf, value, box(dtype), np.dtype(dtype), "obs") == message
 
 
 @pytest.mark.parametrize("value", [1.5, 2, np.float32(1.5), np.float64(-1), np.float16(2), np.int64(-3), np.uint8(200), -0.0])
@@ -182,7 +196,7 @@ def test_an_announcement_that_differs_from_the_settings_is_refused() -> None:
     wrong_shape = refusal(Contract, spec_of(), ContractSettings(obs_shape=[3]))
     assert wrong_shape == "obs_shape: expected (3,) (contract), got (2,) (handshake)"
     wrong_actions = refusal(Contract, spec_of(), ContractSettings(num_actions=4))
-    assert wrong_actions == "num_actions: expected 4 (contract), got 3 (handshake)"
+    assert wrong_actions == "num_actions: expected 4 (contract), got discrete (3,) (handshake)"
 
 
 # -- actions
@@ -234,30 +248,33 @@ def test_a_bad_observation_is_named_by_env_and_component(
 ) -> None:
     contract = Contract(spec_of(), ContractSettings(**settings_))
     both = np.full((2, 3, 2), 0.25, np.float32)
-    contract.check_values(both, np.zeros(3), bytes(12), bytes(3))
-    assert contract.check_observations(both[0]) is not None
-    for field, which in (("obs", 0), ("next_obs", 1)):
+    check_values(contract, both, np.zeros(3), bytes(12), bytes(3))
+    assert check_observations(contract, both[0]) is not None
+    ended = bytes([0, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0])  # rows 1 and 2
+    for field, which in (("obs", 0), ("final_obs", 1)):
         bad = both.copy()
         bad[which, 2, component] = value
+        bad[1, 0] = np.nan  # nothing ended there
         expected = f"{field}[2, {component}]: expected {rule}"
-        assert refusal(contract.check_values, bad, np.zeros(3), bytes(12), bytes(3)).startswith(expected)
+        assert refusal(check_values, contract, bad, np.zeros(3), ended, bytes(3)).startswith(expected)
+    bad[1, 0] = 0.25
     with pytest.raises(ContractViolation) as raised:
-        contract.check_observations(bad[1])
+        check_observations(contract, bad[1])
     assert str(raised.value).startswith(f"obs[2, {component}]: expected {rule}")
     assert raised.value.env == 2
 
 
 def test_an_observation_that_float32_cannot_hold_is_refused_though_the_space_has_it() -> None:
     contract = Contract(spec_of(dtype="float64", low=-math.inf, high=math.inf))
-    contract.check_observations(np.array([[FLOAT32_MAX, -FLOAT32_MAX]]))
-    message = refusal(contract.check_observations, np.array([[0.0, -1e300]]))
+    check_observations(contract, np.array([[FLOAT32_MAX, -FLOAT32_MAX]]))
+    message = refusal(check_observations, contract, np.array([[0.0, -1e300]]))
     assert message == "obs[0, 1]: expected a value that float32 can hold, got -1e+300"
 
 
 def test_a_signalling_nan_is_refused_like_any_other() -> None:
     obs = np.array([[0, 0x7F800001]], np.uint32).view(np.float32)
-    assert refusal(Contract(spec_of()).check_observations, obs) == "obs[0, 1]: expected a finite value, got nan"
-    assert admit_observation(obs[0], (2,), np.dtype(np.float64)).shape == (2,)
+    assert refusal(check_observations, Contract(spec_of()), obs) == "obs[0, 1]: expected a finite value, got nan"
+    assert admit_leaf(obs[0], box("float64"), np.dtype(np.float64), "obs").shape == (2,)
 
 
 def test_bounds_include_their_ends_and_not_the_next_float() -> None:
@@ -265,22 +282,24 @@ def test_bounds_include_their_ends_and_not_the_next_float() -> None:
         spec_of(low=-1.0, high=0.1), ContractSettings(check_membership="error")
     )  # 0.1 is no float32; the space says float64(0.1)
     below = np.float32(0.1) if float(np.float32(0.1)) <= 0.1 else np.nextafter(np.float32(0.1), np.float32(0))
-    contract.check_observations(np.array([[-1.0, below]], np.float32))
+    check_observations(contract, np.array([[-1.0, below]], np.float32))
     above = np.nextafter(below, np.float32(1))
-    assert refusal(contract.check_observations, np.array([[0, above]], np.float32)).startswith("obs[0, 1]: expected a value in")
+    assert refusal(check_observations, contract, np.array([[0, above]], np.float32)).startswith(
+        "obs[0, 1]: expected a value in"
+    )
 
 
 def test_a_range_that_misses_the_space_leaves_nothing() -> None:
     contract = Contract(spec_of(low=5.0, high=10.0), ContractSettings(observation_range=(0.0, 3.0), check_membership="error"))
     for value in (3.0, 5.0, 4.0, 7.0):
         with pytest.raises(ContractViolation):
-            contract.check_observations(np.full((1, 2), value, np.float32))
+            check_observations(contract, np.full((1, 2), value, np.float32))
 
 
 def test_float16_observations_are_checked_without_a_word() -> None:
     contract = Contract(spec_of(dtype="float16", low=-math.inf, high=math.inf))
-    contract.check_observations(np.array([[65504, -65504]], np.float16))
-    message = refusal(contract.check_observations, np.array([[0, np.inf]], np.float16))
+    check_observations(contract, np.array([[65504, -65504]], np.float16))
+    message = refusal(check_observations, contract, np.array([[0, np.inf]], np.float16))
     assert message == "obs[0, 1]: expected a finite value, got inf"
 
 
@@ -288,17 +307,19 @@ def test_whole_numbers_are_compared_exactly() -> None:
     """2^53 + 1 is no float64; of int64, the greatest is none either."""
     strict = ContractSettings(check_membership="error")
     contract = Contract(spec_of(dtype="int64", low=-math.inf, high=2.0**53), strict)
-    contract.check_observations(np.array([[2**53, -(2**63)]]))
-    assert refusal(contract.check_observations, np.array([[0, 2**53 + 1]])).endswith(f"got {2**53 + 1}")
-    Contract(spec_of(dtype="int64", low=-(2.0**63), high=2.0**63), strict).check_observations(np.array([[2**63 - 1, -(2**63)]]))
+    check_observations(contract, np.array([[2**53, -(2**63)]]))
+    assert refusal(check_observations, contract, np.array([[0, 2**53 + 1]])).endswith(f"got {2**53 + 1}")
+    check_observations(
+        Contract(spec_of(dtype="int64", low=-(2.0**63), high=2.0**63), strict), np.array([[2**63 - 1, -(2**63)]])
+    )
     above = Contract(spec_of(dtype="int64", low=2.0**63, high=math.inf), strict)
-    assert "expected a value in" in refusal(above.check_observations, np.array([[2**63 - 1, 0]]))
+    assert "expected a value in" in refusal(check_observations, above, np.array([[2**63 - 1, 0]]))
 
 
 def test_whole_numbers_between_two_whole_numbers_are_none() -> None:
     contract = Contract(spec_of(dtype="uint8", low=0.0, high=255.0), ContractSettings(observation_range=(0.25, 0.75)))
     for value in (0, 1, 255):
-        assert "(data.contract.observation_range)" in refusal(contract.check_observations, np.full((1, 2), value, np.uint8))
+        assert "(data.contract.observation_range)" in refusal(check_observations, contract, np.full((1, 2), value, np.uint8))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int64"])
@@ -307,15 +328,15 @@ def test_what_a_dtype_cannot_go_beyond_is_not_compared(dtype: str) -> None:
     spec = spec_of((84, 84, 3), dtype, float(limits.min), float(limits.max))
     contract, extremes = Contract(spec), np.full((2, 3, 84, 84, 3), limits.max, dtype)
     extremes[:, 0] = limits.min
-    contract.check_values(extremes, np.zeros(3), bytes(12), bytes(3))
-    contract.check_observations(extremes[0])
-    assert contract._scratch.size == 0  # a pass over all pixels would have needed it
+    check_values(contract, extremes, np.zeros(3), bytes(12), bytes(3))
+    check_observations(contract, extremes[0])
+    assert LeafRules(spec.observation[0]).is_free
     narrow = Contract(spec, ContractSettings(observation_range=(-1000.0, 100.5)))
     both = np.clip(extremes, 0, 100).astype(dtype)
-    narrow.check_values(both, np.zeros(3), bytes(12), bytes(3))
-    both[1, 2, 83, 0, 2] = 101
-    message = refusal(narrow.check_values, both, np.zeros(3), bytes(12), bytes(3))
-    assert message == "next_obs[2, 83, 0, 2]: expected a value in [-1000.0, 100.5] (data.contract.observation_range), got 101"
+    check_values(narrow, both, np.zeros(3), bytes(12), bytes(3))
+    both[0, 2, 83, 0, 2] = 101
+    message = refusal(check_values, narrow, both, np.zeros(3), bytes(12), bytes(3))
+    assert message == "obs[2, 83, 0, 2]: expected a value in [-1000.0, 100.5] (data.contract.observation_range), got 101"
 
 
 # -- rewards
@@ -334,9 +355,9 @@ def test_what_a_dtype_cannot_go_beyond_is_not_compared(dtype: str) -> None:
 def test_a_bad_reward_is_named_by_its_env(value: float, limits: tuple[float, float] | None, rule: str) -> None:
     contract = Contract(spec_of(), ContractSettings(reward_range=limits))
     obs = np.zeros((2, 2, 2), np.float32)
-    contract.check_values(obs, np.array([2.0, -1.0]), bytes(8), NONE_INVALID)
+    check_values(contract, obs, np.array([2.0, -1.0]), bytes(8), NONE_INVALID)
     with pytest.raises(ContractViolation) as raised:
-        contract.check_values(obs, np.array([0.0, value]), bytes(8), NONE_INVALID)
+        check_values(contract, obs, np.array([0.0, value]), bytes(8), NONE_INVALID)
     assert str(raised.value) == f"rewards[1]: expected {rule}" and raised.value.env == 1
 
 
@@ -369,7 +390,7 @@ NO_TRANSITION = "true exactly where no transition was made"
 )
 def test_flags_that_fit_together_are_accepted(within_step: bool, flags: bytes, expected_invalid: str) -> None:
     contract = Contract(spec_of(), resets_within_step=within_step)
-    contract.check_values(np.zeros((2, 2, 2), np.float32), np.zeros(2), flags, bytes(m == "x" for m in expected_invalid))
+    check_values(contract, np.zeros((2, 2, 2), np.float32), np.zeros(2), flags, bytes(m == "x" for m in expected_invalid))
 
 
 @pytest.mark.parametrize(
@@ -397,14 +418,14 @@ def test_flags_that_do_not_fit_together_are_refused(
 ) -> None:
     contract = Contract(spec_of(), resets_within_step=within_step)
     expected = bytes(m == "x" for m in expected_invalid)
-    assert refusal(contract.check_values, np.zeros((2, 2, 2), np.float32), np.zeros(2), flags, expected) == message
+    assert refusal(check_values, contract, np.zeros((2, 2, 2), np.float32), np.zeros(2), flags, expected) == message
 
 
 def test_a_step_that_is_terminated_and_truncated_is_refused_if_so_set() -> None:
     flags = flags_of(terminated=".x", truncated=".x", reset=".x")
     arguments = (np.zeros((2, 2, 2), np.float32), np.zeros(2), flags, NONE_INVALID)
-    Contract(spec_of()).check_values(*arguments)
-    message = refusal(Contract(spec_of(), ContractSettings(exclusive_flags=True)).check_values, *arguments)
+    check_values(Contract(spec_of()), *arguments)
+    message = refusal(check_values, Contract(spec_of(), ContractSettings(exclusive_flags=True)), *arguments)
     assert message == f"terminated[1]: expected not both terminated and truncated, got {state(True, True, True)}"
 
 
@@ -414,8 +435,9 @@ def test_a_step_that_is_terminated_and_truncated_is_refused_if_so_set() -> None:
 def observation_is_bad(spec: EnvSpec, rules: ContractSettings, flat_index: int, value: float) -> bool:
     if not math.isfinite(value) or abs(value) > FLOAT32_MAX:
         return True
-    low = spec.obs_low[flat_index] if isinstance(spec.obs_low, tuple) else spec.obs_low
-    high = spec.obs_high[flat_index] if isinstance(spec.obs_high, tuple) else spec.obs_high
+    [leaf] = spec.observation
+    low = leaf.low[flat_index] if isinstance(leaf.low, tuple) else leaf.low
+    high = leaf.high[flat_index] if isinstance(leaf.high, tuple) else leaf.high
     if rules.check_membership == "error" and (value < low or value > high):
         return True
     limits = rules.observation_range
@@ -458,7 +480,7 @@ def cases(draw: st.DrawFn) -> tuple[Contract, np.ndarray, np.ndarray, bytes, byt
         one = st.just(usual) | LIMITS
         return draw(st.just(usual) | one | st.tuples(*[one] * size))
 
-    spec = EnvSpec("Test-v0", shape, dtype, bounds(-math.inf), bounds(math.inf), 2)
+    spec = spec_of(shape, dtype, bounds(-math.inf), bounds(math.inf))
     rules = ContractSettings(
         check_membership=draw(st.sampled_from(["error", "off"])),
         observation_range=draw(RANGES),
@@ -504,9 +526,11 @@ def test_the_vectorised_pass_agrees_with_plain_loops(
     contract, both, rewards, flags, expected_invalid, within_step = case
     spec, rules, num_envs = contract.spec, contract.settings, len(rewards)
     bad: set[tuple[str, int, tuple[int, ...]]] = set()
-    for field, values in (("obs", both[0]), ("next_obs", both[1])):
+    for field, values in (("obs", both[0]), ("final_obs", both[1])):
         for env in range(num_envs):
-            for flat_index, index in enumerate(np.ndindex(spec.obs_shape)):
+            if field == "final_obs" and not (within_step and (flags[env] or flags[num_envs + env])):
+                continue
+            for flat_index, index in enumerate(np.ndindex(spec.observation[0].shape)):
                 if observation_is_bad(spec, rules, flat_index, values[(env, *index)].item()):  # integers compare exactly
                     bad.add((field, env, index))
     for env in range(num_envs):
@@ -527,12 +551,12 @@ def test_the_vectorised_pass_agrees_with_plain_loops(
         assert match is not None, violation.field
         env, *component = (int(part) for part in match[2].split(","))
         assert env == violation.env
-        return match[1] if match[1] in ("obs", "next_obs", "rewards") else "flags", env, tuple(component)
+        return match[1] if match[1] in ("obs", "final_obs", "rewards") else "flags", env, tuple(component)
 
-    violation = verdict(contract.check_values, both, rewards, flags, expected_invalid)
+    violation = verdict(check_values, contract, both, rewards, flags, expected_invalid)
     assert (violation is not None) == bool(bad)
     assert violation is None or named(violation) in bad
-    first = verdict(contract.check_observations, both[0])
+    first = verdict(check_observations, contract, both[0])
     assert (first is not None) == any(field == "obs" for field, _, _ in bad)
     assert first is None or named(first) in bad
 
@@ -544,15 +568,15 @@ def test_an_observation_outside_its_space_is_told_once_with_the_figures_and_acce
     said: list[str] = []
     contract = Contract(spec_of(), on_warning=said.append)
     both = np.full((2, 3, 2), 0.25, np.float32)
-    both[1, 2, 0] = 1.5
-    contract.check_values(both, np.zeros(3), bytes(12), bytes(3))
+    both[0, 2, 0] = 1.5
+    check_values(contract, both, np.zeros(3), bytes(12), bytes(3))
     assert said == [
-        "next_obs[2, 0]: expected a value in [-1.0, 1.0] (the declared observation space of Test-v0), got 1.5; the run goes on "
-        "without this check. data.contract.check_membership=error stops instead, =off says nothing"
+        "obs[2, 0]: expected a value in [-1.0, 1.0] (the declared observation space), got 1.5; the run goes on without this "
+        "check. data.contract.check_membership=error stops instead, =off says nothing"
     ]
     both[0, 1, 1] = -7.0
-    contract.check_values(both, np.zeros(3), bytes(12), bytes(3))
-    contract.check_observations(both[0])
+    check_values(contract, both, np.zeros(3), bytes(12), bytes(3))
+    check_observations(contract, both[0])
     assert len(said) == 1
 
 
@@ -561,28 +585,73 @@ def test_what_is_not_finite_is_refused_beside_and_after_an_accepted_observation(
     for beside in (True, False):
         contract = Contract(spec_of())
         both = np.full((2, 3, 2), 0.25, np.float32)
-        both[1, 0, 0] = 1.5
+        both[0, 0, 0] = 1.5
         if not beside:
-            contract.check_values(both, np.zeros(3), bytes(12), bytes(3))
-        both[1, 2, 1] = value
-        message = refusal(contract.check_values, both, np.zeros(3), bytes(12), bytes(3))
-        assert message == f"next_obs[2, 1]: expected a finite value, got {value}"
+            check_values(contract, both, np.zeros(3), bytes(12), bytes(3))
+        both[0, 2, 1] = value
+        message = refusal(check_values, contract, both, np.zeros(3), bytes(12), bytes(3))
+        assert message == f"obs[2, 1]: expected a finite value, got {value}"
 
 
 def test_a_range_of_the_users_stays_fatal_when_the_space_is_not() -> None:
     contract = Contract(spec_of(), ContractSettings(observation_range=(-2.0, 2.0)))
-    contract.check_observations(np.array([[1.5, 0.0]], np.float32))
-    assert "data.contract.observation_range" in refusal(contract.check_observations, np.array([[2.5, 0.0]], np.float32))
+    check_observations(contract, np.array([[1.5, 0.0]], np.float32))
+    assert "data.contract.observation_range" in refusal(check_observations, contract, np.array([[2.5, 0.0]], np.float32))
 
 
 def test_whole_numbers_outside_their_space_are_told_once_and_accepted() -> None:
     said: list[str] = []
     contract = Contract(spec_of(dtype="uint8", low=0.0, high=254.0), on_warning=said.append)
     for _ in range(2):
-        contract.check_observations(np.full((1, 2), 255, np.uint8))
+        check_observations(contract, np.full((1, 2), 255, np.uint8))
     assert len(said) == 1 and "got 255" in said[0]
 
 
 def test_a_way_to_check_membership_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.contract\.check_membership=True: expected warn, error or off"):
         ContractSettings(check_membership=True)  # type: ignore[arg-type]
+
+
+# -- actions of other kinds
+
+BOX = Leaf("", "box", (2,), "float32", -1.0, 2.0)
+KINDS = Leaf("", "multi_discrete", (2,), "int64", (0, 5), (2, 6))
+
+
+@pytest.mark.parametrize(
+    ("leaf", "actions", "message"),
+    [
+        (BOX, [[0.0, 2.0], [0.0, math.nan]], "actions[1, 1]: expected a finite value, got nan"),
+        (BOX, [[0.0, -1.5]], "actions[0, 1]: expected a value in [-1.0, 2.0] (the action space), got -1.5"),
+        (KINDS, [[0, 5], [3, 5]], "actions[1, 0]: expected a value in [0, 2] (the action space), got 3"),
+        (KINDS, [[0, 4]], "actions[0, 1]: expected a value in [5, 6] (the action space), got 4"),
+        (Leaf("", "multi_binary", (2,), "int8", 0, 1), [[0, 2]], "actions[0, 1]: expected a value in [0, 1]"),
+        (Leaf("", "discrete", (), "int64", -3, -1), [-3, 0], "actions[1]: expected -3 to -1, got 0"),
+    ],
+)
+def test_actions_of_every_kind_are_checked_before_they_are_sent(leaf: Leaf, actions: list[Any], message: str) -> None:
+    contract = Contract(spec_of(action=leaf))
+    good = np.stack([leaf.neutral()] * 3)
+    assert contract.check_actions(good) is good
+    with pytest.raises(ValueError) as raised:
+        contract.check_actions(np.array(actions, leaf.dtype))
+    assert str(raised.value).startswith(message)
+    with pytest.raises(ValueError, match="actions: expected "):
+        contract.check_actions(good.astype(np.float16))
+
+
+# -- masks
+
+
+def test_a_mask_without_a_possible_action_is_a_violation() -> None:
+    mask = Leaf("info:action_mask", "multi_binary", (5,), "int8", 0, 1)
+    spec = EnvSpec("Test-v0", (mask,), Leaf("", "multi_discrete", (2,), "int64", 0, (1, 2)), "info:action_mask")
+    contract = Contract(spec)
+    masks = np.array([[1, 0, 0, 0, 1], [0, 1, 1, 1, 1]], np.int8)
+    contract.check_observations({mask.path: masks})
+    masks[1, :2] = 0  # of the first component, no value is possible
+    message = refusal(contract.check_observations, {mask.path: masks})
+    assert message == "obs.info:action_mask[1]: expected at least one possible action, got an action mask of zeros"
+    masks[1, 0] = 2
+    message = refusal(contract.check_observations, {mask.path: masks})
+    assert message.startswith("obs.info:action_mask[1, 0]: expected a value in [0, 1]")

@@ -354,6 +354,8 @@ def main(arguments: list[str] | None = None, confined: dict[str, str] | None = N
             "env_id": options.env_id,
             "num_envs": options.num_envs,
             "vectorization": options.vectorization,
+            "obs_keys": options.obs_keys,
+            "action_mask": options.action_mask,
         }
         try:
             worker.follow(request)

@@ -43,7 +43,7 @@ from tests.faults.harness import child_of, wait_for
 DEADLINE_S = 20.0
 SHORT_S = 0.3
 REPLY = protocol.encode({"seq": 1, "pid": 77, "versions": {"numpy": "2.0"}, "ok": True})
-LAYOUT = FrameLayout(2, (3,), "float32")
+LAYOUT = FrameLayout(2, 12)
 # Whatever a worker says, these are what a caller is told.
 ANSWERS = (ProtocolError, BridgeError, ConfigError, ContractViolation, EnvironmentRaised)
 Start = Callable[..., WorkerProcess]
@@ -500,7 +500,7 @@ def test_worker_that_is_forgotten_is_killed_with_all_that_it_held(probe: Any) ->
     before = sorted(os.listdir("/proc/self/fd"))
     worker = WorkerProcess()
     worker.ask("make", 60.0, env_id="CartPole-v1", num_envs=2)
-    worker.attach(FrameLayout(2, (4,), "float32"), DEADLINE_S)
+    worker.attach(FrameLayout(2, 16), DEADLINE_S)
     pid = child_of(worker.guard_pid)
     cwd = Path(f"/proc/{pid}/cwd").readlink()
     ends = [os.pidfd_open(number) for number in (pid, worker.guard_pid)]
@@ -722,7 +722,7 @@ def test_bridge_with_default_settings_takes_the_worker_started_ahead(ahead: list
     [early] = ahead
     with EnvBridge("CartPole-v1", 1, lambda env, episode: episode) as bridge:
         assert [part.worker for part in bridge.slices] == [early] and ahead == []
-        assert bridge.reset().shape == (1, 4)
+        assert bridge.reset()[""].shape == (1, 4)
 
 
 # -- signals

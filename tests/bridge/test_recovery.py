@@ -44,11 +44,14 @@ def run(exchanges: Exchanges, vectorization: str) -> tuple[list[bytes], dict[str
     with EnvBridge(
         "CartPole-v1", NUM_ENVS, lambda env, episode: 10 * env + episode, settings=settings, start_worker=exchanges.start
     ) as bridge:
-        seen.append(bridge.reset().tobytes())
+        seen.append(bridge.reset()[""].tobytes())
         for k, actions in enumerate(ACTIONS):
             if k == STEPS // 2:
                 state = bridge.state_dict()
-            seen += [np.ascontiguousarray(part).tobytes() for part in bridge.step(actions)[:6]]
+            step = bridge.step(actions)
+            ended = step.terminated | step.truncated
+            parts = (step.obs[""], step.final_obs[""][ended], step.rewards, step.terminated, step.truncated, step.valid)
+            seen += [np.ascontiguousarray(part).tobytes() for part in parts]
     assert not any(wire.is_open for wire in exchanges.wires)
     return seen, {key: value for key, value in state.items() if key != "restarts"}, bridge.restarts
 
@@ -100,18 +103,20 @@ def test_state_of_a_mark_is_that_of_its_moment_and_can_be_continued(
     with bridge() as straight:
         straight.reset()
         for actions in ACTIONS[:10]:
-            obs = straight.step(actions).obs.copy()
+            obs = straight.step(actions).obs[""].copy()
         mark = straight.mark()
-        expected = [straight.step(actions).obs.copy() for actions in ACTIONS[10:]]
+        expected = [straight.step(actions).obs[""].copy() for actions in ACTIONS[10:]]
         saves = exchanges.log.count("save")
         state = straight.state_dict(mark)
         assert exchanges.log.count("save") == saves  # what stands there suffices
     with bridge() as resumed:
-        assert resumed.load_state_dict(state).tobytes() == obs.tobytes()
+        assert resumed.load_state_dict(state)[""].tobytes() == obs.tobytes()
         saves = exchanges.log.count("save")
-        assert [resumed.step(actions).obs.tobytes() for actions in ACTIONS[10:13]] == [row.tobytes() for row in expected[:3]]
+        assert [resumed.step(actions).obs[""].tobytes() for actions in ACTIONS[10:13]] == [
+            row.tobytes() for row in expected[:3]
+        ]
         assert exchanges.log.count("save") == saves
-        assert [resumed.step(actions).obs.tobytes() for actions in ACTIONS[13:]] == [row.tobytes() for row in expected[3:]]
+        assert [resumed.step(actions).obs[""].tobytes() for actions in ACTIONS[13:]] == [row.tobytes() for row in expected[3:]]
         # the interval counts from the snapshot that was loaded, not from the loading
         assert exchanges.log.count("save") == saves + (2 if (vectorization, interval) == ("native", 13) else 0)
 

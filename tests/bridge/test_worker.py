@@ -18,9 +18,10 @@ from lit_ppo.bridge.protocol import decode, encode
 from lit_ppo.bridge.worker import Worker
 from lit_ppo.contract import Contract, ContractSettings
 from lit_ppo.errors import ContractViolation, EnvironmentRaised, ProtocolError
-from lit_ppo.spaces import EnvSpec
+from lit_ppo.spaces import Row
 
 ROOT = Path(__file__).parents[2]
+PARTS = ["camera/left", "flags", "kinds", "pair/0", "pair/1", "pos", "where", "info:possible"]
 
 
 def dialogue(arguments: list[str], lines: list[str | dict[str, Any]]) -> list[dict[str, Any]]:
@@ -62,8 +63,9 @@ def test_a_person_can_describe_reset_step_and_close() -> None:
     flags = {"terminated": [False], "truncated": [False], "invalid": [False]}
     assert stepped == {"obs": obs, "next_obs": obs, "reward": [1.0], **flags}
     assert described["seq"] == 41 and described["env_id"] == "CartPole-v1" and described["num_envs"] == 1
-    assert described["action_space"] == {"type": "Discrete", "n": 2, "start": 0, "repr": "Discrete(2)"}
-    assert described["observation_space"]["shape"] == [4] and described["max_episode_steps"] == 500
+    assert described["action"] == {"path": "", "kind": "discrete", "shape": [], "dtype": "int64", "low": 0, "high": 1}
+    assert described["observation"][0]["shape"] == [4] and described["max_episode_steps"] == 500
+    assert described["action_space"] == "Discrete(2)"
     assert closed == {"closed": True}
 
 
@@ -102,9 +104,9 @@ def test_bad_lines_are_answered_and_harm_nothing() -> None:
     after_reset: dict[str, Any] = {
         '{"cmd":"step"}': "action: expected list, got nothing",
         '{"cmd":"step","action":0}': "action: expected list, got 0",
-        '{"cmd":"step","action":[0,1]}': "action: expected 1 integers, got [0, 1]",
-        '{"cmd":"step","action":[true]}': "action: expected 1 integers, got [True]",
-        '{"cmd":"step","action":[2]}': "action: expected 0 to 1, got [2]",
+        '{"cmd":"step","action":[0,1]}': "action: expected 1 actions of discrete, got [0, 1]",
+        '{"cmd":"step","action":[true]}': "action: expected 1 actions of discrete, got [True]",
+        '{"cmd":"step","action":[2]}': "action: actions[0]: expected 0 to 1, got 2",
         '{"cmd":"step","action":[0],"next_seed":"7"}': "next_seed: expected int, got '7'",
         '{"cmd":"step","action":[0],"next_seed":-7}': "next_seed: expected a non-negative integer, got -7",
     }
@@ -134,11 +136,26 @@ def test_an_observation_that_json_cannot_hold_is_an_error_reply_and_not_the_end(
 
 
 def test_a_worker_without_an_environment_says_what_it_needs() -> None:
-    make = {"cmd": "make", "env_id": "tests.fault_envs:Spaces-v0", "env_kwargs": {"observation": "discrete"}}
-    nothing, made, reset = dialogue([], [{"cmd": "describe"}, make, {"cmd": "reset", "seed": 0}])
+    make = {"cmd": "make", "env_id": "tests.fault_envs:Spaces-v0", "env_kwargs": {"observation": "text"}}
+    nothing, refusal, reset = dialogue([], [{"cmd": "describe"}, make, {"cmd": "reset", "seed": 0}])
     assert refused(nothing) == "describe: not possible while no environments are made yet; expected one of close, make"
-    assert made["observation_space"] == {"type": "Discrete", "n": 2, "start": 0, "repr": "Discrete(2)"}
-    assert refused(reset) == "env_id=tests.fault_envs:Spaces-v0: observation space Discrete(2) is not supported"
+    assert refused(refusal).startswith("env_id=tests.fault_envs:Spaces-v0: observation space Text is not supported")
+    assert refused(reset).startswith("reset: not possible while no environments are made yet")
+
+
+def test_a_person_can_step_every_space() -> None:
+    steps: list[str | dict[str, Any]] = [{"cmd": "reset", "seed": 3}, {"cmd": "step", "action": [3]}]
+    described, first, stepped = dialogue(
+        ["tests.fault_envs:Parts-v0", "--action-mask", "info:possible"], [{"cmd": "describe"}, *steps]
+    )
+    assert [leaf["path"] for leaf in described["observation"]] == PARTS
+    assert described["mask"] == "info:possible"
+    assert list(first["obs"]) == list(stepped["next_obs"]) == PARTS
+    assert np.array(stepped["obs"]["camera/left"]).shape == (1, 4, 4, 3) and stepped["obs"]["where"][0] in range(2, 6)
+    _, pushed = dialogue(["Pendulum-v1"], [{"cmd": "reset", "seed": 3}, {"cmd": "step", "action": [[0.5]]}])
+    env = gymnasium.make("Pendulum-v1")
+    env.reset(seed=3)
+    assert pushed["obs"] == [env.step(np.array([0.5], np.float32))[0].tolist()]
 
 
 def test_an_unknown_environment_ends_the_worker_with_a_message() -> None:
@@ -181,7 +198,7 @@ def test_a_frame_that_is_none_of_ours_is_refused() -> None:
     try:
         worker = Worker(-1, -1, frame_fd, {})
         worker.make({"env_id": "CartPole-v1", "num_envs": 2})
-        size = FrameLayout(2, (4,), "float32").total_bytes
+        size = FrameLayout(2, 16).total_bytes
         os.ftruncate(frame_fd, size)
         for wrong in (0, -1, -size, size - 1, size + 1, 1 << 62):
             with pytest.raises(ProtocolError, match=f"attach: expected a frame of {size} bytes, got {wrong}$"):
@@ -204,10 +221,10 @@ def test_a_frame_that_is_none_of_ours_is_refused() -> None:
 OUTSIDE = "(the declared observation space; data.contract.check_membership=warn or off accepts it)"
 TUPLE = "step: expected a tuple (obs, reward, terminated, truncated, info), got "
 VERDICTS = {
-    "obs nan": "next_obs[1, 1]: expected a finite value, got nan",
-    "obs inf": "next_obs[1, 1]: expected a finite value, got inf",
-    "obs -inf": "next_obs[1, 1]: expected a finite value, got -inf",
-    "obs outside": f"next_obs[1, 1]: expected a value in [-2.0, 2.0] {OUTSIDE}, got 3.0",
+    "obs nan": "obs[1, 1]: expected a finite value, got nan",
+    "obs inf": "obs[1, 1]: expected a finite value, got inf",
+    "obs -inf": "obs[1, 1]: expected a finite value, got -inf",
+    "obs outside": f"obs[1, 1]: expected a value in [-2.0, 2.0] {OUTSIDE}, got 3.0",
     "obs list": "obs: expected a numpy array of shape (3,), got list [",
     "obs none": "obs: expected a numpy array of shape (3,), got NoneType None",
     "obs scalar": "obs: expected a numpy array of shape (3,), got float32 np.float32(",
@@ -250,10 +267,10 @@ def hosted(monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> tuple[SyncHost, di
     from tests.fault_envs import FaultyEnv
 
     monkeypatch.setattr(FaultyEnv, "made", 0)
-    host = SyncHost("Faulty-v0", 3, kwargs)
-    layout = FrameLayout(3, (3,), "float32")
+    host = SyncHost("Faulty-v0", "Faulty-v0", 3, kwargs)
+    layout = FrameLayout(3, 12)
     views = layout.reply_views(bytearray(layout.reply_bytes), 0)
-    host.allocate(views["observations"], views["rewards"], views["flags"])
+    host.allocate(Row(host.spec.observation), views)
     return host, views
 
 
@@ -264,13 +281,14 @@ def test_every_wrong_value_of_a_step_is_refused(fault: str, monkeypatch: pytest.
     assert set(VALUES) == set(VERDICTS)
     host, views = hosted(monkeypatch, fault=fault, row=1, at_step=2)
     strict = ContractSettings(check_membership="error")
-    contract = Contract(EnvSpec("Faulty-v0", (3,), "float32", -2.0, 2.0, 2), strict)
+    contract = Contract(host.spec, strict)
     host.reset([1, 2, 3])
     for step in range(3):
         violation = None
         try:
-            host.step([0, 1, 0], [7, 8, 9], [1, 1, 1])
-            contract.check_values(views["observations"], views["rewards"], views["flags"].tobytes(), bytes(3))
+            host.step(np.array([0, 1, 0]), [7, 8, 9], [1, 1, 1])
+            leaves = (Row(host.spec.observation).views(views[name]) for name in ("rows", "final_rows"))
+            contract.check_values(*leaves, views["rewards"], views["flags"].tobytes(), bytes(3))
         except ContractViolation as error:
             violation = error
         assert (violation is not None) == (step == 2)
@@ -307,7 +325,7 @@ def test_what_raises_is_named_with_its_call(monkeypatch: pytest.MonkeyPatch) -> 
 def _provoke(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     host, _ = hosted(monkeypatch, fault="raise", call=call, row=1, at_step=0)
     host.reset([1, 2, 3])
-    host.step([0, 0, 0], [7, 8, 9], [1, 1, 1])
+    host.step(np.zeros(3, np.int64), [7, 8, 9], [1, 1, 1])
     host.close()
 
 
@@ -323,13 +341,17 @@ def test_errors_become_plain_data() -> None:
 
 
 def test_native_environment_refuses_actions_itself_but_for_those_that_the_contract_has_looked_at() -> None:
-    host = NativeHost("CartPole-v1", 3, {})
-    layout = FrameLayout(3, (4,), "float32", resets_within_step=False)
-    views = layout.reply_views(bytearray(layout.reply_bytes), 0)
-    host.allocate(views["observations"], views["rewards"], views["flags"])
+    host = NativeHost("CartPole-v1", "CartPole-v1", 3, {})
+    layout = FrameLayout(3, 16, resets_within_step=False)
+    host.allocate(Row(host.spec.observation), layout.reply_views(bytearray(layout.reply_bytes), 0))
     host.reset([1, None, None])
     checked = np.array([0, 1, 0])
-    host.step(checked, None, None)
+    host.step(checked)
     space = host.vector.unwrapped.action_space
-    assert space.contains(checked) and space.contains(np.array([1, 1, 0])) and not space.contains(np.array([0, 2, 0]))
+    assert (
+        host.asked is not checked
+        and space.contains(host.asked)
+        and space.contains(np.array([1, 1, 0]))
+        and not space.contains(np.array([0, 2, 0]))
+    )
     host.close()
