@@ -16,10 +16,10 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
 }
 FLOORS = {
-    0: """errors exit_codes interrupts spaces contract curve functional networks distributions seeding plot run_lock
+    0: """errors exit_codes interrupts spaces leaf_rules contract curve functional networks distributions seeding plot run_lock
         compat_torch ppo_settings bridge bridge.settings bridge.protocol bridge.frame bridge.faults bridge.doorbell
         bridge.journal bridge.episodes bridge.restart_budget bridge.guard bridge.sandbox""",
-    1: """bridge.hosts bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.history bridge.reports
+    1: """bridge.trees bridge.hosts bridge.typed bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.history bridge.reports
         bridge.worker_slice bridge.restoration bridge.recovery bridge.checkpoint bridge.client""",
     2: "rollout evaluation replay update",
     3: """module data checkpoint_io compat_lightning
@@ -72,6 +72,8 @@ NARROWER = {
             "channel",
         ]
     },
+    "lit_ppo.leaf_rules": {"numpy"},
+    "lit_ppo.bridge.trees": {"numpy", "gymnasium"},
     "lit_ppo.bridge.hosts": {"numpy", "gymnasium"},
     "lit_ppo.bridge.worker": {"numpy", "gymnasium"},
 }
@@ -135,7 +137,7 @@ def test_file_imports_only_libraries_of_its_floor(module: str) -> None:
 
 def test_gymnasium_is_imported_by_the_worker_process_alone() -> None:
     users = {name for name, path in MODULES.items() if any(i.split(".")[0] == "gymnasium" for i in imported(path))}
-    assert users == {"lit_ppo.bridge.hosts", "lit_ppo.bridge.worker"}
+    assert users == {"lit_ppo.bridge.trees", "lit_ppo.bridge.hosts", "lit_ppo.bridge.worker"}
 
 
 def test_worker_process_loads_neither_torch_nor_lightning() -> None:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from lit_ppo.bridge import protocol
 from lit_ppo.bridge.doorbell import Doorbell
-from lit_ppo.bridge.faults import error_to_json, message_of
+from lit_ppo.bridge.faults import error_to_json
 from lit_ppo.bridge.frame import (
     MAGIC,
     MAGIC_WORD,
@@ -43,7 +43,7 @@ from lit_ppo.bridge.frame import (
     FrameLayout,
 )
 from lit_ppo.bridge.hosts import HOSTS, NativeHost, SyncHost, registered_name
-from lit_ppo.contract import Contract
+from lit_ppo.bridge.typed import shown_rows, typed_actions
 from lit_ppo.errors import ContractViolation, EnvironmentRaised, ProtocolError, shown
 from lit_ppo.spaces import Row, spec_to_json
 
@@ -258,7 +258,7 @@ class Worker:
         if len(seeds) != host.num_envs or any(seed is not None and (type(seed) is not int or seed < 0) for seed in seeds):
             raise ProtocolError(f"seeds: expected {host.num_envs} seeds (non-negative integers or null), got {shown(seeds)}")
         host.reset(seeds)
-        return {"reset": True} if self.doorbell is not None else {"obs": self._shown_rows(self.reply_arrays["rows"])}
+        return {"reset": True} if self.doorbell is not None else {"obs": shown_rows(self.row, self.reply_arrays["rows"])}
 
     def step(self, request: dict[str, Any]) -> dict[str, Any]:
         """Step by message, for a person; where an episode ends the next one begins, from the seed `next_seed`."""
@@ -266,35 +266,19 @@ class Worker:
         next_seed = protocol.take({"next_seed": 0} | request, "next_seed", int)
         if next_seed < 0:
             raise ProtocolError(f"next_seed: expected a non-negative integer, got {next_seed}")
-        actions = self._actions_of(protocol.take(request, "action", list))
+        actions = typed_actions(protocol.take(request, "action", list), host.spec, host.num_envs)
         host.step(actions, [next_seed + env for env in range(host.num_envs)], [1] * host.num_envs)
         rows, (terminated, truncated, _, invalid) = self.reply_arrays["rows"], self.reply_arrays["flags"].astype(bool)
         ended = (terminated | truncated)[:, None] & host.resets_within_step
         final_rows = self.reply_arrays["final_rows"] if host.resets_within_step else rows
         return {
-            "obs": self._shown_rows(rows),
-            "next_obs": self._shown_rows(np.where(ended, final_rows, rows)),
+            "obs": shown_rows(self.row, rows),
+            "next_obs": shown_rows(self.row, np.where(ended, final_rows, rows)),
             "reward": self.reply_arrays["rewards"].tolist(),
             "terminated": terminated.tolist(),
             "truncated": truncated.tolist(),
             "invalid": invalid.tolist(),
         }
-
-    def _actions_of(self, actions: list[Any]) -> NDArray[Any]:
-        """Typed actions, one for each environment, as an array that the contract admits."""
-        leaf, host = self.host.action, self.host
-        try:
-            array = np.array(actions)
-            if array.dtype.kind not in "iuf" or len(array) != host.num_envs or (leaf.is_integer and array.dtype.kind == "f"):
-                raise ValueError(f"expected {host.num_envs} actions of {leaf.kind}, got {shown(actions)}")
-            return Contract(host.spec).check_actions(array.astype(leaf.dtype))
-        except (ValueError, TypeError) as error:
-            raise ProtocolError(f"action: {message_of(error)}") from None
-
-    def _shown_rows(self, rows: NDArray[np.uint8]) -> Any:
-        """Observations for a person: a list for each environment, or for each leaf by its path."""
-        leaves = {path: leaf.tolist() for path, leaf in self.row.views(np.ascontiguousarray(rows)).items()}
-        return leaves[""] if list(leaves) == [""] else leaves
 
     def step_frame(self) -> None:
         """Answer the step that stands in the shared frame."""
