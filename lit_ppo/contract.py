@@ -146,10 +146,13 @@ class Contract:
         if settings.num_actions is not None and (settings.num_actions,) != _num_actions(spec.action):
             arrived = f"{spec.action.kind} {_num_actions(spec.action) or spec.action.shape} (handshake)"
             raise ContractViolation("num_actions", f"{settings.num_actions} (contract)", arrived)
-        self._leaves = [
+        rules = (
             LeafRules(leaf, settings.check_membership, settings.observation_range, on_warning) for leaf in spec.observation
-        ]
+        )
+        # if every value of the dtype is allowed, there is nothing to compare
+        self._leaves = [(rule.leaf.path, rule) for rule in rules if not rule.is_free]
         self._mask = None if spec.mask is None else MaskRules(spec.action.choices)
+        self._action_dtype = np.dtype(spec.action.dtype)
         self._is_choice = spec.action.kind == "discrete"
         self._first_action = int(spec.action.low) if self._is_choice else 0  # type: ignore[arg-type]
         self._num_actions = spec.action.choices[0] if self._is_choice else 0
@@ -165,7 +168,7 @@ class Contract:
             ValueError: They are not; the policy is at fault, not the environment.
         """
         leaf = self.spec.action
-        if actions.dtype != leaf.dtype or actions.shape[1:] != leaf.shape or not actions.ndim:
+        if actions.dtype != self._action_dtype or actions.shape[1:] != leaf.shape or not actions.ndim:
             expected = f"{leaf.dtype} of shape (N{''.join(f', {size}' for size in leaf.shape)}{'' if leaf.shape else ','})"
             raise ValueError(f"actions: expected {expected}, got {actions.dtype} of shape {actions.shape}")
         if self._is_choice:
@@ -190,10 +193,9 @@ class Contract:
             field: How messages call them.
             rows: Which environments they are of, shape (K,); None for 0 to K - 1.
         """
-        for rules in self._leaves:
-            if not rules.is_free:
-                while not rules.are_inside(obs[rules.leaf.path]):
-                    rules.refuse(field_of(field, rules.leaf.path), obs[rules.leaf.path], rows)
+        for path, rules in self._leaves:
+            while not rules.are_inside(obs[path]):
+                rules.refuse(field_of(field, path), obs[path], rows)
         if self._mask is not None and self.spec.mask is not None:
             self._mask.refuse(field_of(field, self.spec.mask), obs[self.spec.mask], rows)
         return obs
@@ -209,10 +211,13 @@ class Contract:
             flags: `terminated`, `truncated`, `reset` and `invalid`, one byte each for each environment: 4 * N bytes.
             expected_invalid: What the N bytes of `invalid` must be: the rows that were not stepped at all.
         """
-        ended_bytes = flags[: 2 * len(expected_invalid)]
-        if self._resets_within_step and ended_bytes.strip(b"\x00"):
-            rows = np.flatnonzero(np.frombuffer(ended_bytes, np.uint8).reshape(2, -1).any(axis=0))
-            self.check_observations({path: values[rows] for path, values in final_obs.items()}, "final_obs", rows)
+        n = len(expected_invalid)
+        if len(self._ones) != n:
+            self._ones, self._no_flags_set = b"\x01" * n, bytes(3 * n)
+        if self._resets_within_step and not flags.startswith(self._no_flags_set):
+            rows = np.flatnonzero(np.frombuffer(flags, np.uint8, 2 * n).reshape(2, n).any(axis=0))
+            if rows.size:
+                self.check_observations({path: values[rows] for path, values in final_obs.items()}, "final_obs", rows)
         self.check_observations(obs)
         # NaN is the largest of all numbers to `maximum`, and compares false
         if (self.settings.reward_range is not None or not np.maximum.reduce(np.absolute(rewards)) <= FLOAT32_MAX) and not (
@@ -225,8 +230,6 @@ class Contract:
     def _flags_hold(self, flags: bytes, expected_invalid: bytes) -> bool:
         """Whether the flags keep all their rules; as long integers, a byte for each environment, for speed."""
         n = len(expected_invalid)
-        if len(self._ones) != n:
-            self._ones, self._no_flags_set = b"\x01" * n, bytes(3 * n)
         if flags.startswith(self._no_flags_set) and flags.endswith(expected_invalid):
             return True  # no flag is set but those that have to be
         terminated = int.from_bytes(flags[:n], "little")

@@ -113,7 +113,8 @@ class LeafRules:
         self.leaf, self._on_warning, self._space = leaf, on_warning, space
         self._membership = membership if leaf.kind == "box" else "error"
         self._range = observation_range if leaf.kind == "box" else None
-        self._dtype = np.dtype(np.uint8 if leaf.dtype == "bool" else leaf.dtype)  # shared bytes may be neither 0 nor 1
+        self._is_bool = leaf.dtype == "bool"  # whose shared bytes may be neither 0 nor 1
+        self._dtype = np.dtype(np.uint8 if self._is_bool else leaf.dtype)
         self._space_low, self._space_high = leaf.bounds()
         self._limit(membership=self._membership != "off")
 
@@ -153,7 +154,7 @@ class LeafRules:
 
     def are_inside(self, values: NDArray[Any]) -> bool:
         """Whether all values, shape (N, *shape), are within the bounds."""
-        if values.dtype == np.bool_:
+        if self._is_bool:
             values = values.view(np.uint8)
         if self._scratch.shape[1:] != values.shape:
             self._scratch = np.empty((2, *values.shape), np.bool_)
@@ -175,7 +176,7 @@ class LeafRules:
             values: Shape (K, *shape).
             rows: Which environments they are of, shape (K,); None for 0 to K - 1.
         """
-        if values.dtype == np.bool_:
+        if self._is_bool:
             values = values.view(np.uint8)
         with np.errstate(invalid="ignore"):  # a signalling NaN
             bad = ~((values >= self._low) & (values <= self._high))
