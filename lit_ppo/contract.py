@@ -230,7 +230,7 @@ class Contract:
         """Actions of shape (N,), each in 0..num_actions-1.
 
         Raises:
-            ValueError: They are not; whoever chose them is at fault, not the environment.
+            ValueError: They are not; the policy is at fault, not the environment.
         """
         # seen as unsigned, a negative number is a huge one: one comparison covers both sides
         if actions.dtype != np.int64 or actions.ndim != 1:

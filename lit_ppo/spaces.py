@@ -22,7 +22,7 @@ class EnvSpec:
         obs_shape: Shape of one observation.
         obs_dtype: Name of the observations' numpy dtype.
         obs_low: Lower bound of the declared space, one number for all components or one for each (flat, C order).
-        obs_high: Upper bound, likewise.
+        obs_high: Upper bound, in the same form.
         num_actions: Number of discrete actions.
         action_start: The environment's name for action 0.
         reward_threshold: Average return at which the environment counts as solved, if it says so.
@@ -98,7 +98,10 @@ def spec_from_json(message: dict[str, Any]) -> EnvSpec:
         raise ValueError(f"env_id={env_id}: observations of dtype {shown(dtype)} are not supported")
     num_actions, action_start = take(action, "n", int), take(action, "start", int)
     if not 1 <= num_actions <= 1 << 20 or abs(action_start) > 1 << 31:
-        raise ProtocolError(f"action_space: expected 1 to 2^20 actions, got n={num_actions} start={action_start}")
+        raise ValueError(
+            f"env_id={env_id}: action space with n={num_actions} start={action_start} is not supported; "
+            "expected 1 to 2^20 actions"
+        )
     threshold, limit = (
         take(message, "reward_threshold", float, int, type(None)),
         take(message, "max_episode_steps", int, type(None)),

@@ -68,6 +68,14 @@ SIZES = f"are not supported; expected 1 to {2**24} components"
             ({"observation__shape": shape}, f"env_id=Test-v0: observations of shape {tuple(shape)} {SIZES}")
             for shape in ([], [0], [3, 0], [-3], [-3, -4], [2**40], [2**13, 2**12])
         ),
+        *(
+            (changes, f"env_id=Test-v0: action space with {numbers} is not supported; expected 1 to 2^20 actions")
+            for changes, numbers in (
+                ({"action__n": 0}, "n=0 start=-1"),
+                ({"action__n": 2**21}, f"n={2**21} start=-1"),
+                ({"action__start": 2**40}, f"n=3 start={2**40}"),
+            )
+        ),
         ({"observation__dtype": "complex64"}, "env_id=Test-v0: observations of dtype 'complex64' are not supported"),
         ({"observation__dtype": "object"}, "env_id=Test-v0: observations of dtype 'object' are not supported"),
     ],
@@ -88,9 +96,6 @@ def test_each_space_that_cannot_be_trained_on_has_its_message(changes: dict[str,
         ({"observation__high": [0.0, "NaN"]}, "high[1]: expected a number, Infinity or -Infinity, got 'NaN'"),
         ({"observation__low": None}, "low: expected a number, Infinity or -Infinity, got None"),
         ({"observation__low": True}, "low: expected a number, Infinity or -Infinity, got True"),
-        ({"action__n": 0}, "action_space: expected 1 to 2^20 actions, got n=0 start=-1"),
-        ({"action__n": 2**21}, f"action_space: expected 1 to 2^20 actions, got n={2**21} start=-1"),
-        ({"action__start": 2**40}, f"action_space: expected 1 to 2^20 actions, got n=3 start={2**40}"),
         ({"action__n": 2.0}, "n: expected int, got 2.0"),
         ({"reward_threshold": "475"}, "reward_threshold: expected float or int or null, got '475'"),
         ({"max_episode_steps": 1.5}, "max_episode_steps: expected int or null, got 1.5"),

@@ -35,7 +35,7 @@ class History:
         num_envs: N.
         num_observations: K.
         rows: The rows of each worker.
-        journal: Whose steps are kept, and get their digests from here.
+        journal: Its newest steps are kept here, until it has their digests and beyond.
     """
 
     def __init__(self, spec: EnvSpec, num_envs: int, num_observations: int, rows: list[slice], journal: Journal) -> None:

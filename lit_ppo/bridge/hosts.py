@@ -78,9 +78,10 @@ class SyncHost:
             self.envs.append(made)
         first = self.envs[0]
         self.observation_space, self.action_space, self.spec = first.observation_space, first.action_space, first.spec
-        for env, other in enumerate(self.envs):
+        for env, other in enumerate(self.envs[1:], 1):
             if other.observation_space != self.observation_space or other.action_space != self.action_space:
-                raise ContractViolation("spaces", "the same spaces as env 0", shown(other), env)
+                arrived = f"{shown(other.observation_space)} and {shown(other.action_space)}"
+                raise ContractViolation("spaces", "the same spaces as env 0", arrived, env)
         self.action_start = _first_action(self.action_space)
 
     def allocate(self, observations: NDArray[Any], rewards: NDArray[np.float64], flags: NDArray[np.uint8]) -> None:
