@@ -40,7 +40,7 @@ class Leaf:
         shape: Shape of one value; () for `discrete`.
         dtype: Name of its numpy dtype; int64 for `discrete`.
         low: Lower bound, one number for all components or one for each (flat, C order); `start` for `discrete`.
-        high: Upper bound, likewise; inclusive.
+        high: Upper bound, inclusive, in the same form.
     """
 
     path: str
@@ -237,17 +237,22 @@ def leaf_from_json(message: dict[str, Any], env_id: str) -> Leaf:
     low, high = (_bound_from_json(message.get(key), key, size) for key in ("low", "high"))
     leaf = Leaf(path, kind, shape, dtype, low, high)
     if kind != "box":
-        _require_choices(leaf)
+        _require_choices(leaf, env_id, name)
     return leaf
 
 
-def _require_choices(leaf: Leaf) -> None:
-    """Refuse a leaf of choices whose bounds are none, or too many choices."""
+def _require_choices(leaf: Leaf, env_id: str, name: str) -> None:
+    """Refuse a leaf of choices whose bounds are none, or too many choices.
+
+    Raises:
+        ProtocolError: The bounds are not whole numbers.
+        ValueError: There are no choices, or too many.
+    """
     bounds = (*_flat(leaf.low), *_flat(leaf.high))
     if not leaf.is_integer or not all(map(_is_int64, bounds)) or (leaf.kind == "discrete" and leaf.shape != ()):
-        raise ProtocolError(f"leaf {leaf.path!r}: expected whole numbers as bounds of {leaf.kind}")
+        raise ProtocolError(f"{name}: expected whole numbers as bounds of {leaf.kind}")
     if min(leaf.choices) < 1 or sum(leaf.choices) > MAX_ACTIONS:
-        raise ProtocolError(f"leaf {leaf.path!r}: expected 1 to 2^20 choices, got {shown(leaf.choices)}")
+        raise ValueError(f"env_id={env_id}: {name} with {shown(leaf.choices)} choices is not supported; expected 1 to 2^20")
 
 
 def _bound_from_json(value: object, name: str, size: int) -> float | tuple[float, ...]:

@@ -1,7 +1,5 @@
 """A wire that joins bridge and worker in one process: the same messages and the same frame, without pipes and deadlines."""
 
-import mmap
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +12,17 @@ from lit_ppo.bridge.worker import Worker
 
 
 class _JoinedWorker(Worker):
-    """A worker whose answers stay in this process."""
+    """A worker whose answers and frame stay in this process."""
 
-    def __init__(self, frame_fd: int) -> None:
-        super().__init__(-1, -1, frame_fd, {})
+    def __init__(self) -> None:
+        super().__init__(-1, -1, -1, {})
         self.sent: list[bytes] = []
+        self.memory = bytearray()
+
+    def attach(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert request["bytes"] == len(self.memory) == self.layout.total_bytes
+        self.use(Frame(self.memory, self.layout))
+        return {"attached": len(self.memory)}
 
     def send(self, rest: bytes) -> None:
         self.sent.append(rest)
@@ -35,8 +39,7 @@ class FakeWire:
 
     def __init__(self, name: str, rows: range, before: Callable[[str], None] = lambda exchange: None) -> None:
         self.name, self.rows, self._before = name, rows, before
-        self._frame_fd = os.memfd_create("fake frame")
-        self._worker = _JoinedWorker(self._frame_fd)
+        self._worker = _JoinedWorker()
         self._sequence = self._steps = 0
         self.requested: dict[str, NDArray[Any]] = {}
         self.replied: dict[str, NDArray[Any]] = {}
@@ -63,8 +66,8 @@ class FakeWire:
         return message
 
     def attach(self, layout: FrameLayout, deadline_s: float) -> None:
-        os.ftruncate(self._frame_fd, layout.total_bytes)
-        frame = Frame(mmap.mmap(self._frame_fd, layout.total_bytes), layout)
+        self._worker.memory = bytearray(layout.total_bytes)
+        frame = Frame(self._worker.memory, layout)
         self._words, self.requested, self.replied = frame.words, frame.requested, frame.replied
         self._words[MAGIC_WORD] = MAGIC
         self.ask("attach", deadline_s, bytes=layout.total_bytes)
@@ -87,8 +90,4 @@ class FakeWire:
     def kill(self) -> None:
         if self.is_open:
             self.is_open = False
-            # tracebacks may keep this object; the mapping must not stay with it
-            for views in (self.requested, self.replied, vars(self._worker)):
-                views.clear()
-            self._words = memoryview(b"")
-            os.close(self._frame_fd)
+            self.requested, self.replied = {}, {}

@@ -115,6 +115,16 @@ def _forge() -> None:
             continue  # the listing's own
 
 
+def _seal_frames() -> None:
+    """Seal every memfd of this process against a change of its size."""
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            if "memfd" in os.readlink(f"/proc/self/fd/{entry}"):
+                fcntl.fcntl(int(entry), fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        except OSError:
+            continue  # the listing's own
+
+
 def _hang(blocked: bool = False) -> None:
     if blocked:
         signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
@@ -132,6 +142,7 @@ ACTS: dict[str, Any] = {
     "raise unpicklable": lambda: _raise(UnpicklableError()),
     "raise broken str": lambda: _raise(BrokenStrError()),
     "tell secret": lambda: _raise(RuntimeError(f"secret is {os.environ.get('MY_API_TOKEN', 'hidden')}")),
+    "seal the frame": lambda: _seal_frames(),
     "pretend to be process 1": lambda: setattr(os, "getpid", lambda: 1),
     "exit 7": lambda: os._exit(7),
     "sys.exit": lambda: sys.exit(3),
@@ -300,6 +311,8 @@ class SpaceEnv(gymnasium.Env[Any, Any]):
             "multi": gymnasium.spaces.MultiDiscrete([2, 3]),
             "text": gymnasium.spaces.Text(5),
         }
+        spaces["many"] = gymnasium.spaces.Discrete(1 << 21)
+        spaces["many bounds"] = gymnasium.spaces.Box(-np.random.default_rng(0).random(1 << 17), 1.0, dtype=np.float64)
         spaces["dict with text"] = gymnasium.spaces.Dict({"seen": spaces["box"], "said": spaces["text"]})
         spaces["huge"] = gymnasium.spaces.Box(0, 1, (1,))
         spaces["huge"]._shape = (1 << 26,)  # without the gigabyte of its bounds

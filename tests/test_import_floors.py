@@ -111,7 +111,7 @@ def test_file_imports_nothing_from_a_higher_floor(module: str) -> None:
 
 
 def circles(imports: dict[str, set[str]]) -> list[str]:
-    """Files that import themselves by way of others: what is left when files without imports are taken away repeatedly."""
+    """Files of a circle, and those that lead to one: what is left when files without imports are taken away repeatedly."""
     left = {name: set(names) & set(imports) for name, names in imports.items()}
     while free := [name for name, names in left.items() if not names]:
         for name in free:

@@ -16,7 +16,7 @@ _ALWAYS_FIXED = ("env_id", "num_envs", "vectorization", "obs_keys", "action_mask
 
 @dataclass(frozen=True, eq=False)
 class BridgeMark:
-    """Where all episodes were at one moment: O(N), whatever their length."""
+    """Where all episodes were at one moment: O(N), however long they are."""
 
     journal: JournalMark
     restoration: dict[str, Any]

@@ -1,7 +1,7 @@
-"""Waiting for the other side's number in shared memory: poll while that pays, then say so, so that the caller blocks.
+"""Polls the other side's number in shared memory for as long as that is quicker than sleeping; after that the caller sleeps.
 
-Waking a sleeping peer on another core costs some 100 us, a polled hand-over a few; but a side that polls in vain takes the
-core from the one it waits for. So the budget follows the waits that were seen, and polling yields to whoever is runnable.
+Waking a sleeping process on another core takes some 100 us, a polled hand-over a few. But a process that polls too long takes
+the core from the one that it waits for. So the time for polling follows past waits, and polling yields to other processes.
 """
 
 import os
@@ -14,7 +14,7 @@ _ORDERED_STORES: Final = platform.machine() in ("x86_64", "AMD64")
 _CHECKS_PER_YIELD: Final = 16
 _LEAST_BUDGET_S: Final = 20e-6
 _MOST_BUDGET_S: Final = 4e-3
-_CONTENDED_YIELD_S: Final = 150e-6  # a yield that took this long let somebody else run
+_CONTENDED_YIELD_S: Final = 150e-6  # a yield that took this long let another process run
 _LEAST_REST: Final = 16  # waits that are slept through after a contended one; doubled each time it happens again
 _MOST_REST: Final = 1024
 _TREND: Final = 0.05  # weight of the newest wait in the running mean

@@ -1,7 +1,6 @@
 """Which episode each environment plays, and the seed of the next one."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -34,7 +33,3 @@ class Episodes:
         """Give up the episode that `env` was to begin: its seed would bring the same fault again."""
         self.advance(env)
         self.given_up += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return {"episodes": list(self.numbers), "abandoned_episodes": self.given_up}

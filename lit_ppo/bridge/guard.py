@@ -96,7 +96,7 @@ def remove_orphans(temporary: str) -> None:
 
 
 def _lock(directory: str) -> int | None:
-    """A descriptor that holds the lock on a directory; None if somebody else holds it, or the file system has no locks."""
+    """A descriptor that holds the lock on a directory; None if another process holds it, or the file system has no locks."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,7 +155,7 @@ def _kill_all(worker: int) -> int:
 
 
 def _children() -> list[int]:
-    """Our children: orphans of the worker come back here, in whatever session they are."""
+    """Our children: orphans of the worker come back here from every session."""
     me, found = os.getpid(), []
     for entry in os.listdir("/proc"):
         if entry.isdigit():

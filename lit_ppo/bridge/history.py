@@ -36,7 +36,7 @@ class History:
         num_envs: N.
         has_final_rows: As in `frame.FrameLayout`: episodes end and begin in one step.
         slices: The rows of each worker.
-        journal: Whose steps are kept, and get their digests from here.
+        journal: Its newest steps are kept here, until it has their digests and beyond.
     """
 
     def __init__(self, row: Row, num_envs: int, has_final_rows: bool, slices: list[slice], journal: Journal) -> None:

@@ -93,9 +93,10 @@ class SyncHost:
             self.envs.append(made)
         first = self.envs[0]
         self.spaces = {"observation_space": shown(first.observation_space), "action_space": shown(first.action_space)}
-        for env, other in enumerate(self.envs):
+        for env, other in enumerate(self.envs[1:], 1):
             if other.observation_space != first.observation_space or other.action_space != first.action_space:
-                raise ContractViolation("spaces", "the same spaces as env 0", shown(other), env)
+                arrived = f"{shown(other.observation_space)} and {shown(other.action_space)}"
+                raise ContractViolation("spaces", "the same spaces as env 0", arrived, env)
         self.spec = _announced(env_id, self.tree, self.action, mask, first.spec)
         self._action_dtype = first.action_space.dtype  # of the environment, for arrays of choices
 

@@ -6,7 +6,7 @@ actions and comparing the digests restores any deterministic environment bit for
 
 Actions and digests of all environments stand side by side, one row for each step, so that writing a step is one row copy; rows
 that neither an episode under way nor a mark needs are dropped. Digests are computed for many steps at once, while the workers
-step. A mark is a position in the journal: O(N), whatever the length of the episodes. Text is made only of what is saved.
+step. A mark is a position in the journal: O(N), however long the episodes are. Text is made only of what is saved.
 """
 
 import base64
@@ -149,7 +149,7 @@ class Journal:
         return actions
 
     def begin_all(self) -> None:
-        """What follows counts from here: from a snapshot, or from new episodes everywhere."""
+        """All episodes begin with the next step, at a snapshot or a reset of everything."""
         self.begins[:] = self.steps
 
     def mark(self) -> JournalMark:

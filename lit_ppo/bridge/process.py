@@ -45,13 +45,13 @@ STEPS_PER_DRAIN: Final = 2048  # doorbells that were polled for stay in the pipe
 _ANSWERED_ERRORS: Final = (ConfigError, ContractViolation, EnvironmentRaised)
 
 
-# What a worker owes us. Strings, since their hashes are kept: the table is looked up twice in every step.
+# What a worker owes us. Strings rather than an Enum, whose hash is computed anew in each of the two look-ups of a step.
 IDLE: Final = "is idle"
 ASKED: Final = "owes a reply"
 STEPPING: Final = "owes a step"
 ENDED: Final = "has ended"
 
-# What each order leads to. One that is missing in a state is a defect of the caller, or follows one that has failed.
+# The state that each order leads to. An order that a state does not have is an error of the caller, or follows a failed one.
 _NEXT: Final[dict[str, dict[str, str]]] = {
     IDLE: {"post": ASKED, "ring": STEPPING},
     ASKED: {"reply": IDLE},
@@ -166,7 +166,7 @@ class WorkerProcess:
         try:
             while (line := self.channel.next_line()) is None:
                 self._wait(request, deadline)
-            order = "reply" if sequence > 0 else "await_step"  # an answer has come, whatever it is
+            order = "reply" if sequence > 0 else "await_step"  # a refusal is an answer, too
             self._state = _NEXT[self._state].get(order) or self._refuse(request)
             message = protocol.decode(line)
         except ProtocolError as error:
@@ -180,11 +180,19 @@ class WorkerProcess:
     # -- steps
 
     def attach(self, layout: FrameLayout, deadline_s: float) -> None:
-        """Lay out the shared frame and hand it over; from here on its size is sealed."""
-        os.ftruncate(self._child.frame_fd, layout.total_bytes)
-        # an unsealed file that the worker truncates would kill us with SIGBUS
-        fcntl.fcntl(self._child.frame_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        self.frame = Frame(mmap(self._child.frame_fd, layout.total_bytes), layout)
+        """Lay out the shared frame and hand it over; from here on its size is sealed.
+
+        Raises:
+            As `ask`.
+        """
+        try:
+            os.ftruncate(self._child.frame_fd, layout.total_bytes)
+            # an unsealed file that the worker truncates would kill us with SIGBUS
+            fcntl.fcntl(self._child.frame_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            mapping = mmap(self._child.frame_fd, layout.total_bytes)
+        except (OSError, ValueError) as error:  # the worker has sealed it first, or cut it in between
+            raise ProtocolError(f"{self.name}: expected a frame that can be sized and sealed: {error}") from error
+        self.frame = Frame(mapping, layout)
         self._words = self.frame.words
         self._words[MAGIC_WORD] = MAGIC
         self.requested, self.replied = self.frame.requested, self.frame.replied
@@ -268,7 +276,7 @@ class WorkerProcess:
         self.kill()
 
     def _settle(self, deadline: float) -> None:
-        """Wait for what the worker still owes, whatever that is."""
+        """Wait for what the worker still owes."""
         try:
             if self._state is ASKED:
                 self.reply("the request before close", deadline - monotonic())

@@ -41,7 +41,7 @@ class FaultReports:
 
         Args:
             fault: What the environment did; one that is complete already comes back as it is.
-            first_row: Row of the worker's first environment, for a fault that is of none of them alone.
+            first_row: Row of the worker's first environment: the place of a fault that names no environment.
             past: Actions of the episode before this step.
             actions: Those of all environments in this step; None in a reset.
             begins: The reset was to begin the next episode, not the one that the journal has.

@@ -82,7 +82,7 @@ class Restoration(Protocol):
         """A step stands in the journal."""
 
     def past_actions(self, env: int) -> list[Any]:
-        """Actions since the reset of the episode under way, as far as a replay of them means anything."""
+        """Actions since the reset of the episode under way, none where a replay of them would show nothing."""
 
     def rebuild(self, part: WorkerSlice, give_up: set[int]) -> set[int]:
         """Bring a fresh worker to where the old one was.

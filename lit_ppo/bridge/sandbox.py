@@ -1,4 +1,4 @@
-"""What a worker takes away from itself before any environment code is loaded.
+"""The rights that a worker gives up before it loads any environment code.
 
 Limits (`resource` module) as the user sets them. With `strict`, in addition:
 
@@ -6,7 +6,7 @@ Limits (`resource` module) as the user sets them. With `strict`, in addition:
 - `network_namespace`: no network interface at all, where the kernel lets us make a namespace;
 - `seccomp`: no sockets, no signals to other processes, no looking into their memory; such calls fail with EPERM.
 
-A layer that the kernel refuses is left out and reported as off: `apply` says which are really on.
+A layer that the kernel refuses is left out and reported as off: `apply_strict` says which are really on.
 """
 
 import ctypes

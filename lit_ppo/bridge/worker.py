@@ -153,6 +153,8 @@ class Worker:
         try:
             request = protocol.decode(line, checksum=self.is_program)
             encoded_reply = self.encoded(request, self.follow(request))  # NaN is no JSON: that is an answer as well
+            if len(encoded_reply) > protocol.MAX_LINE_BYTES:
+                raise ValueError(f"an answer of {len(encoded_reply)} bytes; expected at most {protocol.MAX_LINE_BYTES}")
         except Exception as error:  # the trainer decides what it means
             self.reply(request, error_to_json(error))
             return True
@@ -237,13 +239,16 @@ class Worker:
         size = protocol.take(request, "bytes", int)
         if size != self.layout.total_bytes or os.fstat(self.frame_fd).st_size != size:
             raise ProtocolError(f"attach: expected a frame of {self.layout.total_bytes} bytes, got {size}")
-        frame = Frame(mmap.mmap(self.frame_fd, size), self.layout)
+        self.use(Frame(mmap.mmap(self.frame_fd, size), self.layout))
+        return {"attached": size}
+
+    def use(self, frame: Frame) -> None:
+        """Step through this frame, and write results there."""
         if frame.words[MAGIC_WORD] != MAGIC:
             raise ProtocolError("attach: the frame does not begin with the magic number")
         self.frame = frame
         self._write_results_to(frame.replied)
         self.doorbell = Doorbell(frame.words, REQUEST_WORD)
-        return {"attached": size}
 
     def reset(self, request: dict[str, Any]) -> dict[str, Any]:
         """Begin episodes: `seed` for all environments (env i gets seed + i), or `seeds`, where null leaves one as it is."""

@@ -747,7 +747,7 @@ LIES: dict[str, tuple[dict[str, Any], str]] = {
     "fewer environments": ({"num_envs": 1}, "expected num_envs 2, got 1"),
     "a negative size": ({"observation": [ANNOUNCED["observation"][0] | {"shape": [-3]}]}, "of shape (-3,) is not"),
     "a size beyond all memory": ({"observation": [ANNOUNCED["observation"][0] | {"shape": [1 << 50]}]}, "is not supported"),
-    "no actions": ({"action": ANNOUNCED["action"] | {"high": -1}}, "expected 1 to 2^20 choices, got (0,)"),
+    "no actions": ({"action": ANNOUNCED["action"] | {"high": -1}}, "a leaf with (0,) choices is not supported"),
     "bounds that are none": ({"observation": [ANNOUNCED["observation"][0] | {"low": "low"}]}, "low: expected a number"),
     "an error of no kind": ({"error": {"kind": "love"}}, "error: unknown kind 'love'"),
 }
@@ -1312,6 +1312,31 @@ def test_what_the_worker_had_started_is_killed_when_the_guard_was(tmp_path: Path
         bridge.step(np.zeros(1, np.int64))
         assert all_ended(ends, 5.0)
         os.kill(daemon, signal.SIGKILL)  # it has left the session, and its reaper was killed
+
+
+def test_a_frame_that_the_environment_has_sealed_is_a_protocol_error() -> None:
+    kwargs = {"fault": "seal the frame", "call": "make"}
+    with (
+        bridge_of(num_envs=1, max_restarts=0, env_kwargs=kwargs) as bridge,
+        pytest.raises(ProtocolError, match="expected a frame that can be sized and sealed"),
+    ):
+        bridge.reset()
+
+
+@pytest.mark.parametrize("observation", ["many bounds"])
+def test_an_announcement_that_is_too_long_is_refused_without_another_try(observation: str) -> None:
+    env_kwargs = {"observation": observation}
+    with bridge_of("tests.fault_envs:Spaces-v0", 1, env_kwargs=env_kwargs) as bridge:
+        with pytest.raises(ConfigError, match=r"an answer of \d+ bytes; expected at most 1048576"):
+            bridge.reset()
+        assert bridge.restarts == 0
+
+
+def test_too_many_actions_are_refused_without_another_try() -> None:
+    with bridge_of("tests.fault_envs:Spaces-v0", 1, env_kwargs={"action": "many"}) as bridge:
+        with pytest.raises(ConfigError, match=r"a leaf with \(2097152,\) choices is not supported"):
+            bridge.reset()
+        assert bridge.restarts == 0
 
 
 def test_a_huge_space_is_refused_before_more_than_one_environment_is_made(tmp_path: Path) -> None:
