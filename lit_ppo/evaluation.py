@@ -121,7 +121,7 @@ class GreedyPlayer:
         finished = np.zeros(num_episodes, np.bool_)
         while num_active:
             seen = {path: torch.from_numpy(obs[path][:num_used].astype(dtype)).to(device) for path, dtype in dtypes.items()}
-            actions[:num_used] = distribution.to_env(distribution.mode(policy.act(seen)).cpu().numpy())
+            actions[:num_used] = distribution.to_env(distribution.mode(policy.actor(seen)).cpu().numpy())
             step = self._bridge.step(actions, None if num_active == n else active)
             row_totals += step.rewards
             row_lengths += step.valid

@@ -22,7 +22,8 @@ from lit_ppo import functional, seeding
 from lit_ppo.compat_lightning import backward_listener, needs_optimizer_hooks, step_without_hooks
 from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.evaluation import EpisodeResults
-from lit_ppo.policy import Observation, Policy, policy_for
+from lit_ppo.networks import Observation
+from lit_ppo.policy import Policy, policy_for
 from lit_ppo.ppo_settings import Decay, PPOSettings
 from lit_ppo.rollout import Batch, Rollout, RolloutSource, make_batch
 from lit_ppo.spaces import EnvSpec, spec_from_json, spec_to_json

@@ -21,6 +21,8 @@ _ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "silu": F.silu,
     "gelu": F.gelu,
 }
+Observation = Mapping[str, Tensor]  # by path, shape (B, *leaf.shape), in the dtypes of `seen_as`
+Encoder = Callable[[Tensor], Tensor]  # (B, *shape) -> (B, F)
 _NATURE_SIDE: Final = 36  # smallest side of an image that fits the Nature network
 _SMALLEST_SIDE: Final = 3  # of an image; anything smaller is a table of numbers
 
@@ -63,14 +65,14 @@ class Initializer:
             nn.init.uniform_(layer.bias, -limit, limit, generator=self.generator)
 
 
-class MLP(nn.ModuleList):
-    """A multilayer perceptron.
+class MLP(nn.Module):
+    """A multilayer perceptron on the features of observations.
 
     Layers are applied with `F.linear`: at the sizes of control tasks, calling the modules of an `nn.Sequential` takes as
     long as their computation.
 
     Args:
-        num_inputs: Size of an input.
+        inputs: From observations to features.
         hidden_sizes: Size of each hidden layer.
         num_outputs: Size of an output.
         activation: Activation function between the layers.
@@ -80,54 +82,51 @@ class MLP(nn.ModuleList):
 
     def __init__(
         self,
-        num_inputs: int,
+        inputs: "Inputs",
         hidden_sizes: Sequence[int],
         num_outputs: int,
         activation: Activation,
         output_gain: float,
         initialize: Initializer,
     ) -> None:
+        super().__init__()
+        self.inputs = inputs
         gains = [math.sqrt(2)] * len(hidden_sizes) + [output_gain]
-        sizes = itertools.pairwise([num_inputs, *hidden_sizes, num_outputs])
-        super().__init__(initialize.linear(*size, gain) for size, gain in zip(sizes, gains, strict=True))
+        sizes = itertools.pairwise([inputs.num_features, *hidden_sizes, num_outputs])
+        self.layers = nn.ModuleList(initialize.linear(*size, gain) for size, gain in zip(sizes, gains, strict=True))
         self._activate = _ACTIVATIONS[activation]
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Outputs, shape (B, num_outputs), of inputs of shape (B, num_inputs)."""
-        *hidden, last = cast(list[nn.Linear], self)
-        inputs = inputs.to(last.weight.dtype)
+    def forward(self, obs: Observation, features: Tensor | None = None) -> Tensor:
+        """Outputs, shape (B, num_outputs).
+
+        Args:
+            obs: The observations.
+            features: What `inputs` makes of them, if it is known.
+        """
+        values: Tensor = self.inputs(obs) if features is None else features
+        *hidden, last = cast(list[nn.Linear], self.layers)
         for layer in hidden:
-            inputs = self._activate(F.linear(inputs, layer.weight, layer.bias))
-        return F.linear(inputs, last.weight, last.bias)
+            values = self._activate(F.linear(values, layer.weight, layer.bias))
+        return F.linear(values, last.weight, last.bias)
 
 
 # -- from one leaf to features
 
 
-class Flat(nn.Module):
-    """Numbers as they are, flattened: (B, *shape) to (B, F).
-
-    Args:
-        leaf: What is flattened.
-    """
-
-    def __init__(self, leaf: Leaf) -> None:
-        super().__init__()
-        self.num_features = leaf.num_components
-
-    def forward(self, values: Tensor) -> Tensor:
-        return values if values.dim() == 2 else values.reshape(len(values), -1)
+def flat(values: Tensor) -> Tensor:
+    """Numbers as they are: (B, *shape) to (B, F)."""
+    return values if values.dim() == 2 else values.reshape(len(values), -1)
 
 
 class Scaled(nn.Module):
-    """Whole numbers scaled from their bounds to [0, 1], and flattened unless they are an image.
+    """Whole numbers scaled from their bounds to [0, 1]: (B, *shape) to (B, F).
 
     Args:
-        leaf: A box of whole numbers.
-        then: What follows.
+        leaf: What is scaled.
+        then: What makes features of the scaled numbers.
     """
 
-    def __init__(self, leaf: Leaf, then: "Flat | Image") -> None:
+    def __init__(self, leaf: Leaf, then: Encoder) -> None:
         super().__init__()
         low, high = leaf.bounds()
         # of single numbers a single number, which costs an image less memory traffic
@@ -137,12 +136,11 @@ class Scaled(nn.Module):
         span = np.where(high > low, high - low, 1.0)
         self.register_buffer("low", torch.from_numpy(low).to(torch.float32), persistent=False)
         self.register_buffer("span", torch.from_numpy(span).to(torch.float32), persistent=False)
-        self.then, self.num_features = then, then.num_features
+        self.then = then
 
     def forward(self, values: Tensor) -> Tensor:
         low, span = cast(Tensor, self.low), cast(Tensor, self.span)
-        features: Tensor = self.then((values.to(low.dtype) - low) / span)
-        return features
+        return self.then((values.to(low.dtype) - low) / span)
 
 
 class OneHot(nn.Module):
@@ -154,14 +152,15 @@ class OneHot(nn.Module):
 
     def __init__(self, leaf: Leaf) -> None:
         super().__init__()
-        self.num_features = sum(leaf.choices)
+        self._num_features = sum(leaf.choices)
         begins = np.cumsum([0, *leaf.choices[:-1]])
         shifts = torch.from_numpy(begins - leaf.bounds()[0].ravel())  # from the environment's number to its column
         self.register_buffer("shifts", shifts, persistent=False)
+        self.register_buffer("one", torch.ones(()), persistent=False)  # has the device and dtype of the parameters
 
     def forward(self, values: Tensor) -> Tensor:
         columns = values.reshape(len(values), -1).to(torch.int64) + cast(Tensor, self.shifts)
-        return torch.zeros(len(values), self.num_features, device=values.device).scatter(1, columns, 1.0)
+        return cast(Tensor, self.one).new_zeros(len(values), self._num_features).scatter(1, columns, 1.0)
 
 
 class Image(nn.Module):
@@ -196,7 +195,7 @@ class Image(nn.Module):
             values = values.unsqueeze(1)
         elif self._order == "last":
             values = values.permute(0, 3, 1, 2)
-        features: Tensor = self.layers(values.to(cast(Tensor, self.layers[0].weight).dtype))
+        features: Tensor = self.layers(values)
         return features
 
 
@@ -219,12 +218,16 @@ def is_image(leaf: Leaf) -> bool:
     return min(_channels_first(leaf.shape, channel_order(leaf.shape))[1:]) >= _SMALLEST_SIDE
 
 
-def encoder_of(leaf: Leaf, initialize: Initializer) -> Flat | Scaled | OneHot | Image:
-    """What makes features of a leaf."""
+def encoder_of(leaf: Leaf, initialize: Initializer) -> tuple[Encoder, int]:
+    """What makes features of a leaf, and how many."""
     if leaf.kind in ("discrete", "multi_discrete"):
-        return OneHot(leaf)
-    plain = Image(leaf.shape, initialize) if is_image(leaf) else Flat(leaf)
-    return Scaled(leaf, plain) if leaf.kind == "box" and leaf.is_integer and leaf.dtype != "bool" else plain
+        return OneHot(leaf), sum(leaf.choices)
+    encoder: Encoder = flat
+    num_features = leaf.num_components
+    if is_image(leaf):
+        encoder = image = Image(leaf.shape, initialize)
+        num_features = image.num_features
+    return (Scaled(leaf, encoder) if leaf.is_integer else encoder), num_features
 
 
 class Inputs(nn.Module):
@@ -238,15 +241,21 @@ class Inputs(nn.Module):
     def __init__(self, leaves: Sequence[Leaf], initialize: Initializer) -> None:
         super().__init__()
         encoders = [encoder_of(leaf, initialize) for leaf in leaves]
-        self.num_features = sum(encoder.num_features for encoder in encoders)
-        self.encoders, self._paths = nn.ModuleList(encoders), [leaf.path for leaf in leaves]
+        self.num_features = sum(num_features for _, num_features in encoders)
+        self._encoders = [(leaf.path, encoder) for leaf, (encoder, _) in zip(leaves, encoders, strict=True)]
+        self.networks = nn.ModuleList(encoder for encoder, _ in encoders if isinstance(encoder, nn.Module))
 
-    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
-        """Features, shape (B, num_features), of leaves of shape (B, *leaf.shape) in their own dtypes, by path."""
-        features = [encoder(obs[path]) for path, encoder in zip(self._paths, self.encoders, strict=True)]
+    def forward(self, obs: Observation) -> Tensor:
+        """Features, shape (B, num_features)."""
+        features = [encoder(obs[path]) for path, encoder in self._encoders]
         return features[0] if len(features) == 1 else torch.cat(features, dim=-1)
 
 
 def seen_as(dtype: np.dtype[Any], precision: torch.dtype) -> np.dtype[Any]:
-    """The dtype in which networks are given an array: its own, except that float64 is kept by float64 networks only."""
-    return np.dtype(np.float32) if dtype == np.float64 and precision != torch.float64 else dtype
+    """The dtype in which networks are given a leaf: its own, but floats as float64 or float32.
+
+    Args:
+        dtype: The leaf's own.
+        precision: Dtype of the networks' parameters.
+    """
+    return np.dtype(np.float64 if precision == torch.float64 else np.float32) if dtype.kind == "f" else dtype

@@ -1,6 +1,7 @@
 """Actor, critic, and both together as a policy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -8,14 +9,12 @@ from torch import Tensor, nn
 from lit_ppo import distributions
 from lit_ppo.distributions import Distribution, Gaussian
 from lit_ppo.errors import ConfigError
-from lit_ppo.networks import MLP, Initializer, Inputs, is_image
+from lit_ppo.networks import MLP, Initializer, Inputs, Observation, is_image
 from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.spaces import Leaf
 
-Observation = Mapping[str, Tensor]  # by path, shape (B, *leaf.shape), each in its own dtype
 
-
-class Actor(nn.Module):
+class Actor(MLP):
     """From observations to the outputs that describe the distribution of actions.
 
     Args:
@@ -29,26 +28,19 @@ class Actor(nn.Module):
     def __init__(
         self, inputs: Inputs, distribution: Distribution, mask: str | None, settings: PPOSettings, initialize: Initializer
     ) -> None:
-        super().__init__()
-        num_outputs = distribution.num_outputs
-        self.log_std: nn.Parameter | None = None
-        if isinstance(distribution, Gaussian) and settings.log_std == "parameter":
-            num_outputs //= 2  # the means
-            self.log_std = nn.Parameter(torch.full((num_outputs,), settings.log_std_init))
-        sizes, self._mask = settings.actor_hidden_sizes, mask
-        self.inputs = inputs
-        self.layers = MLP(inputs.num_features, sizes, num_outputs, settings.activation, 0.01, initialize)
-        if isinstance(distribution, Gaussian) and settings.log_std == "state":
-            nn.init.constant_(self.layers[-1].bias[num_outputs // 2 :], settings.log_std_init)  # type: ignore[index]
+        num_means = distribution.num_outputs // 2 if isinstance(distribution, Gaussian) else 0
+        has_parameter = num_means and settings.log_std == "parameter"
+        num_outputs = num_means if has_parameter else distribution.num_outputs
+        super().__init__(inputs, settings.actor_hidden_sizes, num_outputs, settings.activation, 0.01, initialize)
+        self._mask = mask
+        self.log_std = nn.Parameter(torch.full((num_means,), settings.log_std_init)) if has_parameter else None
+        if num_means and not has_parameter:
+            last = cast(nn.Linear, self.layers[-1])
+            nn.init.constant_(last.bias[num_means:], settings.log_std_init)
 
     def forward(self, obs: Observation, features: Tensor | None = None) -> Tensor:
-        """Outputs, shape (B, num_outputs).
-
-        Args:
-            obs: The observations.
-            features: What `inputs` makes of them, if it is known.
-        """
-        outputs: Tensor = self.layers(self.inputs(obs) if features is None else features)
+        """Outputs, shape (B, num_outputs); arguments as in `MLP`."""
+        outputs = super().forward(obs, features)
         if self.log_std is not None:
             outputs = torch.cat([outputs, self.log_std.expand_as(outputs)], dim=-1)
         if self._mask is not None:
@@ -57,7 +49,7 @@ class Actor(nn.Module):
         return outputs
 
 
-class Critic(nn.Module):
+class Critic(MLP):
     """The value function: from observations to expected discounted returns.
 
     Args:
@@ -67,15 +59,11 @@ class Critic(nn.Module):
     """
 
     def __init__(self, inputs: Inputs, settings: PPOSettings, initialize: Initializer) -> None:
-        super().__init__()
-        self.inputs = inputs
-        sizes = settings.critic_hidden_sizes
-        self.layers = MLP(inputs.num_features, sizes, 1, settings.activation, 1.0, initialize)
+        super().__init__(inputs, settings.critic_hidden_sizes, 1, settings.activation, 1.0, initialize)
 
     def forward(self, obs: Observation, features: Tensor | None = None) -> Tensor:
-        """Values, shape (B,); arguments as in `Actor`."""
-        values: Tensor = self.layers(self.inputs(obs) if features is None else features)
-        return values.squeeze(-1)  # (B, 1) -> (B,)
+        """Values, shape (B,); arguments as in `MLP`."""
+        return super().forward(obs, features).squeeze(-1)  # (B, 1) -> (B,)
 
 
 class Policy(nn.Module):
@@ -94,22 +82,12 @@ class Policy(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the parameters."""
-        return next(self.critic.layers.parameters()).dtype
+        return next(self.parameters()).dtype
 
     def forward(self, obs: Observation) -> tuple[Tensor, Tensor]:
         """Outputs of the actor, shape (B, num_outputs), and values, shape (B,)."""
         features = self.actor.inputs(obs) if self._shares_inputs else None
         return self.actor(obs, features), self.critic(obs, features)
-
-    def act(self, obs: Observation) -> Tensor:
-        """Outputs of the actor alone, shape (B, num_outputs)."""
-        outputs: Tensor = self.actor(obs)
-        return outputs
-
-    def value(self, obs: Observation) -> Tensor:
-        """Values alone, shape (B,)."""
-        values: Tensor = self.critic(obs)
-        return values
 
 
 def policy_for(

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lit_ppo import functional
 from lit_ppo.bridge.client import EnvBridge
-from lit_ppo.networks import seen_as
-from lit_ppo.policy import Observation, Policy
+from lit_ppo.networks import Observation, seen_as
+from lit_ppo.policy import Policy
 from lit_ppo.spaces import Leaves
 
 # What one pass of a network without gradients may read: a rollout of images would need many times its own memory.
@@ -109,29 +109,32 @@ def collect_rollout(bridge: EnvBridge, obs: Leaves, policy: Policy, noise: Tenso
         update, env_steps: As in `Rollout`.
     """
     horizon, num_envs = steps = noise.shape[:2]
-    distribution, device = policy.distribution, noise.device
+    actor, distribution, device = policy.actor, policy.distribution, noise.device
     # not in inference mode: a layer could not save such a tensor for its backward pass
     rows = {path: np.empty((horizon + 1, *now.shape), seen_as(now.dtype, policy.dtype)) for path, now in obs.items()}
     stored = {path: torch.from_numpy(leaf_rows) for path, leaf_rows in rows.items()}  # the same memory, seen by torch
     actions = torch.empty(*steps, *distribution.action_shape, dtype=distribution.action_dtype)
     action_rows, rewards = actions.numpy(), np.empty(steps, np.float32)
-    terminated, truncated, valid = (np.empty(steps, np.bool_) for _ in range(3))
+    terminated, truncated, valid = np.zeros(steps, np.bool_), np.zeros(steps, np.bool_), np.ones(steps, np.bool_)
     final_steps = [np.empty(0, np.int64)]
     final_obs = {path: [np.empty((0, *leaf_rows.shape[2:]), leaf_rows.dtype)] for path, leaf_rows in rows.items()}
     for path, leaf_rows in rows.items():
         leaf_rows[0] = obs[path]
-    # made once: indexing a tensor costs as much as adding two
-    by_step = zip(*(leaf[:-1].unbind() for leaf in stored.values()), strict=True)
+    # rows made once: indexing a tensor costs as much as adding two
+    leaves_of_steps = zip(*(leaf[:-1].unbind() for leaf in stored.values()), strict=True)
+    obs_of_steps = [dict(zip(stored, leaves, strict=True)) for leaves in leaves_of_steps]
     with torch.inference_mode():
-        for t, (leaves, noise_now) in enumerate(zip(by_step, noise.unbind(), strict=True)):
-            seen = {path: leaf.to(device) for path, leaf in zip(rows, leaves, strict=True)}
-            chosen = distribution.sample(policy.act(seen), noise_now).cpu().numpy()
+        for t, (obs_now, noise_now) in enumerate(zip(obs_of_steps, noise.unbind(), strict=True)):
+            seen = {path: leaf.to(device) for path, leaf in obs_now.items()}
+            chosen = distribution.sample(actor(seen), noise_now).cpu().numpy()
             step = bridge.step(distribution.to_env(chosen))
-            action_rows[t], rewards[t], valid[t] = chosen, step.rewards, step.valid
-            terminated[t], truncated[t] = step.terminated, step.truncated
+            action_rows[t], rewards[t] = chosen, step.rewards
             for path, leaf_rows in rows.items():
                 leaf_rows[t + 1] = step.obs[path]
+            if not step.all_valid:
+                valid[t] = step.valid
             if step.any_ended:
+                terminated[t], truncated[t] = step.terminated, step.truncated
                 ended = np.flatnonzero(step.terminated | step.truncated)
                 final_steps.append(t * num_envs + ended)
                 for path, finals in final_obs.items():
@@ -163,10 +166,10 @@ def make_batch(rollout: Rollout, policy: Policy, *, gamma: float, gae_lambda: fl
     horizon, num_envs = rollout.rewards.shape
     with torch.inference_mode():
         all_obs = {path: leaf.flatten(0, 1) for path, leaf in rollout.obs.items()}
-        all_values = _in_passes(policy.value, all_obs).view(horizon + 1, num_envs)
+        all_values = _in_passes(policy.critic, all_obs).view(horizon + 1, num_envs)
         next_values = all_values[1:].clone()
         if len(rollout.final_steps):
-            next_values.view(-1)[rollout.final_steps] = _in_passes(policy.value, rollout.final_obs)
+            next_values.view(-1)[rollout.final_steps] = _in_passes(policy.critic, rollout.final_obs)
         advantages = functional.generalized_advantages(
             rollout.rewards,
             all_values[:-1],
@@ -177,7 +180,7 @@ def make_batch(rollout: Rollout, policy: Policy, *, gamma: float, gae_lambda: fl
             gamma,
             gae_lambda,
         ).flatten()
-        log_probs, _ = policy.distribution.log_probs_and_entropies(_in_passes(policy.act, obs), actions)
+        log_probs, _ = policy.distribution.log_probs_and_entropies(_in_passes(policy.actor, obs), actions)
         values = all_values[:-1].flatten()
         returns = advantages + values
         all_valid = bool(rollout.valid.all())

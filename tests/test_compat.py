@@ -21,6 +21,7 @@ from lit_ppo.compat_torch import backward_hook_owner
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.module import PPOModule
 from tests.runs import bare_trainer, small_data, small_module
+from tests.specs import vector_spec
 
 # -- torch
 
@@ -188,10 +189,14 @@ def test_lightning_cli_calls_its_private_hooks_and_keeps_settings_where_they_are
         def _set_seed(self) -> None:
             called.append("_set_seed")
 
-    arguments = ["--model.obs_size=4", "--model.num_actions=2", "--trainer.max_epochs=7", "--trainer.accelerator=cpu"]
+    class CartPoleModule(PPOModule):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(vector_spec(4, 2), **settings)
+
+    arguments = ["--trainer.max_epochs=7", "--trainer.accelerator=cpu"]
     monkeypatch.setattr(sys, "argv", ["lit_ppo"])
     cli = Watched(
-        PPOModule,
+        CartPoleModule,
         RolloutDataModule,
         args=arguments,
         run=False,
