@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the usual name
 
+from lit_ppo.compat_torch import weight_and_bias
 from lit_ppo.spaces import Leaf
 
 Activation = Literal["tanh", "relu", "elu", "silu", "gelu"]
@@ -106,8 +107,8 @@ class MLP(nn.Module):
         values: Tensor = self.inputs(obs) if features is None else features
         *hidden, last = cast(list[nn.Linear], self.layers)
         for layer in hidden:
-            values = self._activate(F.linear(values, layer.weight, layer.bias))
-        return F.linear(values, last.weight, last.bias)
+            values = self._activate(F.linear(values, *weight_and_bias(layer)))
+        return F.linear(values, *weight_and_bias(last))
 
 
 # -- from one leaf to features
