@@ -18,12 +18,13 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from benchmarks.report import Row, show
-from lit_ppo import distributions, functional
+from lit_ppo import functional
 from lit_ppo.callbacks.run_progress import RunProgress
 from lit_ppo.commands.train import quiet_lightning
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.module import PPOModule
 from lit_ppo.rollout import Batch, Rollout
+from lit_ppo.spaces import EnvSpec
 
 CASES: Final = {128: (4, 128), 2048: (64, 128)}  # minibatch: num_envs, horizon; 4 epochs x 4 minibatches
 _WARM_UP: Final = 3
@@ -32,26 +33,27 @@ _WARM_UP: Final = 3
 class BareLoop:
     """The update without a framework."""
 
-    def __init__(self, minibatch_size: int) -> None:
-        self.module = _module(minibatch_size)  # for its networks and settings alone
+    def __init__(self, spec: EnvSpec, minibatch_size: int) -> None:
+        self.module = _module(spec, minibatch_size)  # for its networks and settings alone
         self.settings: Any = dict(self.module.hparams)
         self.parameters = list(self.module.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, lr=2.5e-4, eps=1e-5, fused=True)
 
     def update(self, batch: Batch) -> None:
-        s, actor, critic = self.settings, self.module.actor, self.module.critic
-        columns = (batch.obs, batch.actions, batch.old_log_probs, batch.old_values, batch.advantages, batch.returns)
+        s, actor, critic, distribution = self.settings, self.module.actor, self.module.critic, self.module.distribution
+        [(path, all_obs)] = batch.obs.items()
+        columns = (all_obs, batch.actions, batch.old_log_probs, batch.old_values, batch.advantages, batch.returns)
         num_minibatches = len(batch.actions) // s["minibatch_size"]
         for _ in range(s["update_epochs"]):
             order = torch.randperm(len(batch.actions))
             shuffled = [column[order].tensor_split(num_minibatches) for column in columns]
             for obs, actions, old_log_probs, old_values, advantages, returns in zip(*shuffled, strict=True):
-                log_probs, entropies = distributions.log_probs_and_entropies(actor(obs), actions)
+                log_probs, entropies = distribution.log_probs_and_entropies(actor({path: obs}), actions)
                 loss = functional.ppo_loss(
                     log_probs - old_log_probs,
                     functional.normalize(advantages),
                     entropies,
-                    critic(obs),
+                    critic({path: obs}),
                     old_values,
                     returns,
                     clip_epsilon=s["clip_epsilon"],
@@ -66,9 +68,9 @@ class BareLoop:
                 self.optimizer.step()
 
 
-def _module(minibatch_size: int) -> "SameBatch":
+def _module(spec: EnvSpec, minibatch_size: int) -> "SameBatch":
     settings = {"learning_rate": 2.5e-4, "learning_rate_decay": "constant", "max_grad_norm": 0.5}
-    return SameBatch(4, 2, minibatch_size=minibatch_size, **settings)
+    return SameBatch(spec, minibatch_size=minibatch_size, **settings)
 
 
 class SameBatch(PPOModule):
@@ -88,7 +90,7 @@ class SameRollout(RolloutDataModule):
     def __init__(self, minibatch_size: int, num_updates: int) -> None:
         num_envs, horizon = CASES[minibatch_size]
         super().__init__(num_envs=num_envs, horizon=horizon)
-        self.bare, self.left = BareLoop(minibatch_size), num_updates + _WARM_UP
+        self.bare, self.left = BareLoop(self.spec, minibatch_size), num_updates + _WARM_UP
         self.rollout: Rollout | None = None
         self.epochs: list[float] = []
         self.bare_updates: list[float] = []
@@ -129,7 +131,8 @@ class Clock(Callback):
 def measure(minibatch_size: int, num_updates: int) -> list[Row]:
     """Paired times of one update, in milliseconds."""
     torch.manual_seed(0)
-    module, data = _module(minibatch_size), SameRollout(minibatch_size, num_updates)
+    data = SameRollout(minibatch_size, num_updates)
+    module = _module(data.spec, minibatch_size)
     clock = Clock(module)
     trainer = Trainer(
         accelerator="cpu",

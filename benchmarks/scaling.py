@@ -97,7 +97,7 @@ def collection(vectorization: Any, num_envs: int) -> Iterator[Any]:
     from lit_ppo.module import PPOModule
 
     data = RolloutDataModule(num_envs=num_envs, horizon=_HORIZON, vectorization=vectorization, evaluation_envs=1)
-    data.trainer = SimpleNamespace(lightning_module=PPOModule(4, 2, minibatch_size=_HORIZON))  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(lightning_module=PPOModule(data.spec, minibatch_size=_HORIZON))  # type: ignore[assignment]
     data.setup("fit")
     try:
         yield data

@@ -89,9 +89,9 @@ def run_lit_ppo(
             trainer.should_stop = not self.turns.next()
 
     quiet_lightning()
+    data = RolloutDataModule(num_envs=num_envs, horizon=HORIZON, vectorization=vectorization, num_workers=num_workers)
     module = PPOModule(
-        4,
-        2,
+        data.spec,
         learning_rate=LEARNING_RATE,
         learning_rate_decay="constant",
         minibatch_size=minibatch_size,
@@ -99,7 +99,6 @@ def run_lit_ppo(
         max_grad_norm=0.5,
         **model,
     )
-    data = RolloutDataModule(num_envs=num_envs, horizon=HORIZON, vectorization=vectorization, num_workers=num_workers)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=-1,

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _NAME: Final = "torch._dynamo"
 
@@ -69,6 +69,12 @@ def defer_dynamo() -> None:
     sys.modules[_NAME] = stand_in
     torch._dynamo = stand_in
     sys.meta_path.insert(0, _SubmoduleFinder)
+
+
+def weight_and_bias(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    """What `layer.weight` and `layer.bias` are: those take half a microsecond each, a tenth of a small network's time."""
+    parameters = cast(dict[str, Tensor], layer._parameters)
+    return parameters["weight"], parameters["bias"]
 
 
 def backward_hook_owner(module: nn.Module) -> str | None:

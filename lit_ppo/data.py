@@ -16,16 +16,17 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import IterableDataset
 
-from lit_ppo import distributions, seeding
+from lit_ppo import seeding
 from lit_ppo.bridge.checkpoint import BridgeMark
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.settings import BridgeSettings
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault
 from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
+from lit_ppo.policy import Policy
 from lit_ppo.replay import write_report
-from lit_ppo.rollout import EpisodeStatistics, Learner, Policy, Rollout, collect_rollout
-from lit_ppo.spaces import EnvSpec
+from lit_ppo.rollout import EpisodeStatistics, Learner, Rollout, collect_rollout
+from lit_ppo.spaces import EnvSpec, Leaves
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -63,6 +64,8 @@ class RolloutDataModule(LightningDataModule):
     Args:
         env_id: Gymnasium id, or `module:EnvId` to import a module first.
         env_kwargs: Passed to `gymnasium.make`.
+        obs_keys: Paths of the parts of a Dict or Tuple observation that are used; None for all of them.
+        action_mask: Where the mask of possible actions is: `info:KEY` or `obs:KEY`; None if all actions always are possible.
         num_envs: Number of environments stepped together, N.
         horizon: Steps of each environment in one rollout, T.
         seed: Seed of the episodes and of the sampled actions.
@@ -81,6 +84,8 @@ class RolloutDataModule(LightningDataModule):
         self,
         env_id: str = "CartPole-v1",
         env_kwargs: dict[str, Any] | None = None,
+        obs_keys: list[str] | None = None,
+        action_mask: str | None = None,
         num_envs: int = 8,
         horizon: int = 32,
         seed: int = 0,
@@ -108,6 +113,7 @@ class RolloutDataModule(LightningDataModule):
         if num_envs % processes.num_workers:
             raise ConfigError(f"data.num_envs={num_envs}: expected a multiple of data.num_workers={processes.num_workers}")
         self.env_id, self.env_kwargs, self.num_envs, self.horizon, self.seed = env_id, env_kwargs, num_envs, horizon, seed
+        self.obs_keys, self.action_mask = obs_keys, action_mask
         self.bridge_settings, self.contract_settings = processes, contract
         self.evaluation_envs, self.report_dir = evaluation_envs, report_dir
         self.validation_episodes, self.test_episodes = validation_episodes, test_episodes
@@ -117,7 +123,7 @@ class RolloutDataModule(LightningDataModule):
         self.reward_threshold: float | None = None  # the environment's own; None until `spec` is read
         self._bridge: EnvBridge | None = None
         self._player: GreedyPlayer | None = None
-        self._obs: Any = None
+        self._obs: Leaves | None = None
         self._boundary: _Boundary | None = None  # the one before the newest rollout
         self._has_warned_of_space = False
         self.is_waiting = False  # for an environment; a signal may interrupt it without loss
@@ -138,26 +144,11 @@ class RolloutDataModule(LightningDataModule):
             spec = bridge.spec
         except ConfigError as error:  # the bridge's messages lack the prefix of its options
             raise ConfigError(str(error) if str(error).startswith("data.") else f"data.{error}") from error
-        if len(spec.obs_shape) != 1:  # the bridge steps any shape, but the networks take vectors only
-            raise ConfigError(
-                f"data.env_id={spec.env_id}: observations of shape {spec.obs_shape} are not supported; "
-                "lit_ppo trains on Box observations of rank 1"
-            )
         if self.bridge_settings.sandbox == "strict" and self.reward_threshold is None:
             layers = ", ".join(f"{layer} {outcome}" for layer, outcome in sorted(bridge.sandbox_layers.items()))
             log.warning("sandbox of the environment processes: %s", layers)
         self.reward_threshold = spec.reward_threshold
         return spec
-
-    @property
-    def obs_size(self) -> int:
-        """Size of one observation."""
-        return self.spec.obs_shape[0]
-
-    @property
-    def num_actions(self) -> int:
-        """Number of actions."""
-        return self.spec.num_actions
 
     @property
     def player(self) -> GreedyPlayer:
@@ -167,6 +158,8 @@ class RolloutDataModule(LightningDataModule):
                 self.env_id,
                 self.evaluation_envs,
                 env_kwargs=self.env_kwargs,
+                obs_keys=self.obs_keys,
+                action_mask=self.action_mask,
                 settings=_for_evaluation(self.bridge_settings),
                 contract=self.contract_settings,
                 on_event=log.warning,
@@ -181,10 +174,10 @@ class RolloutDataModule(LightningDataModule):
         """Play greedy episodes, with seeds that depend on `purpose` and on the number of updates so far.
 
         Args:
-            policy: The actor.
+            policy: Whose most probable actions are played.
             purpose: Use of the episodes; each has its own range of seeds.
             num_episodes: Number of episodes.
-            device: Device of the actor's parameters.
+            device: Device of the policy's parameters.
             first_episode: Number of the first episode; those before it were played in an earlier call.
         """
         numbers = range(first_episode, first_episode + num_episodes)
@@ -222,13 +215,15 @@ class RolloutDataModule(LightningDataModule):
                 self.num_envs,
                 self._training_seed,
                 env_kwargs=self.env_kwargs,
+                obs_keys=self.obs_keys,
+                action_mask=self.action_mask,
                 settings=self.bridge_settings,
                 contract=self.contract_settings,
                 on_event=log.warning,
                 on_warning=self._warn_of_space,
                 on_fault=self._report,
             )
-            self._evaluation_spec = self.spec  # raises now if the networks cannot take its observations
+            self._evaluation_spec = self.spec  # raises now if its spaces cannot be used
 
     def train_dataloader(self) -> OneItem[Rollout]:
         """One rollout in each epoch."""
@@ -248,7 +243,7 @@ class RolloutDataModule(LightningDataModule):
         return cast(Learner, self.trainer.lightning_module)
 
     def _results_of(self, purpose: seeding.Purpose, num_episodes: int) -> EpisodeResults:
-        self.results = self.play(self._learner.actor, purpose, num_episodes, self._learner.device)
+        self.results = self.play(self._learner.policy, purpose, num_episodes, self._learner.device)
         return self.results
 
     @property
@@ -257,7 +252,7 @@ class RolloutDataModule(LightningDataModule):
         return self.bridge_settings.vectorization == "native" or self.bridge_settings.on_violation == "restart"
 
     def next_rollout(self) -> Rollout:
-        """Collect one rollout with the learner's actor."""
+        """Collect one rollout with the learner's policy."""
         start = perf_counter()
         assert self._bridge is not None
         learner = self._learner
@@ -267,10 +262,11 @@ class RolloutDataModule(LightningDataModule):
                 raise ContractViolation("spaces", f"{self._evaluation_spec} as in evaluation", f"{self._bridge.spec}")
             self._obs = self._bridge.reset()
         self._boundary = self._boundary_at(self._bridge.mark())
-        shape = (self.horizon, self.num_envs, self._evaluation_spec.num_actions)
-        noise = distributions.gumbel_noise(shape, seeding.generator(self.seed, "actions", self.update)).to(learner.device)
-        rollout = collect_rollout(self._bridge, self._obs, learner.actor, noise, update=self.update, env_steps=self.env_steps)
-        self._obs = rollout.obs[-1].numpy().copy()  # a view would keep the whole rollout in memory
+        policy, draws = learner.policy, seeding.generator(self.seed, "actions", self.update)
+        noise = policy.distribution.draw_noise(self.horizon, self.num_envs, draws).to(learner.device)
+        rollout = collect_rollout(self._bridge, self._obs, policy, noise, update=self.update, env_steps=self.env_steps)
+        # copies: views would keep the whole rollout in memory
+        self._obs = {path: leaf[-1].numpy().copy() for path, leaf in rollout.obs.items()}
         self.is_waiting = False
         collected = perf_counter()
         ended, transitions = self._statistics.update(rollout), int(rollout.valid.sum())

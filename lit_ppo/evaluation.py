@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from lit_ppo import distributions
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.settings import BridgeSettings
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import ConfigError, EnvironmentFault
+from lit_ppo.networks import seen_as
+from lit_ppo.policy import Policy
+from lit_ppo.spaces import Leaf, Leaves
 
 
 class EpisodeResults(NamedTuple):
@@ -39,7 +40,7 @@ class GreedyPlayer:
     """Plays greedy episodes in its own environments, separate from the training environments.
 
     Args:
-        env_id, env_kwargs, contract, on_event, on_warning, on_fault: As in `EnvBridge`.
+        env_id, env_kwargs, obs_keys, action_mask, contract, on_event, on_warning, on_fault: As in `EnvBridge`.
         num_envs: Number of episodes played at a time.
         settings: How the processes run; `vectorization` must be `sync`, because the rows of a native vector environment share
             one random stream and cannot be seeded one by one.
@@ -51,6 +52,8 @@ class GreedyPlayer:
         num_envs: int,
         *,
         env_kwargs: dict[str, Any] | None = None,
+        obs_keys: list[str] | None = None,
+        action_mask: str | None = None,
         settings: BridgeSettings,
         contract: ContractSettings | None = None,
         on_event: Callable[[str], None] = lambda text: None,
@@ -66,6 +69,8 @@ class GreedyPlayer:
             num_envs,
             self._seed,
             env_kwargs=env_kwargs,
+            obs_keys=obs_keys,
+            action_mask=action_mask,
             settings=settings,
             contract=contract,
             on_event=on_event,
@@ -87,13 +92,13 @@ class GreedyPlayer:
         return self._seeds[(own[-1] + episode - len(own)) % len(self._seeds)]
 
     @torch.inference_mode()
-    def play(self, policy: Callable[[Tensor], Tensor], seeds: Sequence[int], device: torch.device) -> EpisodeResults:
+    def play(self, policy: Policy, seeds: Sequence[int], device: torch.device) -> EpisodeResults:
         """Play one complete greedy episode from each seed.
 
         Args:
-            policy: The actor: observations (N, *obs_shape) to logits (N, A).
+            policy: Whose most probable actions are played.
             seeds: One for each episode.
-            device: Device of the actor's parameters.
+            device: Device of the policy's parameters.
 
         Returns:
             Results in the order of the seeds, without abandoned episodes (`BridgeSettings.on_violation`).
@@ -104,8 +109,9 @@ class GreedyPlayer:
         self._seeds = seeds
         n, num_episodes = self.num_envs, len(seeds)
         num_used = min(n, num_episodes)  # the rows that play; the policy ignores the others
-        actions = np.zeros(n, np.int64)
-        obs: NDArray[Any] = self._bridge.reset()
+        obs: Leaves = self._bridge.reset()
+        actions = np.stack([_idle_action(self._bridge.spec.action)] * n)
+        distribution, dtypes = policy.distribution, {path: seen_as(leaf.dtype, policy.dtype) for path, leaf in obs.items()}
         # number of the episode that each row plays; the bridge may have skipped some that could not begin
         playing = np.arange(n) + n * np.array(self._bridge.episodes)
         active = (playing < num_episodes).astype(np.uint8)
@@ -114,8 +120,8 @@ class GreedyPlayer:
         row_totals, row_lengths = np.zeros(n), np.zeros(n, np.int64)
         finished = np.zeros(num_episodes, np.bool_)
         while num_active:
-            seen = torch.from_numpy(obs[:num_used].astype(np.float32))
-            actions[:num_used] = distributions.mode(policy(seen.to(device))).cpu().numpy()
+            seen = {path: torch.from_numpy(obs[path][:num_used].astype(dtype)).to(device) for path, dtype in dtypes.items()}
+            actions[:num_used] = distribution.to_env(distribution.mode(policy.actor(seen)).cpu().numpy())
             step = self._bridge.step(actions, None if num_active == n else active)
             row_totals += step.rewards
             row_lengths += step.valid
@@ -144,3 +150,9 @@ class GreedyPlayer:
     def close(self) -> None:
         """End the environment processes; safe to call more than once."""
         self._bridge.close()
+
+
+def _idle_action(leaf: Leaf) -> NDArray[Any]:
+    """An action inside its bounds, for rows whose actions are not used."""
+    action: NDArray[Any] = np.clip(0, *leaf.bounds()).astype(leaf.dtype)
+    return action

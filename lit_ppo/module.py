@@ -12,19 +12,22 @@ from time import perf_counter
 from typing import Any, cast
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torchmetrics.functional import explained_variance
 
-from lit_ppo import distributions, functional, seeding
+from lit_ppo import functional, seeding
 from lit_ppo.compat_lightning import backward_listener, needs_optimizer_hooks, step_without_hooks
 from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.evaluation import EpisodeResults
-from lit_ppo.networks import Actor, Critic
+from lit_ppo.networks import Observation
+from lit_ppo.policy import Policy, policy_for
 from lit_ppo.ppo_settings import Decay, PPOSettings
 from lit_ppo.rollout import Batch, Rollout, RolloutSource, make_batch
-from lit_ppo.update import ActorCritic, CompiledGradients, EagerGradients
+from lit_ppo.spaces import EnvSpec, spec_from_json, spec_to_json
+from lit_ppo.update import CompiledGradients, EagerGradients, blank_minibatch
 
 log = logging.getLogger(__name__)
 
@@ -42,28 +45,25 @@ _IGNORED_FLAGS = {
 
 
 class PPOModule(LightningModule):
-    """Proximal Policy Optimization for vector observations and discrete actions.
+    """Proximal Policy Optimization for every space that the bridge can step.
 
     Args:
-        obs_size: Size of one observation (the CLI takes it from the environment).
-        num_actions: Number of actions (likewise).
+        spec: The environment's spaces: `RolloutDataModule.spec`, or the same as JSON, which is how checkpoints hold it.
         **settings: The fields of `PPOSettings`.
 
     Raises:
-        ConfigError: A setting is out of its range.
+        ConfigError: A setting is out of its range, or does not fit the spaces.
     """
 
-    def __init__(self, obs_size: int, num_actions: int, **settings: Any) -> None:
+    def __init__(self, spec: EnvSpec | dict[str, Any], **settings: Any) -> None:
         super().__init__()
         self.automatic_optimization = False
-        for name, size in {"obs_size": obs_size, "num_actions": num_actions}.items():
-            if size < 1:
-                raise ConfigError(f"model.{name}={size}: expected at least 1")
         self.settings = chosen = PPOSettings(**settings)
-        self.save_hyperparameters({"obs_size": obs_size, "num_actions": num_actions, **dataclasses.asdict(chosen)})
+        self.spec = spec if isinstance(spec, EnvSpec) else spec_from_json(spec)
+        self.save_hyperparameters({"spec": spec_to_json(self.spec), **dataclasses.asdict(chosen)})
         weights = seeding.generator(chosen.seed, "weights")
-        self.actor = Actor(obs_size, num_actions, chosen.actor_hidden_sizes, chosen.activation, weights)
-        self.critic = Critic(obs_size, chosen.critic_hidden_sizes, chosen.activation, weights)
+        policy = policy_for(self.spec.observation, self.spec.action, self.spec.mask, chosen, weights)
+        self.actor, self.critic, self.distribution = policy.actor, policy.critic, policy.distribution
         self.metrics: dict[str, float] = {}  # of the newest update
         self._updated_at: float | None = None
         self._calls_hooks = True  # Lightning's, around each backward pass and optimizer step
@@ -73,9 +73,14 @@ class PPOModule(LightningModule):
         self.run_env_steps: int | None = None  # length of the run, for the schedules; None: unknown, and nothing decays
         self._run_env_steps_before: int | None = None  # the same in the checkpoint of a resumed run
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """Greedy actions, shape (B,), for observations of shape (B, obs_size)."""
-        return distributions.mode(self.actor(obs))
+    @property
+    def policy(self) -> Policy:
+        """Actor and critic together; not a submodule, so that parameters have one name in a checkpoint."""
+        return Policy(self.actor, self.critic, self.distribution)
+
+    def forward(self, obs: Observation) -> Tensor:
+        """Greedy actions as the policy counts them, shape (B, *action_shape), for observations by path."""
+        return self.distribution.mode(self.actor(obs))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam for actor and critic, fused on devices that support it."""
@@ -170,7 +175,7 @@ class PPOModule(LightningModule):
         # the policy acted in full precision, even if the update runs in mixed precision
         with torch.autocast(self.device.type, enabled=False):
             gamma, gae_lambda = self.settings.gamma, self.settings.gae_lambda
-            return make_batch(rollout, self.actor, self.critic, gamma=gamma, gae_lambda=gae_lambda)
+            return make_batch(rollout, self.policy, gamma=gamma, gae_lambda=gae_lambda)
 
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """One PPO update."""
@@ -186,7 +191,7 @@ class PPOModule(LightningModule):
         advantages = batch.advantages
         if settings.normalize_advantages == "rollout":
             advantages = functional.normalize(advantages)
-        columns = batch._replace(advantages=advantages)
+        normalized = batch._replace(advantages=advantages)
         num_transitions = len(batch.actions)
         num_minibatches = math.ceil(num_transitions / settings.minibatch_size)
         permutations = seeding.generator(settings.seed, "minibatches", rollout.update)
@@ -195,10 +200,9 @@ class PPOModule(LightningModule):
         # K passes over one rollout; older data would be off-policy
         for _ in range(settings.update_epochs):
             order = torch.randperm(num_transitions, generator=permutations).to(self.device)
-            shuffled = [column[order].tensor_split(num_minibatches) for column in columns]
             log_ratios = []
-            for minibatch in map(Batch._make, zip(*shuffled, strict=True)):
-                loss, log_ratio, gradient_norm = self._gradients(minibatch, clip_epsilon)
+            for index in order.tensor_split(num_minibatches):
+                loss, log_ratio, gradient_norm = self._gradients(normalized.rows(index), clip_epsilon)
                 self._step(optimizer, loss.total, gradient_norm)
                 losses += [*loss, gradient_norm]
                 log_ratios.append(log_ratio)
@@ -229,8 +233,8 @@ class PPOModule(LightningModule):
 
     def _make_gradients(self, minibatch_sizes: Sequence[int]) -> EagerGradients | CompiledGradients:
         """Compiled gradients if `compile` is set and possible, else eager ones; a warning says why compiling is impossible."""
-        networks = ActorCritic(self.actor, self.critic)
-        eager = EagerGradients(networks, self.settings, self.manual_backward if self._calls_hooks else torch.autograd.backward)
+        policy = self.policy
+        eager = EagerGradients(policy, self.settings, self.manual_backward if self._calls_hooks else torch.autograd.backward)
         if not self.settings.compile:
             return eager
         if listener := backward_listener(self.trainer, self):
@@ -241,12 +245,10 @@ class PPOModule(LightningModule):
             return eager
         precision = self.trainer.precision_plugin
         try:  # compile now, not in the middle of the first update
-            compiled = CompiledGradients(networks, self.settings)
+            compiled = CompiledGradients(policy, self.settings)
             for size in minibatch_sizes:
-                obs, actions = torch.zeros(size, self.hparams["obs_size"]), torch.zeros(size, dtype=torch.int64)
-                # separate tensors: aliased columns would specialise the compiled program
-                columns = Batch(obs, actions, *(torch.zeros(size) for _ in range(4)))
-                minibatch = Batch(*(column.to(self.device) for column in precision.convert_input(columns)))
+                blank = blank_minibatch(self.spec.observation, policy, size)
+                minibatch = move_data_to_device(precision.convert_input(blank), self.device)
                 with precision.train_step_context():
                     compiled(minibatch, self.settings.clip_epsilon)
         except Exception as error:  # each stage of the compiler raises its own types

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lit_ppo.distributions import ActionBounds
 from lit_ppo.errors import ConfigError
 from lit_ppo.networks import Activation
 
@@ -19,6 +20,12 @@ class PPOSettings:
         actor_hidden_sizes: Sizes of the actor's hidden layers.
         critic_hidden_sizes: Sizes of the critic's hidden layers.
         activation: Activation function between the layers of both networks.
+        shared_torso: Whether actor and critic share the convolutional networks of images; their hidden layers are apart.
+        orthogonal_init: Whether weights start orthogonal, with zero biases; otherwise as PyTorch draws them.
+        action_bounds: Whether continuous actions outside their bounds are clipped to them for the environment, or refused. The
+            policy learns from the actions that it drew.
+        log_std: Whether the standard deviation of continuous actions is a parameter, or depends on the state.
+        log_std_init: Natural logarithm of that standard deviation at the start of the run.
         learning_rate: Adam's step size at the start of the run.
         learning_rate_decay: Whether the learning rate decays linearly to 0 over the run, or stays constant.
         adam_epsilon: Adam's epsilon.
@@ -48,6 +55,11 @@ class PPOSettings:
     actor_hidden_sizes: Sequence[int] = (64, 64)
     critic_hidden_sizes: Sequence[int] = (64, 64)
     activation: Activation = "tanh"
+    shared_torso: bool = False
+    orthogonal_init: bool = True
+    action_bounds: ActionBounds = "clip"
+    log_std: Literal["parameter", "state"] = "parameter"
+    log_std_init: float = 0.0
     learning_rate: float = 3e-3
     learning_rate_decay: Decay = "linear"
     adam_epsilon: float = 1e-5
@@ -78,6 +90,9 @@ class PPOSettings:
             self._require(name, 0 < getattr(self, name) < math.inf, "a number above 0")
         for name in ("learning_rate_decay", "clip_decay"):
             self._require(name, getattr(self, name) in ("linear", "constant"), "linear or constant")
+        self._require("action_bounds", self.action_bounds in ("clip", "refuse"), "clip or refuse")
+        self._require("log_std", self.log_std in ("parameter", "state"), "parameter or state")
+        self._require("log_std_init", math.isfinite(self.log_std_init), "a finite number")
         for name in ("value_coefficient", "entropy_coefficient"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "a number of at least 0")
         for name in ("value_clip", "max_grad_norm", "target_kl", "total_env_steps"):

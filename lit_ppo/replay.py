@@ -36,6 +36,8 @@ def replay(report: dict[str, Any]) -> EnvironmentFault | None:
         1,
         lambda env, episode: int(report["next_seed" if episode else "seed"]),
         env_kwargs=report["env_kwargs"],
+        obs_keys=report["obs_keys"],
+        action_mask=report["action_mask"],
         settings=BridgeSettings(max_restarts=0),
         contract=ContractSettings(**report["contract"]),
     )
@@ -43,7 +45,7 @@ def replay(report: dict[str, Any]) -> EnvironmentFault | None:
         try:
             bridge.reset()
             for action in report["actions"]:
-                bridge.step(np.array([action], np.int64))
+                bridge.step(np.array([action], bridge.spec.action.dtype))
         except EnvironmentFault as fault:
             return fault
     return None

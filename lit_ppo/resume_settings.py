@@ -25,11 +25,15 @@ _TRAINER_KEYS_OF_A_RUN: Final = ("max_epochs", "max_steps", "precision", "determ
 _FIXED_ON_RESUME: Final = (
     "data.env_id",
     "data.env_kwargs",
+    "data.obs_keys",
+    "data.action_mask",
     "data.num_envs",
     "data.vectorization",
     "model.actor_hidden_sizes",
     "model.critic_hidden_sizes",
     "model.activation",
+    "model.shared_torso",
+    "model.log_std",
 )
 
 

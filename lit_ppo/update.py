@@ -1,16 +1,21 @@
 """The PPO loss of a minibatch and its clipped gradients, eager or as one compiled program."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_ppo import distributions, functional
+from lit_ppo import functional
+from lit_ppo.distributions import Distribution
+from lit_ppo.networks import seen_as
+from lit_ppo.policy import Policy
 from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.rollout import Batch
+from lit_ppo.spaces import Leaf
 
 
 class MinibatchResult(NamedTuple):
@@ -21,31 +26,26 @@ class MinibatchResult(NamedTuple):
     gradient_norm: Tensor  # of all gradients together, before clipping; scalar
 
 
-class ActorCritic(nn.Module):
-    """Both networks in one module: observations (B, *obs_shape) to logits (B, A) and values (B,)."""
-
-    def __init__(self, actor: nn.Module, critic: nn.Module) -> None:
-        super().__init__()
-        self.actor, self.critic = actor, critic
-
-    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        return self.actor(obs), self.critic(obs)
-
-
 def minibatch_loss(
-    logits: Tensor, values: Tensor, minibatch: Batch, clip_epsilon: float | Tensor, settings: PPOSettings
+    outputs: Tensor,
+    values: Tensor,
+    minibatch: Batch,
+    clip_epsilon: float | Tensor,
+    distribution: Distribution,
+    settings: PPOSettings,
 ) -> tuple[functional.PPOLoss, Tensor]:
     """The loss of one minibatch, and its log-ratios, shape (B,), nats.
 
     Args:
-        logits: Outputs of the actor, shape (B, A).
+        outputs: Of the actor, shape (B, num_outputs).
         values: Outputs of the critic, shape (B,).
         minibatch: The transitions.
         clip_epsilon: As in `functional.clipped_surrogate_loss`.
+        distribution: What the actor's outputs describe.
         settings: Normalisation, value clipping and coefficients.
     """
     normalized = settings.normalize_advantages == "minibatch"
-    log_probs, entropies = distributions.log_probs_and_entropies(logits, minibatch.actions)
+    log_probs, entropies = distribution.log_probs_and_entropies(outputs, minibatch.actions)
     log_ratio = log_probs - minibatch.old_log_probs
     loss = functional.ppo_loss(
         log_ratio,
@@ -66,22 +66,22 @@ class EagerGradients:
     """Computes the gradients of a minibatch in eager mode and stores them in `parameter.grad`.
 
     Args:
-        networks: Actor and critic.
+        policy: Actor and critic.
         settings: Hyperparameters of the loss, and the largest gradient norm.
         backward: Runs the backward pass; called with the loss.
     """
 
     def __init__(
-        self, networks: ActorCritic, settings: PPOSettings, backward: Callable[[Tensor], Any] = torch.autograd.backward
+        self, policy: Policy, settings: PPOSettings, backward: Callable[[Tensor], Any] = torch.autograd.backward
     ) -> None:
-        self._networks, self._settings, self._backward = networks, settings, backward
-        self._parameters = list(networks.parameters())
+        self._policy, self._settings, self._backward = policy, settings, backward
+        self._parameters = list(policy.parameters())
         self._limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
 
     def __call__(self, minibatch: Batch, clip_epsilon: float) -> MinibatchResult:
         """Replace the gradients by those of this minibatch, clipped; arguments as in `minibatch_loss`."""
-        logits, values = self._networks(minibatch.obs)
-        loss, log_ratio = minibatch_loss(logits, values, minibatch, clip_epsilon, self._settings)
+        outputs, values = self._policy(minibatch.obs)
+        loss, log_ratio = minibatch_loss(outputs, values, minibatch, clip_epsilon, self._policy.distribution, self._settings)
         for parameter in self._parameters:
             parameter.grad = None
         self._backward(loss.total)
@@ -90,22 +90,22 @@ class EagerGradients:
 
 
 def clipped_gradients(
-    networks: ActorCritic, settings: PPOSettings, parameters: dict[str, Tensor], minibatch: Batch, clip_epsilon: Tensor
+    policy: Policy, settings: PPOSettings, parameters: dict[str, Tensor], minibatch: Batch, clip_epsilon: Tensor
 ) -> tuple[MinibatchResult, list[Tensor]]:
     """The same as `EagerGradients` as a pure function: the result, and the gradients in the order of `parameters`.
 
     Args:
-        networks: Actor and critic; their own parameters are used only for names that are not in `parameters`.
+        policy: Its own parameters are used only for names that are not in `parameters`.
         settings: As in `EagerGradients`.
-        parameters: The trained parameters by their names in `networks`; gradients are taken with respect to them.
+        parameters: The trained parameters by their names in `policy`; gradients are taken with respect to them.
         minibatch: The transitions.
         clip_epsilon: A scalar.
     """
 
     def total_loss(parameters: dict[str, Tensor]) -> tuple[Tensor, tuple[functional.PPOLoss, Tensor]]:
         # tie_weights=True would leave temporary tensors in a layer that both networks share
-        logits, values = torch.func.functional_call(networks, parameters, (minibatch.obs,), tie_weights=False)
-        loss, log_ratio = minibatch_loss(logits, values, minibatch, clip_epsilon, settings)
+        outputs, values = torch.func.functional_call(policy, parameters, (minibatch.obs,), tie_weights=False)
+        loss, log_ratio = minibatch_loss(outputs, values, minibatch, clip_epsilon, policy.distribution, settings)
         return loss.total, (loss, log_ratio)
 
     by_name, (loss, log_ratio) = torch.func.grad(total_loss, has_aux=True)(parameters)
@@ -117,6 +117,24 @@ def clipped_gradients(
     return MinibatchResult(loss, log_ratio, norm), [gradient * scale for gradient in gradients]
 
 
+def blank_minibatch(observation: Sequence[Leaf], policy: Policy, size: int) -> Batch:
+    """A minibatch of lower bounds and zeros, for what compiles a program for its shapes and dtypes.
+
+    Args:
+        observation: Leaves of an observation.
+        policy: Who would have acted.
+        size: Number of transitions.
+    """
+    obs = {}
+    for leaf in observation:
+        low = leaf.bounds()[0] if leaf.is_integer else 0.0  # 0 may be no choice of a discrete leaf
+        values = np.full((size, *leaf.shape), low, seen_as(np.dtype(leaf.dtype), policy.dtype))
+        obs[leaf.path] = torch.from_numpy(values)
+    actions = torch.zeros(size, *policy.distribution.action_shape, dtype=policy.distribution.action_dtype)
+    # separate tensors: aliased columns would specialise the compiled program
+    return Batch(obs, actions, *(torch.zeros(size) for _ in range(4)))
+
+
 class CompiledGradients:
     """Computes the gradients of a minibatch in one compiled program: networks, loss, backward pass and clipping.
 
@@ -124,23 +142,23 @@ class CompiledGradients:
     number of transitions. Hooks on parameters and layers are not called.
 
     Args:
-        networks, settings: As in `EagerGradients`.
+        policy, settings: As in `EagerGradients`.
 
     Raises:
         ValueError: Two layers share one parameter. (Actor and critic may share a layer.)
     """
 
-    def __init__(self, networks: ActorCritic, settings: PPOSettings) -> None:
+    def __init__(self, policy: Policy, settings: PPOSettings) -> None:
         owned = [
             parameter
-            for layer in networks.modules()
+            for layer in policy.modules()
             for _, parameter in layer.named_parameters(recurse=False, remove_duplicate=False)
         ]
         if len({id(parameter) for parameter in owned}) < len(owned):
             raise ValueError("two layers share one parameter")
-        self._parameters = {name: parameter for name, parameter in networks.named_parameters() if parameter.requires_grad}
+        self._parameters = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
         self._compiled: Callable[..., tuple[MinibatchResult, list[Tensor]]] = torch.compile(
-            partial(clipped_gradients, networks, settings)
+            partial(clipped_gradients, policy, settings)
         )
         self._clip_epsilon: tuple[float, Tensor] | None = None
 
@@ -149,7 +167,7 @@ class CompiledGradients:
         """Replace the gradients by those of this minibatch, clipped; arguments as in `minibatch_loss`."""
         # a Python number would become a constant of the program, so each new value would compile again
         if self._clip_epsilon is None or self._clip_epsilon[0] != clip_epsilon:
-            self._clip_epsilon = clip_epsilon, torch.tensor(clip_epsilon, device=minibatch.obs.device)
+            self._clip_epsilon = clip_epsilon, torch.tensor(clip_epsilon, device=minibatch.actions.device)
         result, gradients = self._compiled(self._parameters, minibatch, self._clip_epsilon[1])
         for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
             parameter.grad = gradient

@@ -11,6 +11,7 @@ from lit_ppo.data import RolloutDataModule
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.module import PPOModule
 from lit_ppo.rollout import Batch, Rollout
+from tests.specs import vector_spec
 
 torch.set_num_threads(1)  # as the command line does; threads would compete with the environment processes
 
@@ -63,12 +64,12 @@ def small_data(env_id: str = IDENTITY, cls: type[RolloutDataModule] = KeptData, 
 
 def small_module(cls: type[PPOModule] = KeptModule, **settings: Any) -> Any:
     """For the identity environment."""
-    sizes = {"obs_size": 3, "num_actions": 3, "actor_hidden_sizes": (8,), "critic_hidden_sizes": (8,), "minibatch_size": 10}
-    return cls(**(sizes | settings))
+    small = {"spec": vector_spec(3, 3), "actor_hidden_sizes": (8,), "critic_hidden_sizes": (8,), "minibatch_size": 10}
+    return cls(**(small | settings))
 
 
 def cartpole_module(**settings: Any) -> Any:
-    return small_module(**({"obs_size": 4, "num_actions": 2} | settings))
+    return small_module(**({"spec": vector_spec(4, 2)} | settings))
 
 
 def bare_trainer(updates: int, *callbacks: Callback, **flags: Any) -> Trainer:

@@ -20,6 +20,7 @@ from lit_ppo.curve import TrainLog
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.module import PPOModule
 from tests.runs import ScriptedPlay, bare_trainer, fit, parameters, same, small_data, small_module
+from tests.specs import vector_spec
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +169,7 @@ def test_threshold_is_the_environments_own_unless_it_is_set() -> None:
 def test_environment_without_a_threshold_is_never_solved() -> None:
     data = small_data("tests.toy_envs:ConstantReward-v0", num_envs=1)
     solved = StopWhenSolved(confirmation_episodes=0)
-    fit(1, GreedyEvaluation(1, 1), solved, module=small_module(obs_size=1, num_actions=2), data=data)
+    fit(1, GreedyEvaluation(1, 1), solved, module=small_module(spec=vector_spec(1, 2)), data=data)
     assert solved.solved_at is None
 
 
@@ -225,7 +226,7 @@ def test_module_comes_back_from_a_checkpoint_without_being_told_its_settings() -
     restored = PPOModule.load_from_checkpoint("checkpoints/last.ckpt")
     assert same(parameters(restored), parameters(module))
     assert dict(restored.hparams) == dict(module.hparams)
-    obs = torch.rand(16, 3, generator=torch.Generator().manual_seed(0))
+    obs = {"": torch.rand(16, 3, generator=torch.Generator().manual_seed(0))}
     assert restored(obs).equal(module(obs))
 
 

@@ -17,10 +17,11 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from lit_ppo import compat_lightning
-from lit_ppo.compat_torch import backward_hook_owner
+from lit_ppo.compat_torch import backward_hook_owner, weight_and_bias
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.module import PPOModule
 from tests.runs import bare_trainer, small_data, small_module
+from tests.specs import vector_spec
 
 # -- torch
 
@@ -90,6 +91,22 @@ def test_backward_hook_of_every_kind_is_found() -> None:
         net = two_layers()
         register(net)
         assert backward_hook_owner(net) == owner, "compat_torch.backward_hook_owner: torch keeps this hook elsewhere now"
+
+
+def test_weight_and_bias_of_a_layer_are_found_also_while_they_are_replaced() -> None:
+    layer, message = nn.Linear(2, 3), "compat_torch.weight_and_bias: torch keeps parameters elsewhere now"
+    assert all(found is held for found, held in zip(weight_and_bias(layer), (layer.weight, layer.bias), strict=True)), message
+
+    class Probe(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+            return weight_and_bias(self.layer)
+
+    replaced = torch.func.functional_call(Probe(), {"layer.weight": torch.ones(3, 2), "layer.bias": torch.zeros(3)}, ())
+    assert replaced[0].equal(torch.ones(3, 2)) and replaced[1].equal(torch.zeros(3)), message
 
 
 # -- Lightning
@@ -188,10 +205,14 @@ def test_lightning_cli_calls_its_private_hooks_and_keeps_settings_where_they_are
         def _set_seed(self) -> None:
             called.append("_set_seed")
 
-    arguments = ["--model.obs_size=4", "--model.num_actions=2", "--trainer.max_epochs=7", "--trainer.accelerator=cpu"]
+    class CartPoleModule(PPOModule):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(vector_spec(4, 2), **settings)
+
+    arguments = ["--trainer.max_epochs=7", "--trainer.accelerator=cpu"]
     monkeypatch.setattr(sys, "argv", ["lit_ppo"])
     cli = Watched(
-        PPOModule,
+        CartPoleModule,
         RolloutDataModule,
         args=arguments,
         run=False,

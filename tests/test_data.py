@@ -120,7 +120,7 @@ def test_counters_and_episode_metrics_go_on_from_update_to_update() -> None:
 def test_episode_return_is_the_mean_over_the_episodes_that_ended() -> None:
     _, data = fit(1, data=small_data(num_envs=3, horizon=EPISODE_STEPS))
     rollout = data.rollouts[0]
-    rewards = (rollout.obs[:-1].argmax(dim=-1) == rollout.actions).double()  # 1 where the action is the observation's
+    rewards = (rollout.obs[""][:-1].argmax(dim=-1) == rollout.actions).double()  # 1 where the action is the observation's
     assert data.metrics["episodes/return"] == pytest.approx(float(rewards.sum() / 3))
 
 
@@ -133,10 +133,10 @@ def test_rollout_without_an_ended_episode_has_no_episode_return() -> None:
 def test_environments_go_on_where_the_last_rollout_left_them() -> None:
     _, one = fit(1, data=small_data(horizon=15))
     _, two = fit(2, data=small_data(horizon=15))
-    assert one.rollouts[0].obs.equal(two.rollouts[0].obs)
+    assert one.rollouts[0].obs[""].equal(two.rollouts[0].obs[""])
     # step 15 of a new episode begun in the middle, not the first observations of a run again
-    assert not two.rollouts[1].obs.equal(two.rollouts[0].obs)
-    assert two.rollouts[1].obs[0].equal(two.rollouts[0].obs[-1])
+    assert not two.rollouts[1].obs[""].equal(two.rollouts[0].obs[""])
+    assert two.rollouts[1].obs[""][0].equal(two.rollouts[0].obs[""][-1])
 
 
 # -- seeds
@@ -193,20 +193,6 @@ def test_workers_must_share_the_environments_evenly() -> None:
     assert str(refused.value) == "data.num_envs=8: expected a multiple of data.num_workers=3"
 
 
-def test_observations_that_the_networks_cannot_take_are_refused_before_anything_is_trained() -> None:
-    before, data = children(), RolloutDataModule("tests.fault_envs:Image-v0", num_envs=2, evaluation_envs=1)
-    refused = (
-        "data.env_id=tests.fault_envs:Image-v0: observations of shape (84, 84, 3) are not supported; "
-        "lit_ppo trains on Box observations of rank 1"
-    )
-    for use in (lambda: data.obs_size, lambda: data.num_actions, lambda: data.setup("fit")):
-        with pytest.raises(ConfigError) as raised:
-            use()
-        assert str(raised.value) == refused
-    data.close()
-    assert children() == before
-
-
 # -- boundaries
 
 
@@ -215,7 +201,7 @@ def test_native_environments_are_not_saved_at_every_update(monkeypatch: pytest.M
     save = WorkerSlice.save
     monkeypatch.setattr(WorkerSlice, "save", lambda part: (saved.append(part.index), save(part))[1])
     data = RolloutDataModule("CartPole-v1", num_envs=2, horizon=8, vectorization="native", evaluation_envs=1)
-    module = PPOModule(data.obs_size, data.num_actions, minibatch_size=16)
+    module = PPOModule(data.spec, minibatch_size=16)
     bare_trainer(5).fit(module, data)
     assert saved == [0]  # in the first reset, where it is proved to work
 
@@ -234,7 +220,7 @@ def test_boundary_before_a_rollout_is_made_text_of_only_when_it_is_saved(monkeyp
 def test_training_and_evaluation_warn_once_together(caplog: pytest.LogCaptureFixture) -> None:
     leaving = {"env_id": "tests.fault_envs:Faulty-v0", "env_kwargs": {"fault": "obs outside", "at_step": 1}}
     data = RolloutDataModule(**leaving, num_envs=2, horizon=8, evaluation_envs=1)
-    module = PPOModule(data.obs_size, data.num_actions, minibatch_size=16)
+    module = PPOModule(data.spec, minibatch_size=16)
     bare_trainer(2, GreedyEvaluation(num_episodes=1)).fit(module, data)
     warnings = [record.getMessage() for record in caplog.records if "declared observation space" in record.getMessage()]
     assert len(warnings) == 1 and "got 3.0" in warnings[0]
@@ -271,10 +257,10 @@ def test_environment_that_breaks_its_contract_ends_the_fit_by_name() -> None:
 
 def test_close_may_be_called_again_and_the_datamodule_used_again() -> None:
     data = small_data()
-    assert (data.obs_size, data.num_actions) == (3, 3)
+    assert data.spec.observation[0].shape == (3,) and data.spec.action.choices == (3,)
     data.close()
     data.close()
-    assert data.obs_size == 3  # another process
+    assert data.spec.observation[0].shape == (3,)  # another process
     data.close()
 
 
@@ -282,7 +268,8 @@ def test_workers_do_not_change_what_is_trained_on() -> None:
     _, one = fit(2, data=small_data(num_envs=4))
     _, two = fit(2, data=small_data(num_envs=4, num_workers=2))
     for first, second in zip(one.rollouts, two.rollouts, strict=True):
-        assert all(mine.equal(other) for mine, other in zip(first[:-2], second[:-2], strict=True))
+        assert first.obs[""].equal(second.obs[""]) and first.final_obs[""].equal(second.final_obs[""])
+        assert all(mine.equal(other) for mine, other in zip(first[1:-3], second[1:-3], strict=True))
 
 
 # -- validate and test

@@ -1,19 +1,30 @@
 """Greedy episodes: the same numbers however many are played at a time, and those of gymnasium in this process."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from lit_ppo import evaluation
 from lit_ppo.bridge.settings import BridgeSettings
+from lit_ppo.contract import VectorStep
+from lit_ppo.distributions import Categorical
 from lit_ppo.errors import ConfigError, EnvironmentFault, EnvironmentRaised
 from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
+from tests.specs import box, discrete, policy_of, spec_of
 
 SEEDS = [11, 5, 99, 2**31 - 1, 0]
 CPU = torch.device("cpu")
+
+
+def playing(rule: Callable[[Tensor], Tensor]) -> Any:
+    """A policy of two actions whose logits are a function of the one vector that it sees."""
+    return SimpleNamespace(actor=lambda obs: rule(obs[""]), distribution=Categorical(2, 0), dtype=torch.float32)
 
 
 def push_where_it_leans(obs: Tensor) -> Tensor:
@@ -47,12 +58,12 @@ def player(request: pytest.FixtureRequest) -> Iterator[GreedyPlayer]:
 def test_episodes_are_those_of_gymnasium_in_the_order_of_the_seeds(player: GreedyPlayer) -> None:
     expected = in_process(SEEDS)
     assert len(set(expected.lengths)) > 2  # else the order is not seen
-    assert player.play(push_where_it_leans, SEEDS, CPU) == expected
+    assert player.play(playing(push_where_it_leans), SEEDS, CPU) == expected
 
 
 def test_player_can_play_again_and_forgets_what_was_before(player: GreedyPlayer) -> None:
-    player.play(push_where_it_leans, SEEDS, CPU)
-    assert player.play(push_where_it_leans, SEEDS[1:3], CPU) == in_process(SEEDS[1:3])
+    player.play(playing(push_where_it_leans), SEEDS, CPU)
+    assert player.play(playing(push_where_it_leans), SEEDS[1:3], CPU) == in_process(SEEDS[1:3])
 
 
 FAULTY = "tests.fault_envs:Faulty-v0"
@@ -74,7 +85,7 @@ def played(seeds: list[int], num_envs: int, broken: dict[int, str], **settings: 
         on_event=events.append,
     )
     try:
-        return player.play(larger_of_two, seeds, CPU), events
+        return player.play(playing(larger_of_two), seeds, CPU), events
     finally:
         player.close()
 
@@ -124,3 +135,41 @@ def test_results_know_their_mean_and_spread() -> None:
 def test_native_environments_are_refused_for_evaluation() -> None:
     with pytest.raises(ConfigError, match="vectorization=native: evaluation needs sync, a seed for each episode"):
         GreedyPlayer("CartPole-v1", 1, settings=BridgeSettings(vectorization="native"))
+
+
+# -- masks, and observations of several leaves
+
+MASKED = spec_of(
+    discrete(3, path="seen"),
+    box(3, path="mask", dtype="bool", low=0, high=1),
+    action=discrete(3, start=5),
+    mask="mask",
+)
+
+
+class MaskedBridge:
+    """Episodes of one step, worth the action; env i may not take action i, and only the rows that play may act at all."""
+
+    def __init__(self, env_id: str, num_envs: int, *args: Any, **settings: Any) -> None:
+        self.spec, self.settings, self._n, self.episodes = MASKED, settings, num_envs, [0] * num_envs
+
+    def reset(self) -> dict[str, np.ndarray]:
+        self._obs = {"seen": np.zeros(self._n, np.int64), "mask": ~np.eye(self._n, 3, dtype=np.bool_)}
+        return self._obs
+
+    def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> VectorStep:
+        assert actions.dtype == np.int64 and ((actions >= 5) & (actions <= 7)).all()
+        stepped = np.ones(self._n, np.bool_) if active is None else active == 1
+        self.episodes = [number + 1 for number in self.episodes]
+        never = np.zeros(self._n, np.bool_)
+        return VectorStep(self._obs, self._obs, actions.astype(np.float64), stepped, never, stepped, True, bool(stepped.all()))
+
+
+def test_greedy_episodes_keep_to_the_mask_and_to_the_environments_own_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "EnvBridge", MaskedBridge)
+    policy = policy_of(MASKED)
+    with torch.no_grad():
+        policy.actor.layers[-1].bias.copy_(torch.tensor([0.0, 9.0, 5.0]))  # the best action is the second, then the third
+    player = GreedyPlayer("Masked-v0", 3, obs_keys=["seen"], action_mask="obs:mask", settings=BridgeSettings())
+    assert player.play(policy, [0, 1, 2, 3], CPU).returns == (6.0, 7.0, 6.0, 6.0)
+    assert (player.bridge.settings["obs_keys"], player.bridge.settings["action_mask"]) == (["seen"], "obs:mask")  # type: ignore[index]

@@ -17,7 +17,7 @@ MODULES = {
 }
 FLOORS = {
     0: """errors exit_codes interrupts spaces leaf_rules contract curve functional networks distributions seeding plot run_lock
-        compat_torch ppo_settings bridge bridge.settings bridge.protocol bridge.frame bridge.faults bridge.doorbell
+        compat_torch ppo_settings policy bridge bridge.settings bridge.protocol bridge.frame bridge.faults bridge.doorbell
         bridge.journal bridge.episodes bridge.restart_budget bridge.guard bridge.sandbox""",
     1: """bridge.trees bridge.hosts bridge.typed bridge.worker bridge.command bridge.child bridge.channel bridge.process
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.checkpoint bridge.client""",

@@ -21,6 +21,7 @@ from lit_ppo.module import PPOModule
 from lit_ppo.rollout import Batch, Rollout
 from lit_ppo.update import CompiledGradients
 from tests.runs import bare_trainer, cartpole_module, fit, parameters, same, small_data, small_module
+from tests.specs import box, discrete, image, spec_of, vector_spec
 from tests.toy_envs import EPISODE_STEPS
 
 
@@ -55,7 +56,7 @@ def test_training_on_the_cpu_changes_every_layer_of_actor_and_critic() -> None:
 def test_identity_environment_is_learnt_in_seconds() -> None:
     data = small_data(num_envs=8, horizon=32)
     module, _ = fit(25, module=small_module(minibatch_size=64, learning_rate=0.01, entropy_coefficient=0.0), data=data)
-    assert module(torch.eye(3)).tolist() == [0, 1, 2]  # each observation is the code of its right action
+    assert module({"": torch.eye(3)}).tolist() == [0, 1, 2]  # each observation is the code of its right action
     assert data.metrics["episodes/return"] > 0.9 * EPISODE_STEPS  # sampled, not greedy
 
 
@@ -124,8 +125,7 @@ def test_learning_rate_and_clip_range_decay_linearly_over_the_whole_run(losses: 
             assert self.optimizers().param_groups[0]["lr"] == rates[-1]  # type: ignore[union-attr]
 
     module = Watched(
-        3,
-        3,
+        vector_spec(3, 3),
         minibatch_size=20,
         update_epochs=1,
         learning_rate=0.01,
@@ -223,7 +223,7 @@ def test_gradients_are_cut_to_the_largest_norm(limit: float | None) -> None:
             gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
             norms.append(float(torch.cat([gradient.flatten() for gradient in gradients]).norm()))
 
-    module = Watched(3, 3, update_epochs=1, minibatch_size=20, max_grad_norm=limit)
+    module = Watched(vector_spec(3, 3), update_epochs=1, minibatch_size=20, max_grad_norm=limit)
     fit(1, module=module)
     measured = module.metrics["optimizer/gradient_norm"]  # before the cut
     assert measured > 0.01
@@ -423,8 +423,6 @@ def test_compiled_update_does_what_the_eager_one_does(vectorization: str) -> Non
 @pytest.mark.parametrize(
     ("setting", "value", "allowed"),
     [
-        ("obs_size", 0, "at least 1"),
-        ("num_actions", 0, "at least 1"),
         ("update_epochs", 0, "at least 1"),
         ("minibatch_size", -1, "at least 1"),
         ("actor_hidden_sizes", (8, 0), "sizes of at least 1"),
@@ -441,6 +439,9 @@ def test_compiled_update_does_what_the_eager_one_does(vectorization: str) -> Non
         ("entropy_coefficient", math.nan, "a number of at least 0"),
         ("learning_rate_decay", "cosine", "linear or constant"),
         ("clip_decay", None, "linear or constant"),
+        ("action_bounds", "wrap", "clip or refuse"),
+        ("log_std", "fixed", "parameter or state"),
+        ("log_std_init", -math.inf, "a finite number"),
         ("total_env_steps", 0, "a number above 0, or null"),
         ("value_clip", 0.0, "a number above 0, or null"),
         ("max_grad_norm", math.nan, "a number above 0, or null"),
@@ -537,5 +538,28 @@ def test_refused_flag_stops_a_fit_before_anything_is_trained() -> None:
 
 
 def test_forward_gives_the_greedy_actions() -> None:
-    module, obs = small_module(), torch.eye(3)
+    module, obs = small_module(), {"": torch.eye(3)}
     assert module(obs).equal(module.actor(obs).argmax(dim=-1))
+
+
+# -- what a checkpoint holds of the spaces
+
+
+def test_module_comes_back_from_a_checkpoint_that_holds_plain_data(tmp_path: Path) -> None:
+    mask = box(5, path="mask", dtype="int8", low=0, high=1)
+    spec = spec_of(
+        image(5, 5, 3, path="camera"), box(2, path="0/1", low=(-1.0, -9.0)), mask, action=discrete(5, start=-3), mask="mask"
+    )
+    module = small_module(PPOModule, spec=spec, shared_torso=True)
+    trainer = bare_trainer(1)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(path := tmp_path / "module.ckpt")
+    assert torch.load(path, weights_only=True)["hyper_parameters"]["spec"]["mask"] == "mask"
+    again = PPOModule.load_from_checkpoint(path, weights_only=True)
+    assert (again.spec, again.settings) == (spec, module.settings)
+    assert same(parameters(again), parameters(module))
+
+
+def test_parameters_have_one_name_each_in_a_checkpoint() -> None:
+    names = [f"{network}.layers.{k}.{kind}" for network in ("actor", "critic") for k in (0, 1) for kind in ("weight", "bias")]
+    assert list(small_module().state_dict()) == names

@@ -1,16 +1,17 @@
-"""Actor and critic: shapes, and weights that come from one generator."""
+"""Networks: what is made of each kind of leaf, shapes, and weights that come from one generator."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_ppo.networks import MLP, Activation, Actor, Critic
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from lit_ppo.networks import MLP, Activation, Image, Inputs, channel_order, is_image, seen_as
+from lit_ppo.spaces import Leaf
+from tests.specs import box, discrete, generator, image, initializer, multi_binary, multi_discrete
 
 
 def linears(network: nn.Module) -> list[nn.Linear]:
@@ -19,55 +20,221 @@ def linears(network: nn.Module) -> list[nn.Linear]:
 
 def gram(weight: Tensor) -> Tensor:
     """W W^T of the shorter side: a multiple of the identity if and only if W is orthogonal."""
+    weight = weight.flatten(1)
     return weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
 
 
-@pytest.mark.parametrize(("network", "output_gain"), [(Actor(4, 3, [16, 8], "tanh", generator()), 0.01)])
-def test_actor_weights_are_orthogonal_with_a_small_last_layer(network: nn.Module, output_gain: float) -> None:
-    gains = [math.sqrt(2), math.sqrt(2), output_gain]
-    for layer, gain in zip(linears(network), gains, strict=True):
-        torch.testing.assert_close(gram(layer.weight), gain**2 * torch.eye(min(layer.weight.shape)), rtol=0, atol=1e-5 * gain)
-        assert not layer.bias.any()
+def require_orthogonal(weight: Tensor, gain: float) -> None:
+    product = gram(weight)
+    torch.testing.assert_close(product, gain**2 * torch.eye(len(product)), rtol=0, atol=1e-5)
 
 
-def test_critic_weights_are_orthogonal_with_a_last_layer_of_gain_1() -> None:
-    for layer, gain in zip(linears(Critic(4, [16, 8], "tanh", generator())), [math.sqrt(2), math.sqrt(2), 1.0], strict=True):
-        torch.testing.assert_close(gram(layer.weight), gain**2 * torch.eye(min(layer.weight.shape)), rtol=0, atol=1e-5)
-        assert not layer.bias.any()
+def features(leaf: Leaf, *values: Any, dtype: type | None = None) -> list[list[float]]:
+    """What `Inputs` makes of some values of one leaf."""
+    obs = torch.from_numpy(np.array(values, dtype or leaf.dtype))
+    seen: list[list[float]] = Inputs([leaf], initializer())({leaf.path: obs}).tolist()
+    return seen
 
 
-def test_untrained_policy_is_nearly_uniform() -> None:
-    logits = Actor(4, 3, [64, 64], "tanh", generator())(torch.randn(100, 4, generator=generator(1)))
-    assert (logits.softmax(dim=-1) - 1 / 3).abs().max() < 0.02
+# -- from leaves to features
 
 
-def test_critic_gives_one_flat_value_for_each_observation() -> None:
-    assert Critic(4, [8], "tanh", generator())(torch.zeros(5, 4)).shape == (5,)
-    assert Critic(4, [8], "tanh", generator())(torch.zeros(1, 4)).shape == (1,)
+def test_numbers_are_seen_as_they_are() -> None:
+    assert features(box(2), [1.5, -2.0], [3.0, 1e6]) == [[1.5, -2.0], [3.0, 1e6]]
+    assert features(box(), 1.5, -2.0) == [[1.5], [-2.0]]
+    assert features(box(1, 1, 1, 2), [[[[1.0, 2.0]]]]) == [[1.0, 2.0]]
 
 
-def test_no_hidden_layers_leave_a_linear_policy() -> None:
-    assert [tuple(layer.weight.shape) for layer in linears(Actor(4, 2, [], "tanh", generator()))] == [(2, 4)]
+def test_choices_are_seen_as_one_hot_codes() -> None:
+    assert features(discrete(3), 0, 2) == [[1, 0, 0], [0, 0, 1]]
+    assert features(discrete(3, start=-1), -1, 0) == [[1, 0, 0], [0, 1, 0]]
+    assert features(multi_discrete(2, 3), [1, 0], [0, 2]) == [[0, 1, 1, 0, 0], [1, 0, 0, 0, 1]]
+    shifted = multi_discrete(2, 2, 2, 2, shape=(2, 2), start=(5, -1, 0, 7))
+    assert features(shifted, [[6, -1], [1, 7]]) == [[0, 1, 1, 0, 0, 1, 1, 0]]
+
+
+def test_truth_values_are_seen_as_zero_and_one() -> None:
+    assert features(multi_binary(2, 2), [[0, 1], [1, 0]]) == [[0, 1, 1, 0]]
+    assert features(box(2, dtype="bool", low=0, high=1), [True, False]) == [[1, 0]]
+
+
+def test_whole_numbers_are_scaled_by_their_bounds() -> None:
+    assert features(box(3, dtype="uint8", low=0, high=255), [0, 51, 255]) == [[0, pytest.approx(0.2), 1]]
+    assert features(box(3, dtype="int64", low=(-1, 0, 4), high=(1, 10, 4)), [0, 5, 4]) == [[0.5, 0.5, 0]]
+    whole = box(1, dtype="int64", low=-(2**63), high=2**63 - 1)
+    assert features(whole, [2**62]) == [[pytest.approx(0.75)]]
+
+
+def test_leaves_stand_side_by_side_in_their_order() -> None:
+    leaves = [box(2, path="b"), discrete(2, path="a"), multi_binary(1, path="c/0")]
+    inputs = Inputs(leaves, initializer())
+    obs = {"a": torch.tensor([1]), "c/0": torch.tensor([[1]], dtype=torch.int8), "b": torch.tensor([[0.5, 2.0]])}
+    assert inputs.num_features == 5
+    assert inputs({**obs, "unused": torch.zeros(1, 9)}).tolist() == [[0.5, 2.0, 0, 1, 1]]
+
+
+def test_one_vector_is_not_even_copied() -> None:
+    obs = torch.randn(3, 4)
+    assert Inputs([box(4)], initializer())({"": obs}) is obs
+
+
+@pytest.mark.parametrize(
+    "leaf", [box(3), discrete(3), multi_discrete(3, 2), multi_binary(2), image(7, 7, 3), box(2, dtype="int16", low=0, high=9)]
+)
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_features_have_the_dtype_of_the_parameters(leaf: Leaf, precision: torch.dtype) -> None:
+    inputs = Inputs([leaf], initializer()).to(precision)
+    values = np.ones((2, *leaf.shape), seen_as(np.dtype(leaf.dtype), precision))
+    assert inputs({"": torch.from_numpy(values)}).dtype == precision
+
+
+def test_floats_are_seen_in_the_precision_of_the_networks_and_all_else_as_it_is() -> None:
+    for dtype, single, double in (
+        ("float16", "float32", "float64"),
+        ("float32", "float32", "float64"),
+        ("float64", "float32", "float64"),
+        ("uint8", "uint8", "uint8"),
+        ("bool", "bool", "bool"),
+        ("int64", "int64", "int64"),
+    ):
+        assert seen_as(np.dtype(dtype), torch.float32) == single
+        assert seen_as(np.dtype(dtype), torch.float64) == double
+
+
+def test_inputs_have_no_state_but_the_weights_of_images() -> None:
+    plain = [box(3, path="a"), discrete(3, path="b"), box(2, path="c", dtype="uint8", low=0, high=9)]
+    assert Inputs(plain, initializer()).state_dict() == {}
+    assert len(Inputs([*plain, image(9, 9, 3, path="d")], initializer()).state_dict()) == 8  # 4 layers
+
+
+# -- images
+
+
+@pytest.mark.parametrize(
+    ("shape", "order"),
+    [
+        ((84, 84, 3), "last"),
+        ((3, 84, 84), "first"),
+        ((4, 84, 84), "first"),
+        ((84, 84, 1), "last"),
+        ((7, 7, 3), "last"),
+        ((7, 7, 20), "first"),
+        ((20, 30, 12), "last"),
+        ((3, 3, 3), "last"),
+        ((1, 4, 4), "first"),
+        ((4, 4, 1), "last"),
+        ((5, 5, 5), "first"),
+        ((84, 84), "none"),
+    ],
+)
+def test_order_of_channels_follows_from_the_shape(shape: tuple[int, ...], order: str) -> None:
+    assert channel_order(shape) == order
+
+
+@pytest.mark.parametrize(
+    ("leaf", "expected"),
+    [
+        (image(84, 84, 3), True),
+        (image(3, 84, 84), True),
+        (box(3, 3), True),
+        (box(2, 9), False),
+        (box(9, 2, 3), False),
+        (box(9), False),
+        (box(9, 9, 9, 9), False),
+        (multi_binary(9, 9), False),
+    ],
+)
+def test_what_is_large_enough_in_two_dimensions_is_an_image(leaf: Leaf, expected: bool) -> None:
+    assert is_image(leaf) == expected
+
+
+@pytest.mark.parametrize("side", [3, 4, 5, 7, 8, 11, 16, 35, 36, 37, 64, 84, 96])
+@pytest.mark.parametrize(
+    "shape_of", [lambda s: (s, s, 3), lambda s: (3, s, s), lambda s: (s, s), lambda s: (s, 2 * s, 3), lambda s: (1, s, s)]
+)
+def test_images_of_any_side_and_order_fit(side: int, shape_of: Callable[[int], tuple[int, ...]]) -> None:
+    network = Image(shape_of(side), initializer())
+    assert network.num_features == (512 if side >= 36 else 128)
+    assert network(torch.zeros(2, *shape_of(side))).shape == (2, network.num_features)
+
+
+def test_large_images_go_through_the_network_of_the_paper() -> None:
+    weights = [
+        tuple(parameter.shape) for name, parameter in Image((84, 84, 4), initializer()).named_parameters() if "weight" in name
+    ]
+    # 84 -> (84 - 8) / 4 + 1 = 20 -> (20 - 4) / 2 + 1 = 9 -> 9 - 3 + 1 = 7
+    assert weights == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 64 * 7 * 7)]
+
+
+def test_both_orders_of_channels_show_the_same() -> None:
+    last, first = Image((9, 12, 3), initializer()), Image((3, 9, 12), initializer())
+    images = torch.rand(2, 9, 12, 3, generator=generator(1))
+    torch.testing.assert_close(last(images), first(images.permute(0, 3, 1, 2)))
+
+
+def test_image_of_whole_numbers_is_scaled_before_its_network() -> None:
+    leaf = image(9, 9, 3, path="camera")
+    inputs, alone = Inputs([leaf], initializer()), Image((9, 9, 3), initializer())
+    pixels = torch.randint(256, (2, 9, 9, 3), generator=generator(1), dtype=torch.uint8)
+    torch.testing.assert_close(inputs({"camera": pixels}), alone(pixels / 255))
+
+
+# -- the layers
+
+
+def mlp(*hidden_sizes: int, activation: Activation = "tanh", gain: float = 1.0, **how: Any) -> MLP:
+    weights = initializer(**how)
+    return MLP(Inputs([box(4)], weights), hidden_sizes, 3, activation, gain, weights)
+
+
+@pytest.mark.parametrize("gain", [0.01, 1.0])
+def test_weights_are_orthogonal_with_a_last_layer_of_its_own_gain(gain: float) -> None:
+    for layer, expected in zip(linears(mlp(16, 8, gain=gain)), [math.sqrt(2), math.sqrt(2), gain], strict=True):
+        require_orthogonal(layer.weight, expected)
+        assert layer.bias is not None and not layer.bias.any()
+
+
+def test_weights_of_images_are_orthogonal() -> None:
+    for layer in Image((40, 40, 3), initializer()).modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            require_orthogonal(layer.weight, math.sqrt(2))
+            assert layer.bias is not None and not layer.bias.any()
+
+
+def test_without_orthogonal_weights_layers_start_as_those_of_pytorch() -> None:
+    made = [*mlp(64, orthogonal=False).layers, *Image((9, 9, 3), initializer(orthogonal=False)).layers]
+    for layer in made:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            # uniform within 1 / sqrt(fan in), for weights and biases
+            limit = 1 / math.sqrt(layer.weight[0].numel())
+            assert layer.bias is not None
+            assert 0.9 * limit < layer.weight.abs().max() <= limit * (1 + 1e-6)
+            assert 0 < layer.bias.abs().max() <= limit * (1 + 1e-6)
+
+
+def test_no_hidden_layers_leave_a_linear_network() -> None:
+    assert [tuple(layer.weight.shape) for layer in linears(mlp())] == [(3, 4)]
 
 
 @pytest.mark.parametrize(
     ("activation", "kind"), [("tanh", nn.Tanh), ("relu", nn.ReLU), ("elu", nn.ELU), ("silu", nn.SiLU), ("gelu", nn.GELU)]
 )
 def test_activation_stands_between_layers_and_not_behind_the_last(activation: Activation, kind: type[nn.Module]) -> None:
-    network = MLP(4, [8, 8], 2, activation, 1.0, generator())
+    network = mlp(8, 8, activation=activation)
     first, second, last = linears(network)
-    inputs = torch.randn(5, 4, generator=generator(1))
-    assert network(inputs).equal(nn.Sequential(first, kind(), second, kind(), last)(inputs))
+    obs = torch.randn(5, 4, generator=generator(1))
+    assert network({"": obs}).equal(nn.Sequential(first, kind(), second, kind(), last)(obs))
 
 
 def test_same_seed_makes_the_same_weights_and_another_seed_others() -> None:
-    first, same, other = (Actor(4, 2, [8], "tanh", generator(seed)).state_dict() for seed in (3, 3, 4))
+    first, same, other = (mlp(8, seed=seed).state_dict() for seed in (3, 3, 4))
     assert all(first[name].equal(same[name]) for name in first)
     assert not first["layers.0.weight"].equal(other["layers.0.weight"])
 
 
-def test_making_networks_leaves_the_global_stream_alone() -> None:
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_making_networks_leaves_the_global_stream_alone(orthogonal: bool) -> None:
     before = torch.get_rng_state()
-    Actor(4, 2, [8], "tanh", generator())
-    Critic(4, [8], "tanh", generator())
+    mlp(8, orthogonal=orthogonal)
+    Image((9, 9, 3), initializer(orthogonal=orthogonal))
     assert torch.get_rng_state().equal(before)

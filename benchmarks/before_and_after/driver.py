@@ -63,6 +63,11 @@ def _fit(data: Any, module: Any, updates: int) -> list[float]:
     return Clock.times
 
 
+def _spaces(data: Any) -> tuple[Any, ...]:
+    """What a PPOModule is told of the environment: its spec, in versions before 0.3 two sizes."""
+    return (data.obs_size, data.num_actions) if hasattr(type(data), "obs_size") else (data.spec,)
+
+
 def train(num_envs: int, minibatch_size: int, compiled: bool, warm_up: int, updates: int) -> float:
     """Env steps per second of collection and update, over `updates` updates after `warm_up` others."""
     from lit_ppo import PPOModule, RolloutDataModule
@@ -70,7 +75,7 @@ def train(num_envs: int, minibatch_size: int, compiled: bool, warm_up: int, upda
     horizon = 128
     data = RolloutDataModule("CartPole-v1", num_envs=num_envs, horizon=horizon)
     # so small a learning rate leaves the policy as it is: both versions step the same episodes, whatever their schedules
-    module = PPOModule(4, 2, learning_rate=1e-9, minibatch_size=minibatch_size, compile=compiled)
+    module = PPOModule(*_spaces(data), learning_rate=1e-9, minibatch_size=minibatch_size, compile=compiled)
     times = _fit(data, module, warm_up + updates)
     if compiled:
         from torch._dynamo.utils import counters
@@ -109,7 +114,7 @@ def boundary(num_envs: int, horizon: int, updates: int) -> list[float]:
 
     data = RolloutDataModule("driver:Endless-v0", num_envs=num_envs, horizon=horizon)
     module = PPOModule(
-        1, 2, actor_hidden_sizes=(4,), critic_hidden_sizes=(4,), update_epochs=1, minibatch_size=num_envs * horizon
+        *_spaces(data), actor_hidden_sizes=(4,), critic_hidden_sizes=(4,), update_epochs=1, minibatch_size=num_envs * horizon
     )
     times = _fit(data, module, updates + 1)
     return [end - begin for begin, end in itertools.pairwise(times)]

@@ -58,7 +58,7 @@ class GreedyEvaluation(Callback):
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> float:
         assert isinstance(pl_module, PPOModule)
         data = data_of(trainer)
-        results = data.play(pl_module.actor, "evaluation", self.num_episodes, pl_module.device)
+        results = data.play(pl_module.policy, "evaluation", self.num_episodes, pl_module.device)
         self.latest = Evaluation(data.update, data.env_steps, results)
         values = {
             "eval/return": results.mean,

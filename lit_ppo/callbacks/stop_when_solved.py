@@ -72,10 +72,10 @@ class StopWhenSolved(Callback):
     def _confirmation(self, trainer: Trainer, module: PPOModule, threshold: float) -> EpisodeResults:
         """Results of the confirmation; of its first half only, if that does not reach the threshold."""
         half = (self.confirmation_episodes + 1) // 2
-        results = data_of(trainer).play(module.actor, "confirmation", half, module.device)
+        results = data_of(trainer).play(module.policy, "confirmation", half, module.device)
         rest = self.confirmation_episodes - half
         if rest and results.mean >= threshold:
-            results += data_of(trainer).play(module.actor, "confirmation", rest, module.device, first_episode=half)
+            results += data_of(trainer).play(module.policy, "confirmation", rest, module.device, first_episode=half)
         return results
 
     def state_dict(self) -> dict[str, Any]:

@@ -155,8 +155,7 @@ class LitPPOCLI(LightningCLI):
         for source, targets in _LINKED.items():
             for section, key in targets:
                 parser.link_arguments(source, f"{section}.{key}")
-        parser.link_arguments("data.obs_size", "model.obs_size", apply_on="instantiate")
-        parser.link_arguments("data.num_actions", "model.num_actions", apply_on="instantiate")
+        parser.link_arguments("data.spec", "model.spec", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
         """Let a checkpoint's settings replace the defaults, and refuse typed ones that cannot change on resume."""

@@ -13,6 +13,7 @@ from lit_ppo.data import RolloutDataModule
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.module import PPOModule
 from tests.runs import CONSTANT, bare_trainer, fit, small_data, small_module
+from tests.specs import vector_spec
 from tests.toy_envs import EPISODE_STEPS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -23,7 +24,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 def hundred_fresh_episodes(module: PPOModule, data: RolloutDataModule) -> EpisodeResults:
     """Greedy, from the seeds of `test`, which nothing has played before."""
-    results = data.play(module.actor, "test", 100, CPU)
+    results = data.play(module.policy, "test", 100, CPU)
     data.close()
     return results
 
@@ -41,17 +42,17 @@ def test_value_of_a_constant_reward_is_that_of_a_life_without_end() -> None:
     Were a truncation taken for a termination, a state with m steps left would be worth (1 - 0.9^m) / (1 - 0.9). All states look
     the same, so the critic would say the mean over m = 1..10: 10 - 0.9 * (1 - 0.9^10) / (1 - 0.9) = 4.14.
     """
-    settings = {"obs_size": 1, "num_actions": 2, "gamma": 0.9, "learning_rate": 0.01, "total_env_steps": 40_000}
+    settings = {"spec": vector_spec(1, 2), "gamma": 0.9, "learning_rate": 0.01, "total_env_steps": 40_000}
     module, _ = fit(150, module=small_module(**settings, minibatch_size=64), data=small_data(CONSTANT, num_envs=8, horizon=32))
     with torch.no_grad():
-        value = float(module.critic(torch.ones(1, 1)))
+        value = float(module.critic({"": torch.ones(1, 1)}))
     assert value == pytest.approx(1 / (1 - 0.9), rel=0.05)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_default_settings_solve_cartpole_and_keep_their_word(seed: int) -> None:
     data, solved = RolloutDataModule(seed=seed), StopWhenSolved()
-    module = PPOModule(data.obs_size, data.num_actions, seed=seed)
+    module = PPOModule(data.spec, seed=seed)
     bare_trainer(200, GreedyEvaluation(), solved).fit(module, datamodule=data)
     assert solved.solved_at is not None and solved.solved_at <= 20_000
     assert hundred_fresh_episodes(module, data).mean >= 475
