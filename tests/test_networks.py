@@ -136,7 +136,9 @@ def test_order_of_channels_follows_from_the_shape(shape: tuple[int, ...], order:
     [
         (image(84, 84, 3), True),
         (image(3, 84, 84), True),
-        (box(3, 3), True),
+        (box(3, 3), False),  # a table of numbers
+        (Leaf("", "box", (3, 3), "uint8", 0, 255), True),
+        (box(3, 3, 3), True),
         (box(2, 9), False),
         (box(9, 2, 3), False),
         (box(9), False),

@@ -143,7 +143,7 @@ def step_256(num_workers: int) -> float:
         begin = perf_counter()
         settings = BridgeSettings(num_workers=num_workers, start_timeout_s=120.0)
         with EnvBridge("CartPole-v1", 256, seed_of, settings=settings) as bridge:
-            first = bridge.reset()
+            first = bridge.reset()[""]
             for _ in range(20):
                 step = bridge.step(np.zeros(256, np.int64))
             assert bridge.restarts == 0
@@ -151,10 +151,10 @@ def step_256(num_workers: int) -> float:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     with EnvBridge("CartPole-v1", 1, lambda env, episode: seed_of(200, episode)) as one:  # row 200, alone
-        assert one.reset()[0].tobytes() == first[200].tobytes()
+        assert one.reset()[""][0].tobytes() == first[200].tobytes()
         for _ in range(20):
             alone = one.step(np.zeros(1, np.int64))
-        assert alone.obs[0].tobytes() == step.obs[200].tobytes()
+        assert alone.obs[""][0].tobytes() == step.obs[""][200].tobytes()
     print(f"256 environments in {num_workers} workers: {took:.2f} s")
     return took
 
