@@ -105,7 +105,7 @@ class SyncHost:
         self.rows, self.final_rows, self.rewards, self.flags = (
             reply[name] for name in ("rows", "final_rows", "rewards", "flags")
         )
-        self.leaves = row.views(self.rows)
+        self.write = self.tree.writer(row.views(self.rows))
         self.terminated, self.truncated, self.reset_flags, self.invalid = self.flags
 
     def reset(self, seeds: list[int | None]) -> None:
@@ -118,7 +118,7 @@ class SyncHost:
         returned = call(env, "reset", self.envs[env].reset, seed=seed)
         try:
             obs, info = admit_reset(returned)
-            self.tree.write(obs, info, self.leaves, env)
+            self.write(obs, info, env)
         except ContractViolation as violation:
             raise _of_env(violation, env) from None
 
@@ -131,7 +131,7 @@ class SyncHost:
         self.flags[...] = 0
         # whole numbers, or arrays of their own: an environment may keep what it gets
         asked = actions.tolist() if self.action.kind == "discrete" else [row.astype(self._action_dtype) for row in actions]
-        rewards, write, leaves = self.rewards, self.tree.write, self.leaves
+        rewards, write = self.rewards, self.write
         ended = []
         rows: Iterable[int] = range(self.num_envs)
         if not all(active):  # rows that stay where they are
@@ -145,7 +145,7 @@ class SyncHost:
                 raise raised(env, "step", error) from None
             try:
                 obs, reward, terminated, truncated, info = admit_step(returned)
-                write(obs, info, leaves, env)
+                write(obs, info, env)
                 rewards[env] = admit_reward(reward)
                 if terminated is not False and admit_flag("terminated", terminated):
                     self.terminated[env] = 1
@@ -250,7 +250,8 @@ class NativeHost:
     def step(self, actions: NDArray[Any], next_seeds: object = None, active: object = None) -> None:
         """Step all rows; those whose episode ended in the step before begin the next one instead."""
         try:
-            self.asked = actions.astype(self._action_dtype)  # a copy: the environment may keep what it gets
+            # a copy: the environment may keep what it gets
+            self.asked = actions.copy() if actions.dtype == self._action_dtype else actions.astype(self._action_dtype)
             returned = self.vector.step(self.asked)
         except Exception as error:
             raise raised(0, "step", error) from None

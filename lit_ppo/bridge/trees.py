@@ -4,7 +4,7 @@ Everything is planned from the declared space; what an environment returns is wa
 violation of the contract, with the path in its name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import gymnasium
@@ -113,24 +113,37 @@ class ObservationTree:
         where = f"part {path!r} of the observation space, a {kind}," if path else f"observation space {kind}"
         return f"env_id={self._env_id}: {where} is not supported: it has no arrays of fixed size; {hint}"
 
-    def write(self, observation: object, info: object, views: Mapping[str, NDArray[Any]], env: int) -> None:
-        """Admit one observation and write its leaves into their arrays.
+    def writer(self, views: Mapping[str, NDArray[Any]]) -> Callable[[object, object, int], None]:
+        """A function that admits one observation and writes its leaves into their arrays.
+
+        It takes what the environment returned as observation and info, and the row; it raises `ContractViolation` if a part is
+        missing, or not what was declared.
 
         Args:
-            observation: What the environment returned.
-            info: Likewise; for an action mask that comes there.
             views: By path, shape (N, *shape) each.
-            env: The row.
-
-        Raises:
-            ContractViolation: A part is missing, or not what was declared.
         """
         if self.is_bare:
-            views[""][env] = admit_leaf(observation, self.leaves[0], self._dtypes[""], "obs")
-            return
-        self._write(self._space, observation, "", views, env)
-        if self._mask is not None:
-            views[self._mask.path][env] = self._admit_mask(info)
+            return self._bare_writer(views[""])
+
+        def write(observation: object, info: object, env: int) -> None:
+            self._write(self._space, observation, "", views, env)
+            if self._mask is not None:
+                views[self._mask.path][env] = self._admit_mask(info)
+
+        return write
+
+    def _bare_writer(self, array: NDArray[Any]) -> Callable[[object, object, int], None]:
+        [leaf], dtype = self.leaves, self._dtypes[""]
+        shape = leaf.shape
+
+        def write(observation: object, info: object, env: int) -> None:
+            # the usual case first: this runs in every step of every environment
+            if type(observation) is np.ndarray and observation.dtype == dtype and observation.shape == shape:
+                array[env] = observation
+            else:
+                array[env] = admit_leaf(observation, leaf, dtype, "obs")
+
+        return write
 
     def _write(
         self, space: gymnasium.Space[Any], value: object, path: str, views: Mapping[str, NDArray[Any]], env: int

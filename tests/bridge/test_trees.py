@@ -24,7 +24,7 @@ def write(space: gymnasium.Space[Any], value: object) -> dict[str, np.ndarray]:
     tree = ObservationTree("Test-v0", space)
     row = Row(tree.leaves)
     views = row.views(np.zeros((1, row.size), np.uint8))
-    tree.write(value, {}, views, 0)
+    tree.writer(views)(value, {}, 0)
     Contract(EnvSpec("Test-v0", tree.leaves, ACTION), ContractSettings(check_membership="error")).check_observations(views)
     return views
 
@@ -198,15 +198,16 @@ def test_each_wrong_part_is_named_by_its_path(change: str) -> None:
     views = row.views(np.zeros((2, row.size), np.uint8))
     contract = Contract(EnvSpec("Parts-v0", tree.leaves, action, path))
     returned = env.reset(seed=0)
-    tree.write(*returned, views, 0)
+    write = tree.writer(views)
+    write(*returned, 0)
     for step in range(3):
         obs, _, _, _, info = env.step(int(np.argmax(env.possible)) + 1)
         if step < 2:
-            tree.write(obs, info, views, 1)
+            write(obs, info, 1)
             contract.check_observations(views)
 
     def write_and_check() -> None:
-        tree.write(obs, info, views, 1)
+        write(obs, info, 1)
         contract.check_observations(views)
 
     with pytest.raises(ContractViolation) as raised:
