@@ -185,24 +185,23 @@ class Contract:
                 raise ValueError(str(violation)) from None
         return actions
 
-    def check_observations(self, obs: Leaves, field: str = "obs", rows: NDArray[np.intp] | None = None) -> Leaves:
+    def check_observations(self, obs: Leaves, rows: NDArray[np.intp] | None = None) -> Leaves:
         """Observations of K environments.
 
         Args:
             obs: By path, shape (K, *shape) each.
-            field: How messages call them.
             rows: Which environments they are of, shape (K,); None for 0 to K - 1.
         """
         for path, rules in self._leaves:
             while not rules.are_inside(obs[path]):
-                rules.refuse(field_of(field, path), obs[path], rows)
+                rules.refuse(field_of("obs", path), obs[path], rows)
         if self._mask is not None and self.spec.mask is not None:
-            self._mask.refuse(field_of(field, self.spec.mask), obs[self.spec.mask], rows)
+            self._mask.refuse(field_of("obs", self.spec.mask), obs[self.spec.mask], rows)
         return obs
 
     def check_values(
         self, obs: Leaves, final_obs: Leaves, rewards: NDArray[np.float64], flags: bytes, expected_invalid: bytes
-    ) -> None:
+    ) -> NDArray[np.intp] | None:
         """The values of one step of N environments.
 
         Args:
@@ -210,22 +209,35 @@ class Contract:
             rewards: Shape (N,).
             flags: `terminated`, `truncated`, `reset` and `invalid`, one byte each for each environment: 4 * N bytes.
             expected_invalid: What the N bytes of `invalid` must be: the rows that were not stepped at all.
+
+        Returns:
+            The rows in which an episode ended; None if there is none.
         """
         n = len(expected_invalid)
         if len(self._ones) != n:
             self._ones, self._no_flags_set = b"\x01" * n, bytes(3 * n)
-        if self._resets_within_step and not flags.startswith(self._no_flags_set):
-            rows = np.flatnonzero(np.frombuffer(flags, np.uint8, 2 * n).reshape(2, n).any(axis=0))
-            if rows.size:
-                self.check_observations({path: values[rows] for path, values in final_obs.items()}, "final_obs", rows)
+        if not self._flags_hold(flags, expected_invalid):
+            self._refuse_flags(np.frombuffer(flags, np.uint8).reshape(4, -1), expected_invalid)
+        ended = None
+        if not flags.startswith(self._no_flags_set):
+            bits = np.frombuffer(flags, np.bool_)
+            ended = np.flatnonzero(bits[:n] | bits[n : 2 * n])
+            if self._resets_within_step:
+                self._check_final_observations(final_obs, ended)
         self.check_observations(obs)
         # NaN is the largest of all numbers to `maximum`, and compares false
         if (self.settings.reward_range is not None or not np.maximum.reduce(np.absolute(rewards)) <= FLOAT32_MAX) and not (
             (rewards >= self._reward_low) & (rewards <= self._reward_high)
         ).all():
             self._refuse_rewards(rewards)
-        if not self._flags_hold(flags, expected_invalid):
-            self._refuse_flags(np.frombuffer(flags, np.uint8).reshape(4, -1), expected_invalid)
+        return ended
+
+    def _check_final_observations(self, final_obs: Leaves, ended: NDArray[np.intp]) -> None:
+        """Check what episodes ended with; but no mask, since no action need be possible there."""
+        for path, rules in self._leaves:
+            values = final_obs[path][ended]
+            while not rules.hold(values):
+                rules.refuse(field_of("final_obs", path), values, ended)
 
     def _flags_hold(self, flags: bytes, expected_invalid: bytes) -> bool:
         """Whether the flags keep all their rules; as long integers, a byte for each environment, for speed."""

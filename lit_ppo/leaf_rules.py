@@ -166,6 +166,12 @@ class LeafRules:
         np.logical_and(inside, below, out=inside)
         return b"\x00" not in inside.tobytes()  # a fifth of the price of `all`
 
+    def hold(self, values: NDArray[Any]) -> bool:
+        """As `are_inside`, for a few environments of which there are others the next time."""
+        if self._is_bool:
+            values = values.view(np.uint8)
+        return b"\x00" not in ((values >= self._low) & (values <= self._high)).tobytes()
+
     def refuse(self, field: str, values: NDArray[Any], rows: NDArray[np.intp] | None = None) -> None:
         """Raise for the first bad component, if there is one.
 

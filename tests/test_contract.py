@@ -652,6 +652,11 @@ def test_a_mask_without_a_possible_action_is_a_violation() -> None:
     masks[1, :2] = 0  # of the first component, no value is possible
     message = refusal(contract.check_observations, {mask.path: masks})
     assert message == "obs.info:action_mask[1]: expected at least one possible action, got an action mask of zeros"
+    rewards, ended = np.zeros(2), bytes([0, 1, 0, 0, 0, 1, 0, 0])
+    good = np.ones_like(masks)
+    contract.check_values(
+        {mask.path: good}, {mask.path: masks}, rewards, ended, bytes(2)
+    )  # after the end nothing need be possible
     masks[1, 0] = 2
     message = refusal(contract.check_observations, {mask.path: masks})
     assert message.startswith("obs.info:action_mask[1, 0]: expected a value in [0, 1]")

@@ -267,14 +267,14 @@ class EnvBridge:
                     part.copy_final_rows(slot)
             expected_invalid = restoration.expected_invalid(active)
             try:
-                contract.check_values(slot.obs, slot.final_obs, slot.rewards, flags, expected_invalid)
+                ended = contract.check_values(slot.obs, slot.final_obs, slot.rewards, flags, expected_invalid)
                 break
             except ContractViolation as violation:
                 part = self.slices[(violation.env or 0) * len(self.slices) // self.num_envs]
                 fault = self._recovery.completed(violation, part, actions)
                 active = self._recovery.await_step(part, slot, actions, active, fault, deadline)
         journal.append(actions, active)
-        restoration.after_step(slot, any_ended)
+        restoration.after_step(slot, ended)
         self._last_rows = slot.rows
         all_valid = b"\x01" not in flags[3 * self.num_envs :]
         valid = self._all_valid if all_valid else slot.flags[3] == 0

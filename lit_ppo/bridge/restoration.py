@@ -78,8 +78,8 @@ class Restoration(Protocol):
     def expected_invalid(self, active: NDArray[np.uint8] | None) -> bytes:
         """Which rows of a step must come back as no transition, one byte each."""
 
-    def after_step(self, slot: Slot, any_ended: bool) -> None:
-        """A step stands in the journal."""
+    def after_step(self, slot: Slot, ended: NDArray[np.intp] | None) -> None:
+        """A step stands in the journal, in which episodes ended in these rows."""
 
     def past_actions(self, env: int) -> list[Any]:
         """Actions since the reset of the episode under way, none where a replay of them would show nothing."""
@@ -140,9 +140,9 @@ class Replay:
     def expected_invalid(self, active: NDArray[np.uint8] | None) -> bytes:
         return self._no_row_invalid if active is None else (1 - active).tobytes()
 
-    def after_step(self, slot: Slot, any_ended: bool) -> None:
-        if any_ended:
-            for env in np.flatnonzero(slot.terminated | slot.truncated).tolist():
+    def after_step(self, slot: Slot, ended: NDArray[np.intp] | None) -> None:
+        if ended is not None:
+            for env in ended.tolist():
                 self._begin_episode(env, slot.rows[env])
 
     def _begin_episode(self, env: int, first_row: NDArray[np.uint8]) -> None:
@@ -258,7 +258,7 @@ class Snapshots:
     def expected_invalid(self, active: NDArray[np.uint8] | None) -> bytes:
         return self._ended_before
 
-    def after_step(self, slot: Slot, any_ended: bool) -> None:
+    def after_step(self, slot: Slot, ended: NDArray[np.intp] | None) -> None:
         self._ended_before = (slot.terminated | slot.truncated).tobytes()
 
     def past_actions(self, env: int) -> list[Any]:
