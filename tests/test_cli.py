@@ -317,10 +317,10 @@ def test_directory_that_cannot_be_written_ends_in_one_line_and_exit_code_5(setti
     assert ended.err.startswith("lit_ppo: error: ") and all(part in ended.err for part in parts)
 
 
-def test_log_that_cannot_be_written_ends_test_and_validate_with_exit_code_5(run: Run) -> None:
+def test_log_that_cannot_be_written_ends_test_and_validate_with_exit_code_5(run: Run, trained: None) -> None:
     Path("taken").touch()
     for command in ("test", "validate"):
-        ended = run(f"{command} --trainer.logger.save_dir=taken/a")
+        ended = run(f"{command} --ckpt_path=last --trainer.logger.save_dir=taken/a")
         assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.CHECKPOINT, "", 1)
 
 
@@ -481,6 +481,12 @@ def test_tested_policy_meets_its_threshold_inclusively(run: Run) -> None:
     for threshold, verdict in (("10", "yes"), ("10.001", "no")):
         ended = run(f"test --ckpt_path last --data.test_episodes 2 --solved.threshold {threshold}")
         assert ended.out.splitlines()[-1].split() == ["solved", "(mean", ">=", f"{threshold})", verdict]
+
+
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_checkpoint_to_play_must_be_named(command: str, run: Run, trained: None) -> None:
+    message = f"ckpt_path: {command} needs a checkpoint; use --ckpt_path=best"
+    assert run(command) == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {message}\n")
 
 
 def test_resume_takes_the_settings_of_the_checkpoint_and_goes_on(run: Run, trained: None) -> None:

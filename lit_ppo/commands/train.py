@@ -20,7 +20,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
-from lit_ppo import exit_codes
+from lit_ppo import exit_codes, interrupts
 from lit_ppo.callbacks.curve_export import CurveExport
 from lit_ppo.callbacks.graceful_exit import GracefulExit, RunInterrupted
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
@@ -35,10 +35,10 @@ from lit_ppo.compat_lightning import parser_of, settings_of
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.exit_codes import fail
-from lit_ppo.interrupts import advice, discard_unread_output
 from lit_ppo.module import PPOModule
 from lit_ppo.option_parser import HelpFormatter, OptionParser, add_env_kwargs, condensed
 from lit_ppo.resume_settings import checkpoint_at, differences, refuse_fixed, resumed, saved_settings
+from lit_ppo.standard_streams import discard_unread_output
 
 _CALLBACKS: Final = {  # in the order in which they act
     "interrupt": (GracefulExit, "interrupt: how a signal ends the run"),
@@ -60,7 +60,7 @@ _TRAINER_DEFAULTS: Final[dict[str, Any]] = {
     "num_sanity_val_steps": 0,
 }
 _EXAMPLES: Final = f"""examples:
-  {PROGRAM} fit --data.env_id=LunarLander-v3 --solved.threshold=200
+  {PROGRAM} fit --data.env_id=Acrobot-v1 --solved.threshold=-100
   {PROGRAM} fit --config my.yaml --model.learning_rate=3e-4
   {PROGRAM} fit --print_config > my.yaml
   {PROGRAM} fit --ckpt_path=last --total_env_steps=100000
@@ -163,10 +163,13 @@ class LitPPOCLI(LightningCLI):
         command = self.config.get("subcommand")
         given = self.config[command].ckpt_path if command else None
         if given is None:
+            if command in ("validate", "test"):
+                raise ConfigError(f"ckpt_path: {command} needs a checkpoint; use --ckpt_path=best")
             return
         path = checkpoint_at(given, Path(self.config[command].checkpoint.dirpath))
         saved, typed = saved_settings(path), self._typed(command)
         if command == "fit":
+            interrupts.advise(interrupts.continue_from(given))
             refuse_fixed(saved, typed)
             for line in differences(saved, typed):
                 print(f"changed since {path}: {line}", file=sys.stderr)
@@ -238,10 +241,11 @@ class LitPPOCLI(LightningCLI):
             with _logger_errors():
                 self.trainer.fit(**kwargs, ckpt_path=settings_of(self, "ckpt_path"))
         except RunInterrupted as interrupted:
-            reason = f"{interrupted}; "
+            reason = str(interrupted)
         if interrupt.received is not None:
             discard_unread_output()  # else the line below or the flush at exit could wait for ever
-            fail(f"{reason or f'{signal.Signals(interrupt.received).name}: '}{advice()}", 128 + interrupt.received)
+            reason = reason or signal.Signals(interrupt.received).name
+            fail(interrupts.message(reason), exit_codes.of_signal(interrupt.received))
 
     def validate(self, **kwargs: Any) -> None:
         """Play greedy episodes and print their returns."""
