@@ -247,16 +247,27 @@ def test_resumed_run_keeps_its_length_unless_another_is_typed(run: Run) -> None:
         ("model.learning_rate_decay_steps", "total_env_steps (model.learning_rate_decay=constant for no decay)"),
         ("model.clip_decay_steps", "total_env_steps and model.clip_decay=linear"),
         ("model.total_env_steps", "total_env_steps"),
+        ("model.seed", "seed_everything"),
+        ("data.seed", "seed_everything"),
     ],
 )
 def test_old_name_of_an_option_is_refused_with_the_new_one(old: str, new: str, run: Run) -> None:
     assert run(f"fit --{old}=1000") == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {old}: use {new}\n")
 
 
-def test_old_name_in_a_configuration_file_is_refused_with_the_new_one(run: Run) -> None:
-    Path("run.yaml").write_text("model: {learning_rate_decay_steps: 1000}\n")
-    ended = run("fit --config run.yaml")
-    assert ended.code == exit_codes.USAGE and "model.learning_rate_decay_steps: use total_env_steps" in ended.err
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("model.learning_rate_decay_steps", "total_env_steps (model.learning_rate_decay=constant for no decay)"),
+        ("model.total_env_steps", "total_env_steps"),
+        ("model.seed", "seed_everything"),
+        ("data.seed", "seed_everything"),
+    ],
+)
+def test_key_in_a_configuration_file_that_another_option_replaces_is_refused(old: str, new: str, run: Run) -> None:
+    section, key = old.split(".")
+    Path("run.yaml").write_text(f"{section}: {{{key}: 1000}}\n")
+    assert run("fit --config run.yaml") == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {old}: use {new}\n")
 
 
 # -- configuration files
@@ -284,6 +295,27 @@ def test_config_in_configs_is_accepted_and_each_line_of_it_counts(path: Path, ru
             assert isinstance(value, dict) or got[key] == value
 
     check(yaml.safe_load(path.read_text()), printed_config)
+
+
+def test_off_in_a_configuration_file_is_a_word(run: Run) -> None:
+    """YAML 1.1 reads it as false."""
+    Path("run.yaml").write_text(
+        "model: {normalize_advantages: off}\n"
+        "data: {sandbox: off, contract: {check_membership: off}, env_kwargs: {render: off}}\n"
+    )
+    printed = run("fit --config run.yaml --print_config")
+    for text in (printed.out, printed.out.replace("'off'", "off")):
+        Path("run.yaml").write_text(text)
+        config = yaml.safe_load(run("fit --config run.yaml --print_config").out)
+        assert (config["model"]["normalize_advantages"], config["data"]["sandbox"]) == ("off", "off")
+        assert (config["data"]["contract"]["check_membership"], config["data"]["env_kwargs"]) == ("off", {"render": "off"})
+
+
+def test_boolean_that_check_membership_used_to_be_is_refused_with_the_new_values(run: Run) -> None:
+    Path("run.yaml").write_text("data: {contract: {check_membership: true}}\n")
+    ended = run("fit --config run.yaml")
+    message = "data.contract.check_membership: expected warn, error or off, got True"
+    assert ended == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {message}\n")
 
 
 def test_configs_are_there() -> None:
@@ -379,9 +411,16 @@ def test_env_kwargs_reach_the_environment_and_a_resumed_run_unchanged(run: Run) 
     assert (ended.code, update_of("checkpoints/last.ckpt")) == (exit_codes.DONE, 3)
 
 
-def test_single_item_of_env_kwargs_is_refused_since_its_type_would_be_lost(run: Run) -> None:
-    message = "--data.env_kwargs.level: expected the mapping as a whole, such as --data.env_kwargs='{level: 3}'"
-    assert run("fit --data.env_kwargs.level=3") == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {message}\n")
+def test_single_items_of_env_kwargs_are_read_as_yaml_and_added_to_the_mapping(run: Run) -> None:
+    items = {"number": "3", "digits": '"123"', "word": '"null"', "nothing": "null", "flag": '"true"', "list": '["1",2]'}
+    first, *others = [f"--data.env_kwargs.{name}={value}" for name, value in items.items()]
+    typed = run(f'fit --data.env_kwargs={{"tree":{{"a":"1e3"}}}} {" ".join(others)} {first.replace("=", " ")} --print_config')
+    assert (typed.code, env_kwargs_of(typed.out)) == (exit_codes.DONE, VERBATIM)
+
+
+def test_item_of_env_kwargs_that_is_not_yaml_is_refused(run: Run) -> None:
+    message = "--data.env_kwargs.level: expected a value in YAML, got {"
+    assert run("fit --data.env_kwargs.level={") == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {message}\n")
 
 
 # -- bad settings
@@ -607,6 +646,12 @@ def test_help_of_a_training_command_shows_our_options_first_and_the_trainers_las
     callbacks = ["interrupt", "evaluation", "solved", "curve", "checkpoint"]
     assert titles == ["options", "run", "model", "data", "data.contract", *callbacks, "trainer", "Linked arguments", "examples"]
     assert len(lines) - lines.index("examples:") - 1 == 5
+
+
+def test_help_writes_null_as_it_is_typed(run: Run) -> None:
+    shown = run("fit --help").out
+    assert "None" not in shown and "Verbatim" not in shown
+    assert "null for no clipping" in " ".join(shown.split())
 
 
 def test_examples_of_the_help_are_valid(run: Run, trained: None) -> None:

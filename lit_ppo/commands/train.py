@@ -207,7 +207,7 @@ class LitPPOCLI(LightningCLI):
             super().instantiate_classes()
         except ConfigError:
             raise
-        except ValueError as error:  # of jsonargparse, for a class that cannot be made: a logger that is not installed
+        except ValueError as error:  # of jsonargparse, for a class that raises, such as a logger that is not installed
             raise ConfigError(condensed(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
