@@ -436,10 +436,15 @@ BAD = {
     "--torch_threads 0": "torch_threads=0: expected at least 1",
     "--evaluation.num_episodes 0": "evaluation.num_episodes=0: expected at least 1",
     "--model.gama 0.9": "unrecognized arguments: --model.gama 0.9 (did you mean --model.gamma?)",
-    "--data.num_envs four": "data.num_envs: Expected a int. Got value: four",
-    "--model.activation sigmoid": (
-        "model.activation: Expected a Literal['tanh', 'relu', 'elu', 'silu', 'gelu']. Got value: sigmoid"
-    ),
+    "--data.num_env 4": "unrecognized arguments: --data.num_env 4 (did you mean --data.num_envs?)",
+    "--total_env_step=3": "unrecognized arguments: --total_env_step=3 (did you mean --total_env_steps?)",
+    "--data.num_envs four": "data.num_envs: expected an integer, got four",
+    "--total_env_steps=1e3": "total_env_steps: expected an integer or null, got 1e3",
+    "--data.env_kwargs=level": "data.env_kwargs: expected a mapping or null, got level",
+    "--data.rlimits=[1]": "data.rlimits: expected a mapping to integers or null, got [1]",
+    "--model.activation sigmoid": "model.activation: expected tanh, relu, elu, silu or gelu, got sigmoid",
+    "--trainer.min_epochs 3": "trainer.min_epochs=3: keeps a signal and total_env_steps from ending the run; leave it out",
+    "--trainer.min_steps 3": "trainer.min_steps=3: keeps a signal and total_env_steps from ending the run; leave it out",
     "--trainer.gradient_clip_val 1.0": "trainer.gradient_clip_val=1.0: has no effect on PPO updates; use --model.max_grad_norm",
     "--trainer.accumulate_grad_batches 2": (
         "trainer.accumulate_grad_batches=2: has no effect on PPO updates; use a larger --model.minibatch_size"
