@@ -5,6 +5,7 @@ standard error and a documented exit code.
 """
 
 import logging
+import re
 import signal
 import sys
 import traceback
@@ -119,8 +120,8 @@ class LitPPOCLI(LightningCLI):
             "--total_env_steps",
             type=int | None,
             default=None,
-            help="Env steps of the whole run, over which learning rate and clip range decay; 50,000 unless this or "
-            "trainer.max_epochs is given.",
+            help="Length of the run in env steps, over which learning rate and clip range decay. Default: trainer.max_epochs "
+            "rollouts if that is given, else 50,000. trainer.max_epochs, max_steps and max_time can end the run earlier.",
         )
         run.add_argument(
             "--ckpt_path",
@@ -192,7 +193,7 @@ class LitPPOCLI(LightningCLI):
         return typed
 
     def before_instantiate_classes(self) -> None:
-        """Give the run its length: `total_env_steps`, `trainer.max_epochs`, or whichever of both comes first."""
+        """Give the run its length: `total_env_steps`, or 50,000 env steps if `trainer.max_epochs` is not given either."""
         quiet_lightning()
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         if config.trainer.max_epochs is None:
@@ -309,4 +310,11 @@ def main() -> None:
         code = exit_codes.USAGE if isinstance(error, MisconfigurationException) else exit_codes.of(error)
         if code is None:
             raise
-        fail(f"trainer: {error}" if isinstance(error, MisconfigurationException) else str(error), code)
+        fail(_plain(error) if isinstance(error, MisconfigurationException) else str(error), code)
+
+
+def _plain(error: MisconfigurationException) -> str:
+    """What Lightning says, in the names of our options where its own words are about Python."""
+    if ended := re.search(r"restored a checkpoint with current_epoch=(\d+).*max_epochs=(\d+)", str(error)):
+        return f"trainer.max_epochs={ended[2]}: expected at least {ended[1]}, the updates that the checkpoint's run has made"
+    return f"trainer: {error}"
