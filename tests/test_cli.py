@@ -401,13 +401,13 @@ def test_report_that_cannot_be_written_does_not_hide_the_fault(run: Run, caplog:
     assert "taken/reports: the report cannot be written: " in caplog.text
 
 
-def test_run_that_is_refused_leaves_the_config_of_the_run_that_holds_the_directory(run: Run, trained: None) -> None:
-    before = Path("checkpoints/config.yaml").read_bytes()
+def test_run_that_is_refused_leaves_no_log_and_the_config_of_the_run_that_holds_the_directory(run: Run, trained: None) -> None:
+    before = sorted(Path("logs").iterdir()), Path("checkpoints/config.yaml").read_bytes()
     lock = RunLock(Path("checkpoints"))
     ended = run(f"fit {SMALL} --model.gamma 0.5")
     lock.release()
     assert ended.code == exit_codes.USAGE and "writes there" in ended.err
-    assert Path("checkpoints/config.yaml").read_bytes() == before
+    assert (sorted(Path("logs").iterdir()), Path("checkpoints/config.yaml").read_bytes()) == before
 
 
 # -- keyword arguments of the environment

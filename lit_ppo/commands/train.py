@@ -239,6 +239,9 @@ class LitPPOCLI(LightningCLI):
         interrupt: GracefulExit = settings_of(self, "interrupt", instantiated=True)
         reason = ""
         try:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RunCheckpoint):
+                    callback.lock(self.trainer)
             with _logger_errors():
                 self.trainer.fit(**kwargs, ckpt_path=settings_of(self, "ckpt_path"))
         except RunInterrupted as interrupted:
