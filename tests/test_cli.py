@@ -656,6 +656,44 @@ def test_plot_command_draws_the_curve_of_a_run(run: Run, trained: None) -> None:
     assert Path("curve.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("content", [None, "no curve"])
+def test_curve_that_cannot_be_read_ends_in_one_line_and_exit_code_5(content: str | None, run: Run) -> None:
+    if content is not None:
+        Path("curve.json").write_text(content)
+    ended = run("plot curve.json")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.CHECKPOINT, "", 1)
+    assert ended.err.startswith("lit_ppo: error: curve.json: ")
+
+
+# -- standard streams that are closed or full
+
+
+def in_the_shell(line: str) -> Ended:
+    """Run `lit_ppo` with redirections."""
+    command = f"{sys.executable} -m lit_ppo {line}"
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=100, check=False)
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("--help > /dev/full", "No space left on device (errno 28)"),
+        ("--version >&-", "Bad file descriptor (errno 9)"),
+        ("fit --print_config > /dev/full", "No space left on device (errno 28)"),
+        (f"fit {' '.join(SMALL.split())} > /dev/full", "No space left on device (errno 28)"),
+    ],
+)
+def test_output_that_cannot_be_written_ends_in_one_line_and_exit_code_5(line: str, reason: str) -> None:
+    message = f"lit_ppo: error: standard output: cannot be written: {reason}\n"
+    assert in_the_shell(line) == Ended(exit_codes.CHECKPOINT, "", message)
+
+
+def test_run_whose_standard_error_is_closed_works() -> None:
+    ended = in_the_shell(f"fit {' '.join(SMALL.split())} 2>&-")
+    assert (ended.code, ended.out.count("\n")) == (exit_codes.DONE, 5)
+
+
 def test_checkpoints_hold_the_settings_of_their_run_as_plain_data(run: Run) -> None:
     run(f"fit {SMALL} --model.gamma 0.9")
     settings = torch.load("checkpoints/last.ckpt", weights_only=True)[CONFIG_KEY]
