@@ -30,14 +30,16 @@ log = logging.getLogger(__name__)
 
 _RUN_LENGTH_KEY = "lit_ppo_run_env_steps"  # of a checkpoint
 
-# Trainer flags that manual optimisation ignores: their default, and what to use instead.
-_IGNORED_FLAGS = {
-    "gradient_clip_val": (None, "use --model.max_grad_norm"),
-    "accumulate_grad_batches": (1, "use a larger --model.minibatch_size"),
-    "overfit_batches": (0.0, "on-policy data cannot be used again"),  # first: it sets limit_train_batches
-    "limit_train_batches": (1.0, "an update is one batch; use --data.horizon"),
-    "check_val_every_n_epoch": (1, "use --evaluation.every_n_updates"),
-    "val_check_interval": (1.0, "use --evaluation.every_n_updates"),
+# Trainer flags that are refused: their default, why, and what to use instead.
+_REFUSED_FLAGS = {
+    "gradient_clip_val": (None, "has no effect on PPO updates; use --model.max_grad_norm"),
+    "accumulate_grad_batches": (1, "has no effect on PPO updates; use a larger --model.minibatch_size"),
+    "overfit_batches": (0.0, "has no effect on PPO updates; on-policy data cannot be used again"),  # sets limit_train_batches
+    "limit_train_batches": (1.0, "has no effect on PPO updates; an update is one batch; use --data.horizon"),
+    "check_val_every_n_epoch": (1, "has no effect on PPO updates; use --evaluation.every_n_updates"),
+    "val_check_interval": (1.0, "has no effect on PPO updates; use --evaluation.every_n_updates"),
+    "min_steps": (None, "keeps a signal and total_env_steps from ending the run; leave it out"),  # sets min_epochs
+    "min_epochs": (0, "keeps a signal and total_env_steps from ending the run; leave it out"),
 }
 
 
@@ -46,7 +48,7 @@ class PPOModule(LightningModule):
 
     Args:
         obs_size: Size of one observation (the CLI takes it from the environment).
-        num_actions: Number of actions (likewise).
+        num_actions: Number of actions (the CLI takes it from the environment).
         **settings: The fields of `PPOSettings`.
 
     Raises:
@@ -59,11 +61,11 @@ class PPOModule(LightningModule):
         for name, size in {"obs_size": obs_size, "num_actions": num_actions}.items():
             if size < 1:
                 raise ConfigError(f"model.{name}={size}: expected at least 1")
-        self.settings = chosen = PPOSettings(**settings)
-        self.save_hyperparameters({"obs_size": obs_size, "num_actions": num_actions, **dataclasses.asdict(chosen)})
-        weights = seeding.generator(chosen.seed, "weights")
-        self.actor = Actor(obs_size, num_actions, chosen.actor_hidden_sizes, chosen.activation, weights)
-        self.critic = Critic(obs_size, chosen.critic_hidden_sizes, chosen.activation, weights)
+        self.settings = ppo = PPOSettings(**settings)
+        self.save_hyperparameters({"obs_size": obs_size, "num_actions": num_actions, **dataclasses.asdict(ppo)})
+        weights = seeding.generator(ppo.seed, "weights")
+        self.actor = Actor(obs_size, num_actions, ppo.actor_hidden_sizes, ppo.activation, weights)
+        self.critic = Critic(obs_size, ppo.critic_hidden_sizes, ppo.activation, weights)
         self.metrics: dict[str, float] = {}  # of the newest update
         self._updated_at: float | None = None
         self._calls_hooks = True  # Lightning's, around each backward pass and optimizer step
@@ -93,10 +95,10 @@ class PPOModule(LightningModule):
         Raises:
             ConfigError: Names the flag and what to use instead.
         """
-        for flag, (default, instead) in _IGNORED_FLAGS.items():
+        for flag, (default, reason) in _REFUSED_FLAGS.items():
             value = getattr(trainer, flag, default)
-            if value != default:
-                raise ConfigError(f"trainer.{flag}={value}: has no effect on PPO updates; {instead}")
+            if value not in (None, default):
+                raise ConfigError(f"trainer.{flag}={value}: {reason}")
         if trainer.precision in ("16-mixed", "16-true"):
             raise ConfigError(f"trainer.precision={trainer.precision}: PPO's ratios need the range of bf16-mixed or 32-true")
         if trainer.world_size > 1:
