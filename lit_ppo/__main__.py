@@ -2,7 +2,7 @@
 
 import sys
 
-from lit_ppo import interrupts
+from lit_ppo import interrupts, standard_streams
 
 _WORKERS = {"fit": 2, "validate": 1, "test": 1}  # of each command that trains or plays
 
@@ -20,7 +20,9 @@ def start_workers(command: str) -> None:
 
 
 def main() -> None:
-    """Run the command in `sys.argv`; a signal ends it in one line, whatever is being imported."""
+    """Run the command in `sys.argv`; a signal ends it in one line, also during the imports."""
+    standard_streams.prepare()
+    interrupts.advise(interrupts.advice_at_start(sys.argv[1:]))
     interrupts.install()
     if len(sys.argv) > 1 and sys.argv[1] in _WORKERS:
         start_workers(sys.argv[1])

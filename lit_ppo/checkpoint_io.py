@@ -61,7 +61,9 @@ def verified_bytes(path: str | Path) -> bytes:
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint, as `write_checkpoint` got it; never unpickled, whatever the environment variables say.
+    """The content of a checkpoint, as `write_checkpoint` got it; never unpickled.
+
+    torch's environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD does not change that.
 
     Raises:
         CheckpointError: The file cannot be read, is not as it was written, or has another format.
@@ -75,8 +77,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     found = checkpoint.pop(FORMAT_KEY, 1)  # format 1 did not say so
     if found != FORMAT:
         origin = "lit_ppo 0.1" if found == 1 else "another lit_ppo"
-        advice = "continue with that version, or start a new run in another checkpoint.dirpath"
-        raise CheckpointError(f"{path}: format {found} ({origin}), this version reads format {FORMAT}; {advice}")
+        advice = f"continue or test it with {origin}, or train again, in another checkpoint.dirpath"
+        raise CheckpointError(f"{path}: format {found} of {origin}, this version reads format {FORMAT}; {advice}")
     return checkpoint
 
 

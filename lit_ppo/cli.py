@@ -12,12 +12,13 @@ from typing import Final, NoReturn
 
 from lit_ppo import __version__
 from lit_ppo.commands import PROGRAM, TRAINING
-from lit_ppo.exit_codes import USAGE, fail
+from lit_ppo.errors import CheckpointError
+from lit_ppo.exit_codes import CHECKPOINT, USAGE, fail
 
 _OTHERS: Final = ("plot", "replay")
 _EXAMPLES: Final = f"""examples:
   {PROGRAM} fit
-  {PROGRAM} fit --data.env_id=LunarLander-v3 --seed_everything=7
+  {PROGRAM} fit --data.env_id=Acrobot-v1 --seed_everything=7
   {PROGRAM} fit --ckpt_path=last
   {PROGRAM} test --ckpt_path=best
   {PROGRAM} plot data/rl/ppo_cartpole_trainlog.json
@@ -36,6 +37,7 @@ def command_parser() -> CommandParser:
     """The parser of all commands; those of `TRAINING` are there by name only."""
     parser = CommandParser(
         prog=PROGRAM,
+        allow_abbrev=False,
         description="PPO for Lightning, on environments in a checked subprocess.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -46,19 +48,34 @@ def command_parser() -> CommandParser:
         commands.add_parser(name, help=summary)
     for name in _OTHERS:
         command = import_module(f"lit_ppo.commands.{name}")
-        subparser = commands.add_parser(name, help=command.SUMMARY, description=command.SUMMARY)
+        subparser = commands.add_parser(name, help=command.SUMMARY, description=command.SUMMARY, allow_abbrev=False)
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command.
+    """Run a command, and see that what it prints can be written.
 
     Args:
         arguments: Command and options; None for those of the process.
     """
-    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        try:
+            _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except CheckpointError as error:  # of standard output
+        fail(str(error), CHECKPOINT)
+
+
+def _run(given: list[str]) -> None:
+    """Run a command.
+
+    Args:
+        given: Command and options.
+    """
     known = [*TRAINING, *_OTHERS]
     first = given[0] if given else ""
     if first not in (*known, "-h", "--help", "--version"):

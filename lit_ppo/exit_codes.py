@@ -9,10 +9,8 @@ DONE: Final = 0
 USAGE: Final = 2  # an invalid setting
 ENVIRONMENT: Final = 3  # the environment broke its contract or raised
 WORKER: Final = 4  # an environment process failed more often than it may
-CHECKPOINT: Final = 5  # a file of the run cannot be written or read
+CHECKPOINT: Final = 5  # a file of the run cannot be written or read, or standard output cannot be written
 NON_FINITE: Final = 6  # a loss or gradient was NaN or infinite
-SIGINT: Final = 130
-SIGTERM: Final = 143
 
 _OF_ERRORS: Final[tuple[tuple[type[Exception], int], ...]] = (
     (ConfigError, USAGE),
@@ -25,14 +23,22 @@ _OF_ERRORS: Final[tuple[tuple[type[Exception], int], ...]] = (
 
 
 def of(error: BaseException) -> int | None:
-    """The exit code of an expected error; None for a defect, which deserves its traceback."""
+    """The exit code of an expected error; None for any other error, which is a defect and keeps its traceback."""
     for kind, code in _OF_ERRORS:
         if isinstance(error, kind):
             return code
     return None
 
 
+def of_signal(number: int) -> int:
+    """The exit code after a signal, which is the shell's: 130 after SIGINT, 143 after SIGTERM."""
+    return 128 + number
+
+
 def fail(message: str, code: int) -> NoReturn:
     """End the process with one error message on standard error."""
-    print(f"lit_ppo: error: {message.strip()}", file=sys.stderr)
+    try:
+        print(f"lit_ppo: error: {message.strip()}", file=sys.stderr)
+    except OSError:
+        pass  # standard error cannot be written; the exit code still says what happened
     sys.exit(code)

@@ -5,26 +5,55 @@
 """
 
 import os
-import select
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import Final, NoReturn
 
+from lit_ppo import exit_codes
+from lit_ppo.standard_streams import PATIENCE_S, accepts
+
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-_PATIENCE_S: Final = 1.0
-_advice = "nothing was saved yet; start again"
+_CHECKPOINT_OPTION: Final = "--ckpt_path"
+_advice = ""
 
 
 def advice() -> str:
-    """How to go on after this process has been interrupted."""
+    """How to go on after this process has been interrupted; empty for a command that saves nothing."""
     return _advice
 
 
 def advise(text: str) -> None:
-    """Change what `advice` says: there is a checkpoint to continue from."""
+    """Change what `advice` says."""
     global _advice
     _advice = text
+
+
+def advice_at_start(arguments: Sequence[str]) -> str:
+    """What to advise before a command has saved anything.
+
+    Args:
+        arguments: Command and options.
+    """
+    options = [argument.partition("=") for argument in arguments[1:]]
+    if list(arguments[:1]) != ["fit"] or {name for name, _, _ in options} & {"-h", "--help", "--print_config"}:
+        return ""
+    checkpoint = ""
+    for (name, assigned, value), following in zip(options, [*arguments[2:], ""], strict=False):
+        if name == _CHECKPOINT_OPTION:
+            checkpoint = value if assigned else following
+    return continue_from(checkpoint) if checkpoint not in ("", "null") else "nothing was saved yet; start again"
+
+
+def continue_from(checkpoint: str) -> str:
+    """Advice to resume from a checkpoint."""
+    return f"continue with {_CHECKPOINT_OPTION} {checkpoint}"
+
+
+def message(reason: str) -> str:
+    """The last line of an interrupted command: the reason, and the advice if there is any."""
+    return f"{reason}: {_advice}" if _advice else reason
 
 
 def install() -> None:
@@ -35,38 +64,10 @@ def install() -> None:
 
 def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
     """End the process without its cleanup, which could wait for a thread, an environment or a full pipe."""
-    if sys.stderr is not None and _accepts(2, _PATIENCE_S):
-        line = f"lit_ppo: error: {signal.Signals(number).name}: {_advice}\n"
+    if sys.stderr is not None and accepts(2, PATIENCE_S):
+        line = f"lit_ppo: error: {message(signal.Signals(number).name)}\n"
         try:
             os.write(2, line.encode())  # not through sys.stderr, whose own write the signal may have interrupted
         except OSError:
             pass  # there is no reader
-    os._exit(128 + number)
-
-
-def discard_unread_output(patience_s: float = _PATIENCE_S) -> bool:
-    """Send standard output or error to /dev/null from now on, if it is a full pipe without a reader.
-
-    Python repeats a write that waits for such a pipe after the signal's handler, and it succeeds then.
-
-    Args:
-        patience_s: How long to wait for a reader.
-
-    Returns:
-        Whether there was such a pipe.
-    """
-    discarded = False
-    for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
-        if stream is not None and not _accepts(descriptor, patience_s):
-            nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-            os.dup2(nowhere, descriptor)
-            os.close(nowhere)
-            discarded = True
-    return discarded
-
-
-def _accepts(descriptor: int, patience_s: float) -> bool:
-    """Whether a line can be written without waiting; true also if there is no reader any more."""
-    writable = select.poll()
-    writable.register(descriptor, select.POLLOUT)
-    return bool(writable.poll(1000 * patience_s))
+    os._exit(exit_codes.of_signal(number))

@@ -33,14 +33,16 @@ log = logging.getLogger(__name__)
 
 _RUN_LENGTH_KEY = "lit_ppo_run_env_steps"  # of a checkpoint
 
-# Trainer flags that manual optimisation ignores: their default, and what to use instead.
-_IGNORED_FLAGS = {
-    "gradient_clip_val": (None, "use --model.max_grad_norm"),
-    "accumulate_grad_batches": (1, "use a larger --model.minibatch_size"),
-    "overfit_batches": (0.0, "on-policy data cannot be used again"),  # first: it sets limit_train_batches
-    "limit_train_batches": (1.0, "an update is one batch; use --data.horizon"),
-    "check_val_every_n_epoch": (1, "use --evaluation.every_n_updates"),
-    "val_check_interval": (1.0, "use --evaluation.every_n_updates"),
+# Trainer flags that are refused: their default, why, and what to use instead.
+_REFUSED_FLAGS = {
+    "gradient_clip_val": (None, "has no effect on PPO updates; use --model.max_grad_norm"),
+    "accumulate_grad_batches": (1, "has no effect on PPO updates; use a larger --model.minibatch_size"),
+    "overfit_batches": (0.0, "has no effect on PPO updates; on-policy data cannot be used again"),  # sets limit_train_batches
+    "limit_train_batches": (1.0, "has no effect on PPO updates; an update is one batch; use --data.horizon"),
+    "check_val_every_n_epoch": (1, "has no effect on PPO updates; use --evaluation.every_n_updates"),
+    "val_check_interval": (1.0, "has no effect on PPO updates; use --evaluation.every_n_updates"),
+    "min_steps": (None, "keeps a signal and total_env_steps from ending the run; leave it out"),  # sets min_epochs
+    "min_epochs": (0, "keeps a signal and total_env_steps from ending the run; leave it out"),
 }
 
 
@@ -58,11 +60,11 @@ class PPOModule(LightningModule):
     def __init__(self, spec: EnvSpec | dict[str, Any], **settings: Any) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.settings = chosen = PPOSettings(**settings)
+        self.settings = ppo = PPOSettings(**settings)
         self.spec = spec if isinstance(spec, EnvSpec) else spec_from_json(spec)
-        self.save_hyperparameters({"spec": spec_to_json(self.spec), **dataclasses.asdict(chosen)})
-        weights = seeding.generator(chosen.seed, "weights")
-        policy = policy_for(self.spec.observation, self.spec.action, self.spec.mask, chosen, weights)
+        self.save_hyperparameters({"spec": spec_to_json(self.spec), **dataclasses.asdict(ppo)})
+        weights = seeding.generator(ppo.seed, "weights")
+        policy = policy_for(self.spec.observation, self.spec.action, self.spec.mask, ppo, weights)
         self.actor, self.critic, self.distribution = policy.actor, policy.critic, policy.distribution
         self.metrics: dict[str, float] = {}  # of the newest update
         self._updated_at: float | None = None
@@ -98,10 +100,10 @@ class PPOModule(LightningModule):
         Raises:
             ConfigError: Names the flag and what to use instead.
         """
-        for flag, (default, instead) in _IGNORED_FLAGS.items():
+        for flag, (default, reason) in _REFUSED_FLAGS.items():
             value = getattr(trainer, flag, default)
-            if value != default:
-                raise ConfigError(f"trainer.{flag}={value}: has no effect on PPO updates; {instead}")
+            if value not in (None, default):
+                raise ConfigError(f"trainer.{flag}={value}: {reason}")
         if trainer.precision in ("16-mixed", "16-true"):
             raise ConfigError(f"trainer.precision={trainer.precision}: PPO's ratios need the range of bf16-mixed or 32-true")
         if trainer.world_size > 1:

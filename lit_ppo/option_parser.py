@@ -1,13 +1,14 @@
-"""The parser of options: errors on one line, a short usage, and `env_kwargs` as YAML writes them."""
+"""The parser of options: errors on one line, a short usage, and YAML 1.2, in which `off` is a word and not a boolean."""
 
 import argparse
 import difflib
 import re
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NoReturn
 
 import yaml
-from jsonargparse import DefaultHelpFormatter, set_dumper
+from jsonargparse import DefaultHelpFormatter, get_loader, set_dumper, set_loader
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -15,10 +16,27 @@ from lit_ppo.compat_lightning import option_names
 from lit_ppo.exit_codes import USAGE, fail
 
 _VERBATIM: Final = "--data.env_kwargs"
-_REPLACED: Final = {  # options and keys of earlier versions
+_ITEM_MARK: Final = "\0"  # cannot be part of a typed argument
+_REPLACED: Final = {  # options and keys of earlier versions, and keys whose value is that of another option
     "model.learning_rate_decay_steps": "total_env_steps (model.learning_rate_decay=constant for no decay)",
     "model.clip_decay_steps": "total_env_steps and model.clip_decay=linear",
     "model.total_env_steps": "total_env_steps",
+    "model.seed": "seed_everything",
+    "data.seed": "seed_everything",
+}
+_FLOAT: Final = re.compile(
+    r"[-+]?(?:(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+_TYPES: Final = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+    "collections.abc.Sequence": "a list",
+    "dict": "a mapping",
+    "dict[str, int]": "a mapping to integers",
+    "dict[str, lit_ppo.option_parser.Verbatim]": "a mapping",
 }
 
 
@@ -26,11 +44,43 @@ class Verbatim:
     """The type of an option's value that is taken as YAML wrote it; `Any` would parse the string "123" again, into a number."""
 
 
-register_type(Verbatim, serializer=lambda value: value, deserializer=lambda value: value, type_check=lambda value, kind: True)
+def _is_marked(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(_ITEM_MARK)
+
+
+register_type(
+    Verbatim,
+    serializer=lambda value: value,
+    deserializer=lambda value: _load(value.removeprefix(_ITEM_MARK)),  # of a single item
+    type_check=lambda value, kind: not _is_marked(value),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 in what is a number and what is a boolean: `off`, `on`, `yes`, `no` and dates are words, 1e3 is a number."""
+
+    yaml_implicit_resolvers = {
+        letter: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "float", "timestamp")]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_load_default: Final = get_loader("yaml")
+
+
+def _load(text: str) -> Any:
+    value = _load_default(text)
+    # jsonargparse takes some mappings for text: `{env}`
+    return value if isinstance(value, str) else yaml.load(text, Loader=_Loader)
+
+
+set_loader("yaml", _load, exceptions=(yaml.YAMLError,))
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the strings that jsonargparse would read as numbers, although YAML 1.1 would not: "1e3"."""
+    """YAML that versions 1.1 and 1.2 read alike: quotes the strings that are booleans in 1.1, and those like "1e3"."""
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789"))
@@ -38,20 +88,27 @@ set_dumper("yaml", lambda data: yaml.dump(data, Dumper=_Dumper, default_flow_sty
 
 
 class OptionParser(LightningArgumentParser):
-    """Reports an error in one line, without the usage of two hundred options."""
+    """Takes options by their whole names only, and reports an error in one line, without the usage of two hundred options."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **settings})
 
     def parse_args(self, args: Any = None, namespace: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Parse, unless an item of `env_kwargs` is given by itself: the shell has taken its quotes, and its type with them."""
-        for argument in sys.argv[1:] if args is None else args:
-            if argument.startswith(f"{_VERBATIM}."):
-                name = argument.partition("=")[0]
-                fail(f"{name}: expected the mapping as a whole, such as {_VERBATIM}='{{level: 3}}'", USAGE)
-        return super().parse_args(args, namespace, **kwargs)
+        """Parse, with the values of single items of `env_kwargs` marked."""
+        return super().parse_args(list(_marked(sys.argv[1:] if args is None else args)), namespace, **kwargs)
+
+    def parse_string(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse a configuration file's text, and refuse a key whose value would be replaced by that of another option."""
+        settings = super().parse_string(*args, **kwargs)
+        for key in _REPLACED:
+            if settings.get(key) is not None:
+                self.error(key)
+        return settings
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = re.sub(r'^Parser key "([^"]+)"', r"\1", condensed(message))
         for old, new in _REPLACED.items():
-            if old in text:
+            if re.search(rf"(?<![\w.]){re.escape(old)}(?!\w)", text):
                 fail(f"{old}: use {new}", USAGE)
         if unknown := re.match(r"unrecognized arguments: --([\w.]+)", text):
             options = [option[2:] for option in option_names(self) if option.startswith("--")]
@@ -61,14 +118,64 @@ class OptionParser(LightningArgumentParser):
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """jsonargparse's help, with the examples kept line by line."""
+    """jsonargparse's help, with the examples kept line by line, and null for None, as it is typed."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        return re.sub(r"\bNone(?:Type)?\b", "null", super()._expand_help(action)).replace("Verbatim", "Any")
+
+
+def _marked(arguments: Sequence[str]) -> Iterator[str]:
+    """Arguments, in which the values of single items of `env_kwargs` are marked: their YAML is not parsed yet.
+
+    jsonargparse hands over the value of `--data.env_kwargs.level=3` as the string "3", which it would also get from '"3"'.
+    """
+    awaiting = ""  # name of the item whose value is the next argument
+    for argument in arguments:
+        name, assigned, value = argument.partition("=")
+        if awaiting and not argument.startswith("--"):
+            yield _item(awaiting, argument)
+            awaiting = ""
+        elif name.startswith(f"{_VERBATIM}."):
+            yield f"{name}={_item(name, value)}" if assigned else argument
+            awaiting = "" if assigned else name
+        else:
+            yield argument
+            awaiting = ""
+
+
+def _item(name: str, value: str) -> str:
+    if _is_marked(value):  # by the parser of all commands
+        return value
+    try:
+        _load(value)
+    except yaml.YAMLError:
+        fail(f"{name}: expected a value in YAML, got {value}", USAGE)
+    return f"{_ITEM_MARK}{value}"
 
 
 def condensed(message: str) -> str:
     """A message of jsonargparse on one line, in plain type names; of a union, the branch that was meant."""
     if problem := re.search(r"Problem with given class_path.*\n.*", message):
         message = problem[0]
-    return re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(message.split())).replace("typing.", "")
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(message.split())).replace("typing.", "")
+    mismatch = re.search(r"Does not validate against any of the Union subtypes Subtypes: \[(?P<types>.*)\] Errors: .*", text)
+    if mismatch and (given := re.search(r"Given value type: \S+ Given value: (.*)$", mismatch[0])):
+        kinds = re.split(r", (?![^\[]*\])", mismatch["types"])
+        return f"{text.partition(': ')[0]}: expected {_in_words(kinds)}, got {given[1]}"
+    return re.sub(
+        r"Expected an? (.+?)\. Got value: (.*)$", lambda match: f"expected {_in_words([match[1]])}, got {match[2]}", text
+    )
+
+
+def _in_words(kinds: Sequence[str]) -> str:
+    """The names of types in words: `null`, `an integer or null`, `warn, error or off`."""
+    words: list[str] = []
+    for kind in kinds:
+        literal = re.fullmatch(r"Literal\[(.*)\]", kind)
+        plain = _TYPES.get(kind, re.sub(r"[\w.]+\.", "", kind))
+        words += literal[1].replace("'", "").split(", ") if literal else [plain]
+    *others, last = dict.fromkeys(words)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def add_env_kwargs(group: Any) -> None:
@@ -77,5 +184,5 @@ def add_env_kwargs(group: Any) -> None:
         _VERBATIM,
         type=dict[str, Verbatim] | None,
         default=None,
-        help="Keyword arguments of `gymnasium.make`, as one YAML mapping.",
+        help="Keyword arguments of `gymnasium.make`, as one YAML mapping or one by one: '{level: 3}', or env_kwargs.level=3.",
     )

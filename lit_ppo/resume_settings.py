@@ -79,33 +79,48 @@ def saved_settings(path: Path) -> dict[str, Any]:
 
 
 def resumed(saved: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the continuation: the typed ones, and the saved ones that they do not replace."""
-    return _merged(_without_length(saved) if _has_length(typed) else saved, typed)
+    """The settings of the continuation: the typed ones, and the saved ones that they do not replace.
+
+    A typed `total_env_steps` or `trainer.max_epochs` replaces both saved ones. One that is null, as in a printed configuration
+    file, sets no length and replaces nothing.
+    """
+    if _has_length(typed):
+        return _merged(_without_length(saved), typed)
+    return _merged(saved, _without_length(typed))
 
 
 def differences(saved: dict[str, Any], typed: dict[str, Any]) -> list[str]:
-    """Each typed setting that differs from the saved one, as `key: saved -> typed`."""
+    """Each typed setting that differs from the saved one, as `key: saved -> typed`, and a new length of the run.
+
+    If the length belongs to a schedule, it is left out: `PPOModule` warns of it.
+    """
     before = dict(_leaves(_without_length(saved)))
     changed = {key: value for key, value in _leaves(_without_length(typed)) if key in before}
     lines = [f"{key}: {before[key]} -> {value}" for key, value in changed.items() if before[key] != _listed(value)]
-    lengths = _length(saved), _length(resumed(saved, typed))
-    if lengths[0] != lengths[1]:
+    settings = resumed(saved, typed)
+    lengths = _length(saved), _length(settings)
+    if lengths[0] != lengths[1] and not (_decays(settings) and lengths[0] is not None):
         old, new = (f"{length:,}" if length is not None else "unlimited" for length in lengths)
         lines.append(f"length: {old} -> {new} env steps")
     return lines
 
 
 def _length(settings: dict[str, Any]) -> int | None:
-    """Env steps of a run: `total_env_steps` or `trainer.max_epochs`, whichever comes first; None if unlimited."""
+    """Env steps of a run, as in `PPOModule`: `total_env_steps`, else `trainer.max_epochs` rollouts; None if unlimited."""
     total, updates = settings.get("total_env_steps"), settings.get("trainer", {}).get("max_epochs")
-    budgets = [] if total is None else [total]
-    if updates is not None and updates >= 0:
-        budgets.append(updates * settings["data"]["num_envs"] * settings["data"]["horizon"])
-    return min(budgets, default=None)
+    if total is None and updates is not None and updates >= 0:
+        return int(updates * settings["data"]["num_envs"] * settings["data"]["horizon"])
+    return total
+
+
+def _decays(settings: dict[str, Any]) -> bool:
+    return "linear" in (settings["model"]["learning_rate_decay"], settings["model"]["clip_decay"])
 
 
 def _has_length(settings: dict[str, Any]) -> bool:
-    return "total_env_steps" in settings or "max_epochs" in settings.get("trainer", {})
+    return any(
+        length is not None for length in (settings.get("total_env_steps"), settings.get("trainer", {}).get("max_epochs"))
+    )
 
 
 def _without_length(settings: dict[str, Any]) -> dict[str, Any]:

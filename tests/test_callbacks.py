@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -339,6 +340,11 @@ def test_summary_says_not_solved(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0] == "not solved: no confirmed evaluation return of 6"
 
 
+def test_summary_of_a_run_that_never_counts_as_solved_names_no_return(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = summary(capsys, 1, GreedyEvaluation(1, 1), StopWhenSolved(math.inf, 1), data=scripted([0.0, 5.0]))
+    assert lines[0] == "not solved: no threshold"
+
+
 def test_progress_bar_shows_steps_returns_and_threshold_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     terminal.isatty = lambda: True  # type: ignore[method-assign]
@@ -360,6 +366,12 @@ def test_progress_bar_counts_the_updates_of_the_run(total: int | None, drawn: st
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     fit(4 if total is None else -1, RunProgress(), data=scripted([]), module=small_module(total_env_steps=total))
     assert drawn in terminal.getvalue() and "inf" not in terminal.getvalue()
+
+
+def test_progress_bar_needs_no_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    fit(1, RunProgress(), data=scripted([]))
 
 
 def test_progress_bar_is_not_drawn_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,6 +197,7 @@ def length_of(path: str) -> Any:
         ("--trainer.max_epochs=1000", (None, 1000, 1000 * 8 * 32)),
         ("--total_env_steps=1000000", (1_000_000, -1, 1_000_000)),
         ("--total_env_steps=300 --trainer.max_epochs=7", (300, 7, 300)),
+        ("--total_env_steps=3000 --trainer.max_epochs=2", (3000, 2, 3000)),
         ("--trainer.max_epochs=-1 --model.learning_rate_decay=constant", (None, -1, None)),
     ],
 )
@@ -231,14 +232,46 @@ def test_resumed_run_keeps_its_length_unless_another_is_typed(run: Run) -> None:
     assert run(f"fit {small} --total_env_steps=64").code == exit_codes.DONE
     ended = run("fit --ckpt_path last")  # nothing is left to do
     assert (ended.code, ended.err, length_of("checkpoints/last.ckpt")) == (exit_codes.DONE, "", (64, -1, 64))
-    for typed, line, length in (
-        ("--total_env_steps=96", "length: 64 -> 96 env steps", (96, -1, 96)),
-        ("--trainer.max_epochs=4", "length: 96 -> 128 env steps", (None, 4, 128)),
-        ("--total_env_steps=1000 --trainer.max_epochs=5", "length: 128 -> 160 env steps", (1000, 5, 1000)),
+    for typed, length in (
+        ("--total_env_steps=96", (96, -1, 96)),
+        ("--trainer.max_epochs=4", (None, 4, 128)),
+        ("--total_env_steps=1000 --trainer.max_epochs=5", (1000, 5, 1000)),
     ):
-        ended = run(f"fit --ckpt_path last {typed}")
-        assert (ended.code, ended.err) == (exit_codes.DONE, f"changed since checkpoints/last.ckpt: {line}\n")
+        assert run(f"fit --ckpt_path last {typed}").code == exit_codes.DONE
         assert length_of("checkpoints/last.ckpt") == length
+
+
+def test_new_length_of_a_resumed_run_is_said_once(run: Run, trained: None, caplog: pytest.LogCaptureFixture) -> None:
+    """By the module if a schedule runs over it, else by the command line; the run had two updates of 32 env steps."""
+    for typed, said, warned in (
+        ("--trainer.max_epochs=3", "", ["the schedules run over 96 env steps now, 64 before"]),
+        (
+            "--trainer.max_epochs=4 --model.learning_rate_decay=constant",
+            "changed since checkpoints/last.ckpt: model.learning_rate_decay: linear -> constant\n"
+            "changed since checkpoints/last.ckpt: length: 96 -> 128 env steps\n",
+            [],
+        ),
+    ):
+        caplog.clear()
+        assert run(f"fit --ckpt_path last {typed}").err == said
+        assert [record.getMessage() for record in caplog.records] == warned
+
+
+def test_length_that_is_null_in_a_configuration_file_replaces_nothing(run: Run) -> None:
+    small = SMALL.removesuffix("--trainer.max_epochs 2")
+    Path("my.yaml").write_text(run(f"fit {small} --print_config").out)
+    assert "total_env_steps: null" in Path("my.yaml").read_text() and "max_epochs: null" in Path("my.yaml").read_text()
+    assert run("fit --config my.yaml --total_env_steps=64").code == exit_codes.DONE
+    ended = run("fit --config my.yaml --ckpt_path=last")
+    assert (ended.code, ended.err) == (exit_codes.DONE, "")
+    assert (update_of("checkpoints/last.ckpt"), length_of("checkpoints/last.ckpt")) == (2, (64, -1, 64))
+
+
+def test_run_that_has_made_more_updates_than_are_typed_is_refused(run: Run) -> None:
+    run(f"fit {SMALL} --trainer.max_epochs 4")
+    message = "trainer.max_epochs=1: expected at least 4, the updates that the checkpoint's run has made"
+    ended = run("fit --ckpt_path last --trainer.max_epochs 1")
+    assert (ended.code, ended.err) == (exit_codes.USAGE, f"lit_ppo: error: {message}\n")
 
 
 @pytest.mark.parametrize(
@@ -247,16 +280,27 @@ def test_resumed_run_keeps_its_length_unless_another_is_typed(run: Run) -> None:
         ("model.learning_rate_decay_steps", "total_env_steps (model.learning_rate_decay=constant for no decay)"),
         ("model.clip_decay_steps", "total_env_steps and model.clip_decay=linear"),
         ("model.total_env_steps", "total_env_steps"),
+        ("model.seed", "seed_everything"),
+        ("data.seed", "seed_everything"),
     ],
 )
 def test_old_name_of_an_option_is_refused_with_the_new_one(old: str, new: str, run: Run) -> None:
     assert run(f"fit --{old}=1000") == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {old}: use {new}\n")
 
 
-def test_old_name_in_a_configuration_file_is_refused_with_the_new_one(run: Run) -> None:
-    Path("run.yaml").write_text("model: {learning_rate_decay_steps: 1000}\n")
-    ended = run("fit --config run.yaml")
-    assert ended.code == exit_codes.USAGE and "model.learning_rate_decay_steps: use total_env_steps" in ended.err
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("model.learning_rate_decay_steps", "total_env_steps (model.learning_rate_decay=constant for no decay)"),
+        ("model.total_env_steps", "total_env_steps"),
+        ("model.seed", "seed_everything"),
+        ("data.seed", "seed_everything"),
+    ],
+)
+def test_key_in_a_configuration_file_that_another_option_replaces_is_refused(old: str, new: str, run: Run) -> None:
+    section, key = old.split(".")
+    Path("run.yaml").write_text(f"{section}: {{{key}: 1000}}\n")
+    assert run("fit --config run.yaml") == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {old}: use {new}\n")
 
 
 # -- configuration files
@@ -284,6 +328,27 @@ def test_config_in_configs_is_accepted_and_each_line_of_it_counts(path: Path, ru
             assert isinstance(value, dict) or got[key] == value
 
     check(yaml.safe_load(path.read_text()), printed_config)
+
+
+def test_off_in_a_configuration_file_is_a_word(run: Run) -> None:
+    """YAML 1.1 reads it as false."""
+    Path("run.yaml").write_text(
+        "model: {normalize_advantages: off}\n"
+        "data: {sandbox: off, contract: {check_membership: off}, env_kwargs: {render: off}}\n"
+    )
+    printed = run("fit --config run.yaml --print_config")
+    for text in (printed.out, printed.out.replace("'off'", "off")):
+        Path("run.yaml").write_text(text)
+        config = yaml.safe_load(run("fit --config run.yaml --print_config").out)
+        assert (config["model"]["normalize_advantages"], config["data"]["sandbox"]) == ("off", "off")
+        assert (config["data"]["contract"]["check_membership"], config["data"]["env_kwargs"]) == ("off", {"render": "off"})
+
+
+def test_boolean_that_check_membership_used_to_be_is_refused_with_the_new_values(run: Run) -> None:
+    Path("run.yaml").write_text("data: {contract: {check_membership: true}}\n")
+    ended = run("fit --config run.yaml")
+    message = "data.contract.check_membership: expected warn, error or off, got True"
+    assert ended == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {message}\n")
 
 
 def test_configs_are_there() -> None:
@@ -317,10 +382,10 @@ def test_directory_that_cannot_be_written_ends_in_one_line_and_exit_code_5(setti
     assert ended.err.startswith("lit_ppo: error: ") and all(part in ended.err for part in parts)
 
 
-def test_log_that_cannot_be_written_ends_test_and_validate_with_exit_code_5(run: Run) -> None:
+def test_log_that_cannot_be_written_ends_test_and_validate_with_exit_code_5(run: Run, trained: None) -> None:
     Path("taken").touch()
     for command in ("test", "validate"):
-        ended = run(f"{command} --trainer.logger.save_dir=taken/a")
+        ended = run(f"{command} --ckpt_path=last --trainer.logger.save_dir=taken/a")
         assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.CHECKPOINT, "", 1)
 
 
@@ -336,13 +401,13 @@ def test_report_that_cannot_be_written_does_not_hide_the_fault(run: Run, caplog:
     assert "taken/reports: the report cannot be written: " in caplog.text
 
 
-def test_run_that_is_refused_leaves_the_config_of_the_run_that_holds_the_directory(run: Run, trained: None) -> None:
-    before = Path("checkpoints/config.yaml").read_bytes()
+def test_run_that_is_refused_leaves_no_log_and_the_config_of_the_run_that_holds_the_directory(run: Run, trained: None) -> None:
+    before = sorted(Path("logs").iterdir()), Path("checkpoints/config.yaml").read_bytes()
     lock = RunLock(Path("checkpoints"))
     ended = run(f"fit {SMALL} --model.gamma 0.5")
     lock.release()
     assert ended.code == exit_codes.USAGE and "writes there" in ended.err
-    assert Path("checkpoints/config.yaml").read_bytes() == before
+    assert (sorted(Path("logs").iterdir()), Path("checkpoints/config.yaml").read_bytes()) == before
 
 
 # -- keyword arguments of the environment
@@ -379,9 +444,16 @@ def test_env_kwargs_reach_the_environment_and_a_resumed_run_unchanged(run: Run) 
     assert (ended.code, update_of("checkpoints/last.ckpt")) == (exit_codes.DONE, 3)
 
 
-def test_single_item_of_env_kwargs_is_refused_since_its_type_would_be_lost(run: Run) -> None:
-    message = "--data.env_kwargs.level: expected the mapping as a whole, such as --data.env_kwargs='{level: 3}'"
-    assert run("fit --data.env_kwargs.level=3") == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {message}\n")
+def test_single_items_of_env_kwargs_are_read_as_yaml_and_added_to_the_mapping(run: Run) -> None:
+    items = {"number": "3", "digits": '"123"', "word": '"null"', "nothing": "null", "flag": '"true"', "list": '["1",2]'}
+    first, *others = [f"--data.env_kwargs.{name}={value}" for name, value in items.items()]
+    typed = run(f'fit --data.env_kwargs={{"tree":{{"a":"1e3"}}}} {" ".join(others)} {first.replace("=", " ")} --print_config')
+    assert (typed.code, env_kwargs_of(typed.out)) == (exit_codes.DONE, VERBATIM)
+
+
+def test_item_of_env_kwargs_that_is_not_yaml_is_refused(run: Run) -> None:
+    message = "--data.env_kwargs.level: expected a value in YAML, got {"
+    assert run("fit --data.env_kwargs.level={") == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {message}\n")
 
 
 # -- bad settings
@@ -397,10 +469,15 @@ BAD = {
     "--torch_threads 0": "torch_threads=0: expected at least 1",
     "--evaluation.num_episodes 0": "evaluation.num_episodes=0: expected at least 1",
     "--model.gama 0.9": "unrecognized arguments: --model.gama 0.9 (did you mean --model.gamma?)",
-    "--data.num_envs four": "data.num_envs: Expected a int. Got value: four",
-    "--model.activation sigmoid": (
-        "model.activation: Expected a Literal['tanh', 'relu', 'elu', 'silu', 'gelu']. Got value: sigmoid"
-    ),
+    "--data.num_env 4": "unrecognized arguments: --data.num_env 4 (did you mean --data.num_envs?)",
+    "--total_env_step=3": "unrecognized arguments: --total_env_step=3 (did you mean --total_env_steps?)",
+    "--data.num_envs four": "data.num_envs: expected an integer, got four",
+    "--total_env_steps=1e3": "total_env_steps: expected an integer or null, got 1e3",
+    "--data.env_kwargs=level": "data.env_kwargs: expected a mapping or null, got level",
+    "--data.rlimits=[1]": "data.rlimits: expected a mapping to integers or null, got [1]",
+    "--model.activation sigmoid": "model.activation: expected tanh, relu, elu, silu or gelu, got sigmoid",
+    "--trainer.min_epochs 3": "trainer.min_epochs=3: keeps a signal and total_env_steps from ending the run; leave it out",
+    "--trainer.min_steps 3": "trainer.min_steps=3: keeps a signal and total_env_steps from ending the run; leave it out",
     "--trainer.gradient_clip_val 1.0": "trainer.gradient_clip_val=1.0: has no effect on PPO updates; use --model.max_grad_norm",
     "--trainer.accumulate_grad_batches 2": (
         "trainer.accumulate_grad_batches=2: has no effect on PPO updates; use a larger --model.minibatch_size"
@@ -482,11 +559,17 @@ def test_tested_policy_meets_its_threshold_inclusively(run: Run) -> None:
         assert ended.out.splitlines()[-1].split() == ["solved", "(mean", ">=", f"{threshold})", verdict]
 
 
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_checkpoint_to_play_must_be_named(command: str, run: Run, trained: None) -> None:
+    message = f"ckpt_path: {command} needs a checkpoint; use --ckpt_path=best"
+    assert run(command) == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {message}\n")
+
+
 def test_resume_takes_the_settings_of_the_checkpoint_and_goes_on(run: Run, trained: None) -> None:
     """The checkpoint's 2 environments and minibatches, not the defaults, though nothing of them is typed again."""
     ended = run("fit --ckpt_path last --trainer.max_epochs 3")
     assert ended.code == exit_codes.DONE
-    assert ended.err == "changed since checkpoints/last.ckpt: length: 64 -> 96 env steps\n"
+    assert ended.err == ""
     assert TrainLog.read("data/rl/ppo_cartpole_trainlog.json").steps == [0, 32, 64, 96]
 
 
@@ -572,6 +655,44 @@ def test_plot_command_draws_the_curve_of_a_run(run: Run, trained: None) -> None:
     assert Path("curve.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("content", [None, "no curve"])
+def test_curve_that_cannot_be_read_ends_in_one_line_and_exit_code_5(content: str | None, run: Run) -> None:
+    if content is not None:
+        Path("curve.json").write_text(content)
+    ended = run("plot curve.json")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.CHECKPOINT, "", 1)
+    assert ended.err.startswith("lit_ppo: error: curve.json: ")
+
+
+# -- standard streams that are closed or full
+
+
+def in_the_shell(line: str) -> Ended:
+    """Run `lit_ppo` with redirections."""
+    command = f"{sys.executable} -m lit_ppo {line}"
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=100, check=False)
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("--help > /dev/full", "No space left on device (errno 28)"),
+        ("--version >&-", "Bad file descriptor (errno 9)"),
+        ("fit --print_config > /dev/full", "No space left on device (errno 28)"),
+        (f"fit {' '.join(SMALL.split())} > /dev/full", "No space left on device (errno 28)"),
+    ],
+)
+def test_output_that_cannot_be_written_ends_in_one_line_and_exit_code_5(line: str, reason: str) -> None:
+    message = f"lit_ppo: error: standard output: cannot be written: {reason}\n"
+    assert in_the_shell(line) == Ended(exit_codes.CHECKPOINT, "", message)
+
+
+def test_run_whose_standard_error_is_closed_works() -> None:
+    ended = in_the_shell(f"fit {' '.join(SMALL.split())} 2>&-")
+    assert (ended.code, ended.out.count("\n")) == (exit_codes.DONE, 5)
+
+
 def test_checkpoints_hold_the_settings_of_their_run_as_plain_data(run: Run) -> None:
     run(f"fit {SMALL} --model.gamma 0.9")
     settings = torch.load("checkpoints/last.ckpt", weights_only=True)[CONFIG_KEY]
@@ -600,6 +721,12 @@ def test_help_of_a_training_command_shows_our_options_first_and_the_trainers_las
     callbacks = ["interrupt", "evaluation", "solved", "curve", "checkpoint"]
     assert titles == ["options", "run", "model", "data", "data.contract", *callbacks, "trainer", "Linked arguments", "examples"]
     assert len(lines) - lines.index("examples:") - 1 == 5
+
+
+def test_help_writes_null_as_it_is_typed(run: Run) -> None:
+    shown = run("fit --help").out
+    assert "None" not in shown and "Verbatim" not in shown
+    assert "null for no clipping" in " ".join(shown.split())
 
 
 def test_examples_of_the_help_are_valid(run: Run, trained: None) -> None:

@@ -16,8 +16,9 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
 }
 FLOORS = {
-    0: """errors exit_codes interrupts spaces leaf_rules contract curve functional networks distributions seeding plot run_lock
-        compat_torch ppo_settings policy bridge bridge.settings bridge.protocol bridge.frame bridge.faults bridge.doorbell
+    0: """errors exit_codes interrupts standard_streams spaces leaf_rules contract curve functional networks distributions
+        seeding plot run_lock compat_torch ppo_settings policy bridge bridge.settings bridge.protocol bridge.frame
+        bridge.faults bridge.doorbell
         bridge.journal bridge.episodes bridge.restart_budget bridge.guard bridge.sandbox""",
     1: """bridge.trees bridge.hosts bridge.typed bridge.worker bridge.command bridge.child bridge.channel bridge.process
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.checkpoint bridge.client""",
@@ -45,6 +46,7 @@ NARROWER = {
     "lit_ppo.errors": set(),
     "lit_ppo.exit_codes": set(),
     "lit_ppo.interrupts": set(),
+    "lit_ppo.standard_streams": set(),
     "lit_ppo.curve": set(),
     "lit_ppo.run_lock": set(),
     "lit_ppo.contract": {"numpy"},

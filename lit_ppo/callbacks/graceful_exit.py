@@ -1,8 +1,9 @@
 """GracefulExit: while a run trains, SIGINT and SIGTERM end it at an update boundary, with a checkpoint.
 
-The first signal asks the Trainer to stop after the update under way. After the grace period its waits are cut short: one for an
-environment is interrupted (the parameters are still those of the last boundary, which `RunCheckpoint` saves), and output that
-waits for a reader is discarded. A second signal ends the process as if there were no handler.
+The first signal asks the Trainer to stop; the update under way is finished first, however long it takes. The grace period
+bounds the waits for environments and for readers of the output: after it, a wait for environments is interrupted (the
+parameters are still those of the last boundary, which `RunCheckpoint` saves), and output that waits for a reader is discarded.
+A second signal ends the process at once, without a checkpoint.
 """
 
 import itertools
@@ -15,20 +16,22 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_ppo.callbacks.greedy_evaluation import data_of
 from lit_ppo.errors import ConfigError
-from lit_ppo.interrupts import SIGNALS, discard_unread_output
+from lit_ppo.interrupts import SIGNALS
+from lit_ppo.standard_streams import discard_unread_output
 
 _ALARM_INTERVAL_S: Final = 0.1
 
 
 class RunInterrupted(BaseException):
-    """The run was interrupted while it waited for an environment; not an `Exception`, which code on the way might swallow."""
+    """A wait for environments was interrupted; a `BaseException`, so that no `except Exception` around the wait stops it."""
 
 
 class GracefulExit(Callback):
     """Handles the signals from the first update to the last; in the main thread only, where Python delivers signals.
 
     Args:
-        grace_s: Time for the update under way, its environments and the readers of the output, seconds.
+        grace_s: Longest wait for environments, and for readers of the output, after a signal, seconds. The update under way is
+            finished first and is not bounded.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -93,4 +96,4 @@ class GracefulExit(Callback):
             self._deadline = monotonic() + self.grace_s
         elif data_of(self._trainer).is_waiting:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            raise RunInterrupted(f"interrupted by {signal.Signals(self.received or 0).name}: an environment did not answer")
+            raise RunInterrupted(f"interrupted by {signal.Signals(self.received or 0).name} while waiting for the environments")

@@ -41,14 +41,24 @@ class RunCheckpoint(ModelCheckpoint):
             dirpath=dirpath, filename="best", monitor="eval/return", mode="max", save_last=True, enable_version_counter=False
         )
         self.every_n_updates = every_n_updates
-        self._way_on = f"continue with --ckpt_path {'last' if dirpath == _DIRECTORY else Path(dirpath) / 'last.ckpt'}"
+        self._way_on = interrupts.continue_from("last" if dirpath == _DIRECTORY else str(Path(dirpath) / "last.ckpt"))
         self._best: tuple[bool, float] | None = None
         self._last_update = -1  # -1: training has not begun
         self._lock: RunLock | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lock the directory; not Lightning's `setup`, which warns in every second run that the directory is not empty."""
-        if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if stage == "fit":
+            self.lock(trainer)
+
+    def lock(self, trainer: Trainer) -> None:
+        """Lock the directory; may be called before `fit`, so that a run that is refused leaves no directory of a logger.
+
+        Raises:
+            ConfigError: Another run holds it.
+            CheckpointError: The directory cannot be written.
+        """
+        if self._lock is None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             assert self.dirpath is not None
             self._lock = RunLock(Path(self.dirpath))
             for unfinished in Path(self.dirpath).glob(".*.ckpt.*.tmp"):  # of a run that was killed while it saved

@@ -38,7 +38,7 @@ class RunProgress(ProgressBar):
             initial=data_of(trainer).update,
             unit="update",
             desc=data_of(trainer).env_id,
-            disable=not self._enabled or not sys.stderr.isatty(),
+            disable=not self._enabled or sys.stderr is None or not sys.stderr.isatty(),
             mininterval=1 / _REFRESHES_PER_S,
             dynamic_ncols=True,
         )

@@ -1,5 +1,6 @@
 """RunSummary: a few lines at the end of a run: its outcome, and where its files are."""
 
+import math
 from pathlib import Path
 from time import perf_counter
 
@@ -50,6 +51,8 @@ class RunSummary(Callback):
         threshold = solved.threshold_for(trainer)
         if threshold is None:
             return "no solve threshold: the environment has none and solved.threshold is not set"
+        if threshold == math.inf:
+            return "not solved: no threshold"
         if solved.solved_at is None:
             return f"not solved: no confirmed evaluation return of {threshold:g}"
         text = f"solved at env step {solved.solved_at:,}"

@@ -1,4 +1,4 @@
-"""The subcommands of `python -m lit_ppo`: one file each, except that `train.py` holds those of `TRAINING`."""
+"""The subcommands of `python -m lit_ppo`: one file each; `train.py` holds fit, validate and test."""
 
 from typing import Final
 
@@ -6,5 +6,5 @@ PROGRAM: Final = "python -m lit_ppo"
 TRAINING: Final = {
     "fit": "Train a policy with PPO, or resume a run.",
     "validate": "Play greedy episodes with the policy of a checkpoint and print their returns.",
-    "test": "The same on test seeds, which nothing else plays.",
+    "test": "Play greedy episodes from test seeds, which no other command uses, and print their returns.",
 }

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from lit_ppo.curve import TrainLog
-from lit_ppo.exit_codes import USAGE, fail
+from lit_ppo.exit_codes import CHECKPOINT, USAGE, fail
 
 SUMMARY = "Draw training curves as a picture."
 
@@ -19,11 +19,19 @@ def run(options: argparse.Namespace) -> None:
     from lit_ppo.plot import plot
 
     try:
-        plot([(path.stem, TrainLog.read(path)) for path in options.path], options.output)
+        curves = [(path.stem, TrainLog.read(path)) for path in options.path]
+    except OSError as error:
+        fail(f"{error.filename}: cannot be read: {error.strerror} (errno {error.errno})", CHECKPOINT)
+    except ValueError as error:
+        fail(str(error), CHECKPOINT)
+    try:
+        plot(curves, options.output)
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
         fail("plot needs matplotlib: pip install -e '.[plot]' in lit_ppo's directory", USAGE)
-    except (OSError, ValueError) as error:
-        fail(str(error), USAGE)
+    except OSError as error:
+        fail(f"--output={options.output}: cannot be written: {error.strerror} (errno {error.errno})", CHECKPOINT)
+    except ValueError as error:  # of matplotlib, for a format that it does not know
+        fail(f"--output={options.output}: {error}", USAGE)
     print(options.output)

@@ -5,6 +5,7 @@ standard error and a documented exit code.
 """
 
 import logging
+import re
 import signal
 import sys
 import traceback
@@ -20,7 +21,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
-from lit_ppo import exit_codes
+from lit_ppo import exit_codes, interrupts
 from lit_ppo.callbacks.curve_export import CurveExport
 from lit_ppo.callbacks.graceful_exit import GracefulExit, RunInterrupted
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
@@ -35,10 +36,10 @@ from lit_ppo.compat_lightning import parser_of, settings_of
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.exit_codes import fail
-from lit_ppo.interrupts import advice, discard_unread_output
 from lit_ppo.module import PPOModule
 from lit_ppo.option_parser import HelpFormatter, OptionParser, add_env_kwargs, condensed
 from lit_ppo.resume_settings import checkpoint_at, differences, refuse_fixed, resumed, saved_settings
+from lit_ppo.standard_streams import discard_unread_output
 
 _CALLBACKS: Final = {  # in the order in which they act
     "interrupt": (GracefulExit, "interrupt: how a signal ends the run"),
@@ -60,7 +61,7 @@ _TRAINER_DEFAULTS: Final[dict[str, Any]] = {
     "num_sanity_val_steps": 0,
 }
 _EXAMPLES: Final = f"""examples:
-  {PROGRAM} fit --data.env_id=LunarLander-v3 --solved.threshold=200
+  {PROGRAM} fit --data.env_id=Acrobot-v1 --solved.threshold=-100
   {PROGRAM} fit --config my.yaml --model.learning_rate=3e-4
   {PROGRAM} fit --print_config > my.yaml
   {PROGRAM} fit --ckpt_path=last --total_env_steps=100000
@@ -119,8 +120,8 @@ class LitPPOCLI(LightningCLI):
             "--total_env_steps",
             type=int | None,
             default=None,
-            help="Env steps of the whole run, over which learning rate and clip range decay; 50,000 unless this or "
-            "trainer.max_epochs is given.",
+            help="Length of the run in env steps, over which learning rate and clip range decay. Default: trainer.max_epochs "
+            "rollouts if that is given, else 50,000. trainer.max_epochs, max_steps and max_time can end the run earlier.",
         )
         run.add_argument(
             "--ckpt_path",
@@ -162,10 +163,13 @@ class LitPPOCLI(LightningCLI):
         command = self.config.get("subcommand")
         given = self.config[command].ckpt_path if command else None
         if given is None:
+            if command in ("validate", "test"):
+                raise ConfigError(f"ckpt_path: {command} needs a checkpoint; use --ckpt_path=best")
             return
         path = checkpoint_at(given, Path(self.config[command].checkpoint.dirpath))
         saved, typed = saved_settings(path), self._typed(command)
         if command == "fit":
+            interrupts.advise(interrupts.continue_from(given))
             refuse_fixed(saved, typed)
             for line in differences(saved, typed):
                 print(f"changed since {path}: {line}", file=sys.stderr)
@@ -188,7 +192,7 @@ class LitPPOCLI(LightningCLI):
         return typed
 
     def before_instantiate_classes(self) -> None:
-        """Give the run its length: `total_env_steps`, `trainer.max_epochs`, or whichever of both comes first."""
+        """Give the run its length: `total_env_steps`, or 50,000 env steps if `trainer.max_epochs` is not given either."""
         quiet_lightning()
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         if config.trainer.max_epochs is None:
@@ -203,7 +207,7 @@ class LitPPOCLI(LightningCLI):
             super().instantiate_classes()
         except ConfigError:
             raise
-        except ValueError as error:  # of jsonargparse, for a class that cannot be made: a logger that is not installed
+        except ValueError as error:  # of jsonargparse, for a class that raises, such as a logger that is not installed
             raise ConfigError(condensed(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -234,13 +238,17 @@ class LitPPOCLI(LightningCLI):
         interrupt: GracefulExit = settings_of(self, "interrupt", instantiated=True)
         reason = ""
         try:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RunCheckpoint):
+                    callback.lock(self.trainer)
             with _logger_errors():
                 self.trainer.fit(**kwargs, ckpt_path=settings_of(self, "ckpt_path"))
         except RunInterrupted as interrupted:
-            reason = f"{interrupted}; "
+            reason = str(interrupted)
         if interrupt.received is not None:
             discard_unread_output()  # else the line below or the flush at exit could wait for ever
-            fail(f"{reason or f'{signal.Signals(interrupt.received).name}: '}{advice()}", 128 + interrupt.received)
+            reason = reason or signal.Signals(interrupt.received).name
+            fail(interrupts.message(reason), exit_codes.of_signal(interrupt.received))
 
     def validate(self, **kwargs: Any) -> None:
         """Play greedy episodes and print their returns."""
@@ -304,4 +312,11 @@ def main() -> None:
         code = exit_codes.USAGE if isinstance(error, MisconfigurationException) else exit_codes.of(error)
         if code is None:
             raise
-        fail(f"trainer: {error}" if isinstance(error, MisconfigurationException) else str(error), code)
+        fail(_plain(error) if isinstance(error, MisconfigurationException) else str(error), code)
+
+
+def _plain(error: MisconfigurationException) -> str:
+    """What Lightning says, in the names of our options where its own words are about Python."""
+    if ended := re.search(r"restored a checkpoint with current_epoch=(\d+).*max_epochs=(\d+)", str(error)):
+        return f"trainer.max_epochs={ended[2]}: expected at least {ended[1]}, the updates that the checkpoint's run has made"
+    return f"trainer: {error}"

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from lit_ppo import exit_codes, seeding
+from lit_ppo import exit_codes, interrupts, seeding
 from lit_ppo.checkpoint_io import read_checkpoint
 from tests.faults.harness import LAST, CommandLine, fit_of, wait_for
 
 Start = Callable[..., CommandLine]
-CODES = {signal.SIGINT: exit_codes.SIGINT, signal.SIGTERM: exit_codes.SIGTERM}
+CODES = {number: exit_codes.of_signal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 BOTH = pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
 ENDLESS = ["--trainer.max_epochs=1000000", "--checkpoint.every_n_updates=1"]
 PATIENT = ["--data.step_timeout_s=1000", "--data.start_timeout_s=1000", "--data.close_timeout_s=0.5"]
@@ -33,8 +33,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
         run.close()
 
 
-def line_of(number: signal.Signals, advice: str) -> str:
-    return f"lit_ppo: error: {number.name}: {advice}\n"
+def line_of(number: signal.Signals, advice: str | None) -> str:
+    return f"lit_ppo: error: {number.name}{f': {advice}' if advice else ''}\n"
 
 
 NOTHING_SAVED = "nothing was saved yet; start again"
@@ -62,25 +62,70 @@ def test_signal_during_the_imports_ends_the_run_in_one_line(number: signal.Signa
     assert run.ended() == (CODES[number], "", line_of(number, NOTHING_SAVED))
 
 
-@pytest.mark.parametrize("command", ["fit", pytest.param("validate", marks=pytest.mark.slow), "test"])
-def test_sigterm_while_environments_start_ends_the_command_at_once(command: str, start: Start, tmp_path: Path) -> None:
+@pytest.fixture
+def checkpoint(start: Start) -> str:
+    """The option that names the checkpoint of a run of one update."""
+    assert start(*fit_of({}, "--trainer.max_epochs=1")).ended().code == exit_codes.DONE
+    return "--ckpt_path=last"
+
+
+def test_sigterm_while_environments_start_ends_a_run_at_once(start: Start, tmp_path: Path) -> None:
     env_kwargs = {"fault": "hang blocked", "call": "make", "once": str(tmp_path / "marker")}
-    _, *options = fit_of(env_kwargs, *PATIENT)
+    run = start(*fit_of(env_kwargs, *PATIENT))
+    wait_for((tmp_path / "marker").exists, "the hang")
+    run.process.send_signal(signal.SIGTERM)
+    assert run.ended() == (CODES[signal.SIGTERM], "", line_of(signal.SIGTERM, NOTHING_SAVED))
+
+
+@pytest.mark.parametrize("command", [pytest.param("validate", marks=pytest.mark.slow), "test"])
+def test_sigterm_while_environments_start_ends_a_test_without_advice(
+    command: str, start: Start, tmp_path: Path, checkpoint: str
+) -> None:
+    env_kwargs = {"fault": "hang blocked", "call": "make", "once": str(tmp_path / "marker")}
+    _, *options = fit_of(env_kwargs, *PATIENT, checkpoint)
     run = start(command, *options)
     wait_for((tmp_path / "marker").exists, "the hang")
     run.process.send_signal(signal.SIGTERM)
-    assert run.ended() == (exit_codes.SIGTERM, "", line_of(signal.SIGTERM, NOTHING_SAVED))
+    assert run.ended() == (CODES[signal.SIGTERM], "", line_of(signal.SIGTERM, None))
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        ("fit", NOTHING_SAVED),
+        ("fit --ckpt_path=null", NOTHING_SAVED),
+        ("fit --ckpt_path=last --seed_everything=3", CONTINUE),
+        ("fit --seed_everything=3 --ckpt_path some/where.ckpt", "continue with --ckpt_path some/where.ckpt"),
+        ("fit --ckpt_path=best --ckpt_path=last", CONTINUE),
+        ("fit --ckpt_path=last --print_config", ""),
+        ("fit -h", ""),
+        ("test --ckpt_path=last", ""),
+        ("--help", ""),
+        ("", ""),
+    ],
+)
+def test_advice_before_anything_is_saved_is_that_of_the_command(line: str, advice: str) -> None:
+    assert interrupts.advice_at_start(line.split()) == advice
+
+
+def test_signal_at_the_start_of_a_resumed_run_advises_its_checkpoint(start: Start, checkpoint: str) -> None:
+    run = start("fit", checkpoint)
+    wait_for(lambda: "libtorch" in Path(f"/proc/{run.process.pid}/maps").read_text(), "the import of torch")
+    run.process.send_signal(signal.SIGINT)
+    assert run.ended() == (CODES[signal.SIGINT], "", line_of(signal.SIGINT, CONTINUE))
 
 
 @pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("command", ["validate", "test"])
-def test_signal_ends_test_and_validate_at_once(command: str, number: signal.Signals, start: Start, tmp_path: Path) -> None:
-    _, *options = fit_of({"fault": "hang", "once": str(tmp_path / "marker")}, *PATIENT)
+def test_signal_ends_test_and_validate_at_once(
+    command: str, number: signal.Signals, start: Start, tmp_path: Path, checkpoint: str
+) -> None:
+    _, *options = fit_of({"fault": "hang", "once": str(tmp_path / "marker")}, *PATIENT, checkpoint)
     run = start(command, *options)
     wait_for((tmp_path / "marker").exists, "the hang")
     run.process.send_signal(number)
-    assert run.ended() == (CODES[number], "", line_of(number, NOTHING_SAVED))
+    assert run.ended() == (CODES[number], "", line_of(number, None))
 
 
 # -- while it trains: at the next boundary
@@ -121,7 +166,7 @@ def test_sigterm_during_an_update_or_a_save_ends_the_run_at_that_boundary(hook: 
     wait_for(marker.exists, f"the {hook}")
     run.process.send_signal(signal.SIGTERM)
     ended = run.ended()
-    assert (ended.code, ended.err) == (exit_codes.SIGTERM, line_of(signal.SIGTERM, CONTINUE))
+    assert (ended.code, ended.err) == (CODES[signal.SIGTERM], line_of(signal.SIGTERM, CONTINUE))
     assert update_in(tmp_path / "run") == 1
 
 
@@ -134,7 +179,7 @@ def test_sigterm_in_an_evaluation_that_hangs_saves_the_boundary_before_it(start:
     wait_for(marker.exists, "the hang")
     run.process.send_signal(signal.SIGTERM)
     ended = run.ended()
-    assert ended.code == exit_codes.SIGTERM and ended.err.endswith(f"{CONTINUE}\n")
+    assert ended.code == CODES[signal.SIGTERM] and ended.err.endswith(f"{CONTINUE}\n")
     assert update_in(tmp_path / "run") == 2
 
 
@@ -169,7 +214,7 @@ def test_sigterm_ends_a_run_whose_output_nobody_reads(start: Start, tmp_path: Pa
     wait_for(lambda: is_writing(run, 1), "the write of the summary")
     run.process.send_signal(signal.SIGTERM)
     ended = run.ended()
-    assert (ended.code, ended.err) == (exit_codes.SIGTERM, line_of(signal.SIGTERM, CONTINUE))
+    assert (ended.code, ended.err) == (CODES[signal.SIGTERM], line_of(signal.SIGTERM, CONTINUE))
     assert update_in(tmp_path / "run") == 1
 
 
@@ -180,14 +225,14 @@ def test_sigterm_ends_a_run_whose_messages_nobody_reads(start: Start, tmp_path: 
     wait_for(lambda: is_writing(run, 2), "the write of the warning")
     before = update_in(tmp_path / "run")
     run.process.send_signal(signal.SIGTERM)
-    assert run.ended().code == exit_codes.SIGTERM
+    assert run.ended().code == CODES[signal.SIGTERM]
     assert update_in(tmp_path / "run") in (before, before + 1)  # the rollout under way is completed, or waits for its worker
 
 
 @pytest.mark.slow
-def test_sigterm_ends_a_test_whose_table_nobody_reads(start: Start, full_pipe: int) -> None:
-    _, *options = fit_of({}, "--data.test_episodes=2")
+def test_sigterm_ends_a_test_whose_table_nobody_reads(start: Start, full_pipe: int, checkpoint: str) -> None:
+    _, *options = fit_of({}, "--data.test_episodes=2", checkpoint)
     run = start("test", *options, out=full_pipe)
     wait_for(lambda: is_writing(run, 1), "the write of the table")
     run.process.send_signal(signal.SIGTERM)
-    assert run.ended() == (exit_codes.SIGTERM, "", line_of(signal.SIGTERM, NOTHING_SAVED))
+    assert run.ended() == (CODES[signal.SIGTERM], "", line_of(signal.SIGTERM, None))
