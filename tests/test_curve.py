@@ -208,7 +208,7 @@ def test_plot_of_a_file_that_is_missing_or_no_curve_says_which(
         path.write_text(content)
     with pytest.raises(SystemExit) as exited:
         cli.main(["plot", str(path), "--output", str(tmp_path / "out.png")])
-    assert exited.value.code == exit_codes.USAGE
+    assert exited.value.code == exit_codes.CHECKPOINT
     error = capsys.readouterr().err
     assert error.startswith("lit_ppo: error: ") and str(path) in error and error.count("\n") == 1
     assert not (tmp_path / "out.png").exists()
