@@ -211,7 +211,7 @@ class Contract:
             expected_invalid: What the N bytes of `invalid` must be: the rows that were not stepped at all.
 
         Returns:
-            The rows in which an episode ended; None if there is none.
+            The rows in which an episode ended and the next one began; None if there is none.
         """
         n = len(expected_invalid)
         if len(self._ones) != n:
@@ -219,11 +219,10 @@ class Contract:
         if not self._flags_hold(flags, expected_invalid):
             self._refuse_flags(np.frombuffer(flags, np.uint8).reshape(4, -1), expected_invalid)
         ended = None
-        if not flags.startswith(self._no_flags_set):
+        if self._resets_within_step and not flags.startswith(self._no_flags_set):
             bits = np.frombuffer(flags, np.bool_)
             ended = np.flatnonzero(bits[:n] | bits[n : 2 * n])
-            if self._resets_within_step:
-                self._check_final_observations(final_obs, ended)
+            self._check_final_observations(final_obs, ended)
         self.check_observations(obs)
         # NaN is the largest of all numbers to `maximum`, and compares false
         if (self.settings.reward_range is not None or not np.maximum.reduce(np.absolute(rewards)) <= FLOAT32_MAX) and not (
@@ -235,7 +234,7 @@ class Contract:
     def _check_final_observations(self, final_obs: Leaves, ended: NDArray[np.intp]) -> None:
         """Check what episodes ended with; but no mask, since no action need be possible there."""
         for path, rules in self._leaves:
-            values = final_obs[path][ended]
+            values = final_obs[path].take(ended, axis=0)
             while not rules.hold(values):
                 rules.refuse(field_of("final_obs", path), values, ended)
 

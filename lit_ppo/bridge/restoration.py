@@ -79,7 +79,7 @@ class Restoration(Protocol):
         """Which rows of a step must come back as no transition, one byte each."""
 
     def after_step(self, slot: Slot, ended: NDArray[np.intp] | None) -> None:
-        """A step stands in the journal, in which episodes ended in these rows."""
+        """A step stands in the journal, in which episodes ended and began in these rows."""
 
     def past_actions(self, env: int) -> list[Any]:
         """Actions since the reset of the episode under way, none where a replay of them would show nothing."""
