@@ -118,7 +118,7 @@ def test_run_goes_on_after_a_violation_if_so_set(start: Start, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", VERDICTS)
 def test_value_that_breaks_the_contract_ends_the_run_before_it_is_used(fault: str, start: Start, tmp_path: Path) -> None:
-    ended = start("run", *fit_of({"fault": fault, **LATE})).ended()
+    ended = start("run", *fit_of({"fault": fault, **LATE}, "--data.contract.check_membership=error")).ended()
     assert ended.code == exit_codes.ENVIRONMENT
     message = ended.err.splitlines()[-1].removeprefix("lit_ppo: error: ")
     assert message.startswith(VERDICTS[fault])  # field, expected, got
@@ -212,7 +212,7 @@ def test_spaces_that_change_when_a_worker_is_replaced_end_the_run(start: Start, 
     marker = str(tmp_path / "marker")  # the process that is killed makes it, the one in its place finds it
     ended = start("run", *fit_of({"fault": "kill", "once": marker, "other_space": marker, **MIDWAY})).ended()
     assert ended.code == exit_codes.ENVIRONMENT
-    assert "spaces: expected those of the first handshake: " in ended.err and "obs_high=3.0" in ended.err
+    assert "spaces: expected those of the first handshake: " in ended.err and "high=3.0" in ended.err
     assert "Traceback" not in ended.err
     assert update_of(tmp_path / "run") >= 1
 
@@ -221,14 +221,18 @@ def test_spaces_that_change_when_a_worker_is_replaced_end_the_run(start: Start, 
 @pytest.mark.parametrize(
     ("lie", "code", "message"),
     [
-        ({"protocol": 1}, exit_codes.WORKER, "expected protocol 2, got 1"),
+        ({"protocol": 1}, exit_codes.WORKER, "expected protocol 4, got 1"),
         ({"num_envs": 3}, exit_codes.WORKER, "expected num_envs 1, got 3"),
         (
-            {"action_space": {"type": "Discrete", "n": -2, "start": 0, "repr": ""}},
-            exit_codes.WORKER,
-            "expected 1 to 2^20 actions",
+            {"action": ANNOUNCED["action"] | {"high": -2}},
+            exit_codes.USAGE,
+            "a leaf with (-1,) choices is not supported; expected 1 to 2^20",
         ),
-        ({"observation_space": {"type": "Dict", "repr": "\x1b[2J"}}, exit_codes.USAGE, "observation space '\\x1b[2J' is not"),
+        (
+            {"observation": [ANNOUNCED["observation"][0] | {"kind": "\x1b[2J"}]},
+            exit_codes.WORKER,
+            "leaf: expected one of box, discrete, multi_discrete, multi_binary",
+        ),
     ],
 )
 def test_handshake_that_cannot_be_true_ends_the_run(
