@@ -88,7 +88,7 @@ class GreedyPlayer:
         own = range(env % len(self._seeds), len(self._seeds), self.num_envs)
         if episode < len(own):
             return self._seeds[own[episode]]
-        # a row without episodes left resets to its last one again (to another if that cannot begin) and is not stepped
+        # a row that has played all its episodes begins the last one again, or another if that fails, and is not stepped
         return self._seeds[(own[-1] + episode - len(own)) % len(self._seeds)]
 
     @torch.inference_mode()
