@@ -12,6 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import IterableDataset
@@ -25,8 +26,8 @@ from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault
 from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
 from lit_ppo.policy import Policy
 from lit_ppo.replay import write_report
-from lit_ppo.rollout import EpisodeStatistics, Learner, Rollout, collect_rollout
-from lit_ppo.spaces import EnvSpec, Leaves
+from lit_ppo.rollout import EpisodeStatistics, Learner, Rollout, Standpoint, collect_rollout, standpoint_after
+from lit_ppo.spaces import EnvSpec
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -55,6 +56,7 @@ class _Boundary(NamedTuple):
     update: int
     env_steps: int
     statistics: dict[str, Any]
+    standpoint: Standpoint | None  # None before the first rollout
     mark: BridgeMark | None  # None: now
 
 
@@ -123,7 +125,7 @@ class RolloutDataModule(LightningDataModule):
         self.reward_threshold: float | None = None  # the environment's own; None until `spec` is read
         self._bridge: EnvBridge | None = None
         self._player: GreedyPlayer | None = None
-        self._obs: Leaves | None = None
+        self._standpoint: Standpoint | None = None  # None before the first rollout
         self._boundary: _Boundary | None = None  # the one before the newest rollout
         self._has_warned_of_space = False
         self.is_waiting = False  # for an environment; a signal may interrupt it without loss
@@ -257,16 +259,18 @@ class RolloutDataModule(LightningDataModule):
         assert self._bridge is not None
         learner = self._learner
         self.is_waiting = True
-        if self._obs is None:
+        policy = learner.policy
+        if self._standpoint is None:
             if self._bridge.spec != self._evaluation_spec:
                 raise ContractViolation("spaces", f"{self._evaluation_spec} as in evaluation", f"{self._bridge.spec}")
-            self._obs = self._bridge.reset()
+            obs, begins = self._bridge.reset(), np.ones(self.num_envs, np.bool_)
+            self._standpoint = Standpoint(obs, begins, policy.initial_state(self.num_envs))
         self._boundary = self._boundary_at(self._bridge.mark())
-        policy, draws = learner.policy, seeding.generator(self.seed, "actions", self.update)
+        draws = seeding.generator(self.seed, "actions", self.update)
         noise = policy.distribution.draw_noise(self.horizon, self.num_envs, draws).to(learner.device)
-        rollout = collect_rollout(self._bridge, self._obs, policy, noise, update=self.update, env_steps=self.env_steps)
-        # copies: views would keep the whole rollout in memory
-        self._obs = {path: leaf[-1].numpy().copy() for path, leaf in rollout.obs.items()}
+        where = {"update": self.update, "env_steps": self.env_steps}
+        rollout = collect_rollout(self._bridge, self._standpoint, policy, noise, **where)
+        self._standpoint = standpoint_after(rollout)
         self.is_waiting = False
         collected = perf_counter()
         ended, transitions = self._statistics.update(rollout), int(rollout.valid.sum())
@@ -294,13 +298,15 @@ class RolloutDataModule(LightningDataModule):
         if boundary is None or self._learner.learnt_update == boundary.update:
             boundary = self._boundary_at(None)
         state: dict[str, Any] = {"update": boundary.update, "env_steps": boundary.env_steps, "seed": self.seed}
-        if self._obs is not None and self._bridge is not None:
+        if boundary.standpoint is not None and self._bridge is not None:
             state["statistics"] = boundary.statistics
+            state["begins"] = boundary.standpoint.begins.tolist()
+            state["policy_state"] = boundary.standpoint.state
             state["bridge"] = self._bridge.state_dict(boundary.mark)
         return state
 
     def _boundary_at(self, mark: BridgeMark | None) -> _Boundary:
-        return _Boundary(self.update, self.env_steps, self._statistics.state_dict(), mark)
+        return _Boundary(self.update, self.env_steps, self._statistics.state_dict(), self._standpoint, mark)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; stages other than `fit` need only the counters."""
@@ -309,7 +315,14 @@ class RolloutDataModule(LightningDataModule):
             return
         assert self._bridge is not None
         self._statistics.load_state_dict(state["statistics"])
-        self._obs = self._bridge.load_state_dict(state["bridge"])
+        obs, before = self._bridge.load_state_dict(state["bridge"]), state["bridge"]["episodes"]
+        # episodes that cannot be restored have begun anew
+        anew = [env for env, episode in enumerate(self._bridge.episodes) if episode != before[env]]
+        begins = np.array(state["begins"], np.bool_)
+        begins[anew] = True
+        self._statistics.begin(anew)
+        policy_state: torch.Tensor | None = state["policy_state"]
+        self._standpoint = Standpoint(obs, begins, None if policy_state is None else policy_state.to(self._learner.device))
 
     def teardown(self, stage: str) -> None:
         """End the environment processes."""
@@ -324,7 +337,7 @@ class RolloutDataModule(LightningDataModule):
         for owner in (self._bridge, self._player):
             if owner is not None:
                 owner.close()
-        self._bridge, self._player, self._obs, self._boundary = None, None, None, None
+        self._bridge, self._player, self._standpoint, self._boundary = None, None, None, None
 
 
 def _for_evaluation(settings: BridgeSettings) -> BridgeSettings:

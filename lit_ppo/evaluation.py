@@ -119,9 +119,12 @@ class GreedyPlayer:
         totals, lengths = np.zeros(num_episodes), np.zeros(num_episodes, np.int64)
         row_totals, row_lengths = np.zeros(n), np.zeros(n, np.int64)
         finished = np.zeros(num_episodes, np.bool_)
+        state = policy.initial_state(num_used)
+        begins = None if state is None else torch.ones(num_used, dtype=torch.bool, device=device)
         while num_active:
             seen = {path: torch.from_numpy(obs[path][:num_used].astype(dtype)).to(device) for path, dtype in dtypes.items()}
-            actions[:num_used] = distribution.to_env(distribution.mode(policy.actor(seen)).cpu().numpy())
+            outputs, state = policy.act(seen, state, begins)
+            actions[:num_used] = distribution.to_env(distribution.mode(outputs).cpu().numpy())
             step = self._bridge.step(actions, None if num_active == n else active)
             row_totals += step.rewards
             row_lengths += step.valid
@@ -131,6 +134,8 @@ class GreedyPlayer:
                 abandoned = (active == 1) & ~step.valid
                 ended = abandoned if ended is None else ended | abandoned
             obs = step.obs
+            if state is not None:
+                begins = torch.from_numpy(np.zeros(num_used, np.bool_) if ended is None else ended[:num_used]).to(device)
             if ended is None:
                 continue
             for env in np.flatnonzero(ended).tolist():

@@ -2,6 +2,9 @@
 
 T is the horizon (steps of one rollout), N the number of environments, B the size of a batch. Everything here runs without
 Lightning, without an environment and on any device.
+
+A batch may hold rows that are not transitions. Their weight is 0, that of all others 1, and every mean is over the rows with
+weight 1. Without weights all rows count.
 """
 
 from typing import NamedTuple
@@ -58,33 +61,55 @@ def generalized_advantages(
     return advantages
 
 
-def normalize(advantages: Tensor) -> Tensor:
+def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """sum(w * x) / sum(w), and 0 if all weights are 0.
+
+    Args:
+        values: Shape (B,).
+        weights: Zeros and ones, shape (B,); None for ones. With ones alone the result is that of `mean`, bit for bit.
+    """
+    if weights is None:
+        return values.mean()
+    return (values * weights).sum() / weights.sum().clamp(min=1)
+
+
+def normalize(advantages: Tensor, weights: Tensor | None = None) -> Tensor:
     """Advantages scaled to mean 0 and standard deviation 1; a single advantage becomes 0.
 
     Args:
         advantages: Shape (B,).
+        weights: As in `weighted_mean`.
     """
-    std, mean = torch.std_mean(advantages, correction=min(1, advantages.numel() - 1))
-    return (advantages - mean) / (std + 1e-8)
+    if weights is None:
+        std, mean = torch.std_mean(advantages, correction=min(1, advantages.numel() - 1))
+        return (advantages - mean) / (std + 1e-8)
+    errors = (advantages - weighted_mean(advantages, weights)) * weights
+    std = (errors.square().sum() / (weights.sum() - 1).clamp(min=1)).sqrt()
+    return errors / (std + 1e-8)
 
 
-def clipped_surrogate_loss(log_ratio: Tensor, advantages: Tensor, clip_epsilon: float | Tensor) -> Tensor:
+def clipped_surrogate_loss(
+    log_ratio: Tensor, advantages: Tensor, clip_epsilon: float | Tensor, weights: Tensor | None = None
+) -> Tensor:
     """PPO's policy loss: -mean(min(r * A, clip(r, 1 - epsilon, 1 + epsilon) * A)), where r = exp(log_ratio).
 
     Args:
         log_ratio: log pi_new(a|s) - log pi_old(a|s), shape (B,), nats.
         advantages: Shape (B,).
         clip_epsilon: Clip range, epsilon: moving the ratio further than this from 1 gains nothing. A number or a scalar tensor.
+        weights: As in `weighted_mean`.
 
     Source: Schulman et al. 2017, https://arxiv.org/abs/1707.06347, equation 7.
     """
     _require_same_vectors(log_ratio, advantages)
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon)  # type: ignore[arg-type]  # both are numbers, or both tensors
-    return -torch.minimum(ratio * advantages, clipped * advantages).mean()
+    return -weighted_mean(torch.minimum(ratio * advantages, clipped * advantages), weights)
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, value_clip: float | None) -> Tensor:
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, value_clip: float | None, weights: Tensor | None = None
+) -> Tensor:
     """Half the mean squared error of the critic, optionally of the worse of the clipped and the unclipped prediction.
 
     0.5 * mean((V - R)^2), or with clipping 0.5 * mean(max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2))
@@ -94,13 +119,14 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, value_clip: 
         old_values: Outputs of the critic before the update, shape (B,).
         returns: Shape (B,).
         value_clip: c, in units of return; None for no clipping.
+        weights: As in `weighted_mean`.
     """
     _require_same_vectors(values, old_values, returns)
     errors = (values - returns).square()
     if value_clip is not None:
         clipped = old_values + (values - old_values).clamp(-value_clip, value_clip)
         errors = torch.maximum(errors, (clipped - returns).square())
-    return 0.5 * errors.mean()
+    return 0.5 * weighted_mean(errors, weights)
 
 
 class PPOLoss(NamedTuple):
@@ -124,6 +150,7 @@ def ppo_loss(
     value_clip: float | None,
     value_coefficient: float,
     entropy_coefficient: float,
+    weights: Tensor | None = None,
 ) -> PPOLoss:
     """L = L_policy + c_v * L_value - c_e * mean entropy.
 
@@ -135,23 +162,25 @@ def ppo_loss(
         clip_epsilon, value_clip: As in `clipped_surrogate_loss` and `value_loss`.
         value_coefficient: c_v.
         entropy_coefficient: c_e.
+        weights: As in `weighted_mean`.
 
     Source: Schulman et al. 2017, https://arxiv.org/abs/1707.06347, equation 9.
     """
-    policy = clipped_surrogate_loss(log_ratio, advantages, clip_epsilon)
-    value = value_loss(values, old_values, returns, value_clip)
-    entropy = entropies.mean()
+    policy = clipped_surrogate_loss(log_ratio, advantages, clip_epsilon, weights)
+    value = value_loss(values, old_values, returns, value_clip, weights)
+    entropy = weighted_mean(entropies, weights)
     total = policy + value_coefficient * value
     if entropy_coefficient:  # a bonus of 0 would still cost a backward pass
         total = total - entropy_coefficient * entropy
     return PPOLoss(total, policy, value, entropy)
 
 
-def approximate_kl(log_ratio: Tensor) -> Tensor:
+def approximate_kl(log_ratio: Tensor, weights: Tensor | None = None) -> Tensor:
     """Low-variance, non-negative estimate of KL(old || new): mean(r - 1 - log r).
 
     Args:
         log_ratio: log pi_new(a|s) - log pi_old(a|s), shape (B,), nats.
+        weights: As in `weighted_mean`.
 
     Returns:
         Scalar, nats.
@@ -159,17 +188,18 @@ def approximate_kl(log_ratio: Tensor) -> Tensor:
     Source: http://joschu.net/blog/kl-approx.html, estimator k3.
     """
     # expm1: an update begins near 0, where exp() - 1 would be nothing but rounding error of either sign
-    return (log_ratio.expm1() - log_ratio).mean()
+    return weighted_mean(log_ratio.expm1() - log_ratio, weights)
 
 
-def clip_fraction(log_ratio: Tensor, clip_epsilon: float) -> Tensor:
+def clip_fraction(log_ratio: Tensor, clip_epsilon: float, weights: Tensor | None = None) -> Tensor:
     """Share of samples whose ratio lies outside [1 - epsilon, 1 + epsilon].
 
     Args:
         log_ratio: Shape (B,), nats.
         clip_epsilon: As in `clipped_surrogate_loss`.
+        weights: As in `weighted_mean`.
     """
-    return ((log_ratio.exp() - 1).abs() > clip_epsilon).to(log_ratio.dtype).mean()
+    return weighted_mean(((log_ratio.exp() - 1).abs() > clip_epsilon).to(log_ratio.dtype), weights)
 
 
 def linear_decay(start: float, env_steps: int, decay_steps: int | None) -> float:

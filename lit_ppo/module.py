@@ -16,14 +16,15 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
-from torchmetrics.functional import explained_variance
 
 from lit_ppo import functional, seeding
 from lit_ppo.compat_lightning import backward_listener, needs_optimizer_hooks, step_without_hooks
+from lit_ppo.diagnostics import LearntMinibatch, kl_of, measured, num_valid
 from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.networks import Observation
-from lit_ppo.policy import Policy, policy_for
+from lit_ppo.normalization import Moments
+from lit_ppo.policy import policy_for
 from lit_ppo.ppo_settings import Decay, PPOSettings
 from lit_ppo.rollout import Batch, Rollout, RolloutSource, make_batch
 from lit_ppo.spaces import EnvSpec, spec_from_json, spec_to_json
@@ -32,6 +33,7 @@ from lit_ppo.update import CompiledGradients, EagerGradients, blank_minibatch
 log = logging.getLogger(__name__)
 
 _RUN_LENGTH_KEY = "lit_ppo_run_env_steps"  # of a checkpoint
+_RUNNING_RETURNS_KEY = "lit_ppo_running_returns"
 
 # Trainer flags that are refused: their default, why, and what to use instead.
 _REFUSED_FLAGS = {
@@ -64,8 +66,7 @@ class PPOModule(LightningModule):
         self.spec = spec if isinstance(spec, EnvSpec) else spec_from_json(spec)
         self.save_hyperparameters({"spec": spec_to_json(self.spec), **dataclasses.asdict(ppo)})
         weights = seeding.generator(ppo.seed, "weights")
-        policy = policy_for(self.spec.observation, self.spec.action, self.spec.mask, ppo, weights)
-        self.actor, self.critic, self.distribution = policy.actor, policy.critic, policy.distribution
+        self.policy = policy_for(self.spec.observation, self.spec.action, self.spec.mask, ppo, weights)
         self.metrics: dict[str, float] = {}  # of the newest update
         self._updated_at: float | None = None
         self._calls_hooks = True  # Lightning's, around each backward pass and optimizer step
@@ -73,16 +74,22 @@ class PPOModule(LightningModule):
         self.learnt_update: int | None = None  # number of the newest complete update of this run
         self.is_updating = False  # an update has begun and is not complete; stays True if it fails
         self.run_env_steps: int | None = None  # length of the run, for the schedules; None: unknown, and nothing decays
+        self._running_returns: Tensor | None = None  # (N,) discounted, for the normalisation of rewards; None for zeros
         self._run_env_steps_before: int | None = None  # the same in the checkpoint of a resumed run
 
-    @property
-    def policy(self) -> Policy:
-        """Actor and critic together; not a submodule, so that parameters have one name in a checkpoint."""
-        return Policy(self.actor, self.critic, self.distribution)
+    def forward(self, obs: Observation, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Greedy actions as the policy counts them, shape (R, *action_shape), and the next state.
 
-    def forward(self, obs: Observation) -> Tensor:
-        """Greedy actions as the policy counts them, shape (B, *action_shape), for observations by path."""
-        return self.distribution.mode(self.actor(obs))
+        Args:
+            obs: Observations by path, shape (R, *leaf.shape).
+            state: What the policy remembers, as the last call returned it; None where episodes begin, and without memory.
+        """
+        num_rows = len(next(iter(obs.values())))
+        if state is None:
+            state = self.policy.initial_state(num_rows)
+        begins = None if state is None else torch.zeros(num_rows, dtype=torch.bool, device=state.device)
+        outputs, state = self.policy.act(obs, state, begins)
+        return self.policy.distribution.mode(outputs), state
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam for actor and critic, fused on devices that support it."""
@@ -123,13 +130,18 @@ class PPOModule(LightningModule):
                 f"model.minibatch_size={self.settings.minibatch_size}: expected at most "
                 f"data.horizon * data.num_envs = {source.horizon} * {source.num_envs} = {transitions}"
             )
+        length = self.policy.sequence_length
+        if source.horizon % length:
+            raise ConfigError(f"data.horizon={source.horizon}: expected a multiple of model.sequence_length={length}")
+        if self.settings.minibatch_size < length:
+            raise ConfigError(
+                f"model.minibatch_size={self.settings.minibatch_size}: expected at least model.sequence_length={length}"
+            )
         self.learnt_update = None
         self.run_env_steps = self._run_length(transitions)
         self._calls_hooks = needs_optimizer_hooks(self.trainer, self)
-        num_minibatches = math.ceil(transitions / self.settings.minibatch_size)
-        sizes = {transitions // num_minibatches, math.ceil(transitions / num_minibatches)}
-        if source.has_invalid_rows:
-            sizes.add(max(1, min(sizes) - 1))
+        num_sequences, num_minibatches = transitions // length, math.ceil(transitions / self.settings.minibatch_size)
+        sizes = {num_sequences // num_minibatches, math.ceil(num_sequences / num_minibatches)}
         self._gradients = self._make_gradients(sorted(sizes, reverse=True))
 
     def _run_length(self, transitions_per_update: int) -> int | None:
@@ -152,12 +164,14 @@ class PPOModule(LightningModule):
         return length
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the length of the run."""
+        """Save the length of the run, and the discounted returns of the unfinished episodes."""
         checkpoint[_RUN_LENGTH_KEY] = self.run_env_steps
+        checkpoint[_RUNNING_RETURNS_KEY] = self._running_returns
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read the length of the resumed run."""
+        """Read what `on_save_checkpoint` saved."""
         self._run_env_steps_before = checkpoint.get(_RUN_LENGTH_KEY)
+        self._running_returns = checkpoint.get(_RUNNING_RETURNS_KEY)
 
     def on_train_start(self) -> None:
         """Stop a resumed run that has already reached `total_env_steps`."""
@@ -174,50 +188,85 @@ class PPOModule(LightningModule):
 
     def make_batch(self, rollout: Rollout) -> Batch:
         """Values, advantages and log-probabilities of a rollout of the current policy."""
+        settings = self.settings
         # the policy acted in full precision, even if the update runs in mixed precision
         with torch.autocast(self.device.type, enabled=False):
-            gamma, gae_lambda = self.settings.gamma, self.settings.gae_lambda
-            return make_batch(rollout, self.policy, gamma=gamma, gae_lambda=gae_lambda)
+            return make_batch(
+                rollout,
+                self.policy,
+                gamma=settings.gamma,
+                gae_lambda=settings.gae_lambda,
+                weighted=self._source.has_invalid_rows,
+            )
 
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """One PPO update."""
-        batch = self.make_batch(rollout)
+        rewards, reward_moments, running_returns = self._learnt_rewards(rollout)
+        batch = self.make_batch(rollout._replace(rewards=rewards))
         start, self.is_updating = perf_counter(), True
         settings = self.settings
         optimizer = self.optimizers()
-        assert not isinstance(optimizer, list) and self._gradients is not None
+        assert not isinstance(optimizer, list)
         learning_rate = self._decayed(settings.learning_rate, settings.learning_rate_decay, rollout.env_steps)
         clip_epsilon = self._decayed(settings.clip_epsilon, settings.clip_decay, rollout.env_steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        advantages = batch.advantages
-        if settings.normalize_advantages == "rollout":
-            advantages = functional.normalize(advantages)
-        normalized = batch._replace(advantages=advantages)
-        num_transitions = len(batch.actions)
-        num_minibatches = math.ceil(num_transitions / settings.minibatch_size)
-        permutations = seeding.generator(settings.seed, "minibatches", rollout.update)
-        losses: list[Tensor] = []
-        log_ratios: list[Tensor] = []
-        # K passes over one rollout; older data would be off-policy
-        for _ in range(settings.update_epochs):
-            order = torch.randperm(num_transitions, generator=permutations).to(self.device)
-            log_ratios = []
-            for index in order.tensor_split(num_minibatches):
-                loss, log_ratio, gradient_norm = self._gradients(normalized.rows(index), clip_epsilon)
-                self._step(optimizer, loss.total, gradient_norm)
-                losses += [*loss, gradient_norm]
-                log_ratios.append(log_ratio)
-            target_kl = settings.target_kl
-            if target_kl is not None and float(functional.approximate_kl(torch.cat(log_ratios))) > target_kl:
-                break
+        passes = self._run_passes(batch, rollout.update, clip_epsilon, optimizer)
+        observation_normalizer, reward_normalizer = self.policy.observation_normalizer, self.policy.reward_normalizer
+        if observation_normalizer is not None:  # not before: the policy that learnt must be the one that acted
+            observation_normalizer.commit(observation_normalizer.updated(batch.obs, batch.weights))
+        if reward_normalizer is not None and reward_moments is not None:
+            reward_normalizer.commit(reward_moments)
+            self._running_returns = running_returns
         with torch.no_grad():
-            self._measure(batch, losses, torch.cat(log_ratios), learning_rate, clip_epsilon)
-        now = perf_counter()
+            self.metrics = measured(batch, passes, clip_epsilon)
+        self.metrics["optimizer/learning_rate"] = learning_rate
+        now, num_transitions = perf_counter(), num_valid(batch)
         self.metrics["time/update_steps_per_s"] = num_transitions / (now - start)
         if self._updated_at is not None:  # including evaluation, checkpoints and callbacks
             self.metrics["time/overall_steps_per_s"] = num_transitions / (now - self._updated_at)
         self._updated_at, self.is_updating, self.learnt_update = now, False, rollout.update
+
+    def _learnt_rewards(self, rollout: Rollout) -> tuple[Tensor, Moments | None, Tensor | None]:
+        """Rewards as the critic learns from them, and the moments and running returns that they leave to be stored."""
+        rewards, normalizer = rollout.rewards, self.policy.reward_normalizer
+        if self.settings.reward_scale != 1:
+            rewards = rewards * self.settings.reward_scale
+        if normalizer is None:
+            return rewards, None, None
+        running = self._running_returns
+        if running is None:
+            running = torch.zeros(rewards.shape[1], dtype=torch.float64)
+        running = running.to(rewards.device) * ~rollout.begins
+        boundaries = rollout.terminated | rollout.truncated | ~rollout.valid
+        moments, running = normalizer.updated(rewards, boundaries, rollout.valid, running)
+        return normalizer.scaled(rewards, moments), moments, running
+
+    def _run_passes(
+        self, batch: Batch, update: int, clip_epsilon: float, optimizer: LightningOptimizer
+    ) -> list[list[LearntMinibatch]]:
+        """K passes in permuted minibatches, an optimizer step for each; fewer if the policy has moved further than allowed."""
+        settings = self.settings
+        assert self._gradients is not None
+        if settings.normalize_advantages == "rollout":
+            batch = batch._replace(advantages=functional.normalize(batch.advantages, batch.weights))
+        num_minibatches = math.ceil(len(batch.actions) / settings.minibatch_size)
+        permutations = seeding.generator(settings.seed, "minibatches", update)
+        passes: list[list[LearntMinibatch]] = []
+        # K passes over one rollout; older data would be off-policy
+        for _ in range(settings.update_epochs):
+            order = torch.randperm(batch.num_sequences, generator=permutations).to(self.device)
+            passes.append([])
+            for index in order.tensor_split(num_minibatches):
+                minibatch = batch.sequences(index)
+                if minibatch.weights is not None and not minibatch.weights.any():
+                    continue  # nothing to learn from, and Adam would step by its momentum
+                result = self._gradients(minibatch, clip_epsilon)
+                self._step(optimizer, result.loss.total, result.gradient_norm)
+                passes[-1].append(LearntMinibatch(result, minibatch.weights))
+            if settings.target_kl is not None and passes[-1] and kl_of(passes[-1]) > settings.target_kl:
+                break
+        return passes
 
     def _decayed(self, start: float, decay: Decay, env_steps: int) -> float:
         return functional.linear_decay(start, env_steps, self.run_env_steps if decay == "linear" else None)
@@ -248,8 +297,9 @@ class PPOModule(LightningModule):
         precision = self.trainer.precision_plugin
         try:  # compile now, not in the middle of the first update
             compiled = CompiledGradients(policy, self.settings)
+            weighted = self._source.has_invalid_rows
             for size in minibatch_sizes:
-                blank = blank_minibatch(self.spec.observation, policy, size)
+                blank = blank_minibatch(self.spec.observation, policy, size, weighted=weighted)
                 minibatch = move_data_to_device(precision.convert_input(blank), self.device)
                 with precision.train_step_context():
                     compiled(minibatch, self.settings.clip_epsilon)
@@ -273,25 +323,6 @@ class PPOModule(LightningModule):
             optimizer.step()
         else:
             step_without_hooks(self.trainer, optimizer)
-
-    def _measure(
-        self, batch: Batch, losses: list[Tensor], log_ratio: Tensor, learning_rate: float, clip_epsilon: float
-    ) -> None:
-        """Collect the diagnostics of an update; KL and clip fraction are those of its last pass."""
-        columns = torch.stack(losses).view(-1, len(functional.PPOLoss._fields) + 1)
-        total, policy, value, entropy, gradient_norm = columns.mean(dim=0).tolist()
-        self.metrics = {
-            "loss/total": total,
-            "loss/policy": policy,
-            "loss/value": value,
-            "policy/entropy": entropy,
-            "policy/approx_kl": float(functional.approximate_kl(log_ratio)),
-            "policy/clip_fraction": float(functional.clip_fraction(log_ratio, clip_epsilon)),
-            "critic/explained_variance": float(torch.as_tensor(explained_variance(batch.old_values, batch.returns))),
-            "optimizer/gradient_norm": gradient_norm,
-            "optimizer/learning_rate": learning_rate,
-            "optimizer/steps": float(len(columns)),
-        }
 
     def validation_step(self, results: EpisodeResults, batch_idx: int) -> None:
         """Log the greedy episodes that the datamodule has played."""

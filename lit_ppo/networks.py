@@ -1,4 +1,7 @@
-"""Networks: from the leaves of an observation to features, and from features to outputs."""
+"""Networks: from the leaves of an observation to features, and from features to outputs.
+
+R is a number of rows: observations, one for each step of each environment.
+"""
 
 import itertools
 import math
@@ -12,9 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the usual name
 
 from lit_ppo.compat_torch import weight_and_bias
+from lit_ppo.errors import ConfigError
 from lit_ppo.spaces import Leaf
 
 Activation = Literal["tanh", "relu", "elu", "silu", "gelu"]
+ChannelOrder = Literal["auto", "first", "last"]
+ImageNetwork = Literal["auto", "nature", "small", "flat"]
+MemoryKind = Literal["gru", "lstm"]
 _ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "tanh": torch.tanh,
     "relu": F.relu,
@@ -22,8 +29,8 @@ _ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "silu": F.silu,
     "gelu": F.gelu,
 }
-Observation = Mapping[str, Tensor]  # by path, shape (B, *leaf.shape), in the dtypes of `seen_as`
-Encoder = Callable[[Tensor], Tensor]  # (B, *shape) -> (B, F)
+Observation = Mapping[str, Tensor]  # by path, shape (R, *leaf.shape), in the dtypes of `seen_as`
+Encoder = Callable[[Tensor], Tensor]  # (R, *shape) -> (R, F)
 _NATURE_SIDE: Final = 36  # smallest side of an image that fits the Nature network
 _SMALLEST_SIDE: Final = 3  # of an image; anything smaller is a table of numbers
 
@@ -54,6 +61,22 @@ class Initializer:
         self._draw(layer, math.sqrt(2))
         return layer
 
+    def cell(self, kind: MemoryKind, num_inputs: int, size: int) -> nn.GRUCell | nn.LSTMCell:
+        """A recurrent cell with its weights drawn."""
+        cell = (nn.GRUCell if kind == "gru" else nn.LSTMCell)(num_inputs, size, device="meta").to_empty(device="cpu")
+        for name, parameter in cell.named_parameters():
+            if not self.orthogonal:  # the default of `nn.GRUCell` and `nn.LSTMCell`
+                nn.init.uniform_(parameter, -1 / math.sqrt(size), 1 / math.sqrt(size), generator=self.generator)
+            elif name.startswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.orthogonal_(parameter, 1.0, generator=self.generator)
+        return cell
+
+    def seed(self) -> int:
+        """A seed for code that draws from the global generator."""
+        return int(torch.randint(1 << 62, (), generator=self.generator))
+
     def _draw(self, layer: nn.Linear | nn.Conv2d, gain: float) -> None:
         # made without memory first: PyTorch's own initialisation would draw from the global generator
         assert layer.bias is not None
@@ -66,61 +89,137 @@ class Initializer:
             nn.init.uniform_(layer.bias, -limit, limit, generator=self.generator)
 
 
-class MLP(nn.Module):
-    """A multilayer perceptron on the features of observations.
+class HiddenLayers(nn.Module):
+    """Fully connected layers, each followed by an activation function.
 
     Layers are applied with `F.linear`: at the sizes of control tasks, calling the modules of an `nn.Sequential` takes as
     long as their computation.
 
     Args:
-        inputs: From observations to features.
-        hidden_sizes: Size of each hidden layer.
-        num_outputs: Size of an output.
-        activation: Activation function between the layers.
-        output_gain: Gain of the last layer's weights: 0.01 makes a policy start nearly uniform, 1 suits a critic.
+        num_inputs: Size of an input.
+        sizes: Size of each layer; none leaves the inputs as they are.
+        activation: Activation function.
         initialize: Draws the weights.
     """
 
-    def __init__(
-        self,
-        inputs: "Inputs",
-        hidden_sizes: Sequence[int],
-        num_outputs: int,
-        activation: Activation,
-        output_gain: float,
-        initialize: Initializer,
-    ) -> None:
+    def __init__(self, num_inputs: int, sizes: Sequence[int], activation: Activation, initialize: Initializer) -> None:
         super().__init__()
-        self.inputs = inputs
-        gains = [math.sqrt(2)] * len(hidden_sizes) + [output_gain]
-        sizes = itertools.pairwise([inputs.num_features, *hidden_sizes, num_outputs])
-        self.layers = nn.ModuleList(initialize.linear(*size, gain) for size, gain in zip(sizes, gains, strict=True))
+        pairs = itertools.pairwise([num_inputs, *sizes])
+        self.layers = nn.ModuleList(initialize.linear(*pair, math.sqrt(2)) for pair in pairs)
+        self.num_features = sizes[-1] if sizes else num_inputs
         self._activate = _ACTIVATIONS[activation]
 
-    def forward(self, obs: Observation, features: Tensor | None = None) -> Tensor:
-        """Outputs, shape (B, num_outputs).
+    def forward(self, features: Tensor) -> Tensor:
+        """(R, num_inputs) to (R, num_features)."""
+        for layer in cast(list[nn.Linear], self.layers):
+            features = self._activate(linear(layer, features))
+        return features
+
+
+def linear(layer: nn.Linear, inputs: Tensor) -> Tensor:
+    """What `layer(inputs)` is, without the time that calling a module takes."""
+    return F.linear(inputs, *weight_and_bias(layer))
+
+
+class OwnTorso(nn.Module):
+    """A module of the user's in place of the hidden layers.
+
+    Args:
+        make: Makes the module from the size of its inputs.
+        num_inputs: That size.
+        initialize: Seeds the global generator, from which the module may draw its weights; afterwards it is as it was.
+
+    Raises:
+        ConfigError: It is no module, does not take its inputs, or its outputs have another shape than (R, F).
+    """
+
+    def __init__(self, make: Callable[[int], nn.Module], num_inputs: int, initialize: Initializer) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(initialize.seed())
+            try:
+                module = make(num_inputs)
+                if not isinstance(module, nn.Module):
+                    raise ConfigError(f"model.torso: expected a torch.nn.Module, got {type(module).__name__}")
+                with torch.no_grad():
+                    outputs = module.eval()(torch.zeros(2, num_inputs))
+            except ConfigError:
+                raise
+            except Exception as error:  # of code that is not ours
+                reason = str(error).partition("\n")[0]
+                raise ConfigError(f"model.torso: with {num_inputs} inputs: {type(error).__name__}: {reason}") from error
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != 2 or not outputs.is_floating_point():
+            raise ConfigError(
+                f"model.torso: expected outputs of shape (2, features) for inputs of shape (2, {num_inputs}), got {shape}"
+            )
+        self.module = module.train()
+        self.num_features = outputs.shape[1]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(R, num_inputs) to (R, num_features)."""
+        outputs: Tensor = self.module(features)
+        return outputs
+
+
+class Memory(nn.Module):
+    """A recurrent cell that is run through sequences; its state is an argument and a result, never hidden in the module.
+
+    Args:
+        kind: `gru` or `lstm`.
+        num_inputs: Size of an input.
+        size: Size of an output.
+        initialize: Draws the weights.
+
+    Source: Cho et al. 2014, https://arxiv.org/abs/1406.1078; Hochreiter and Schmidhuber 1997, "Long short-term memory".
+    """
+
+    def __init__(self, kind: MemoryKind, num_inputs: int, size: int, initialize: Initializer) -> None:
+        super().__init__()
+        self.cell = initialize.cell(kind, num_inputs, size)
+        self.num_features = size
+        self.state_size = size if kind == "gru" else 2 * size  # an LSTM has output and cell side by side
+
+    def forward(self, features: Tensor, state: Tensor, begins: Tensor) -> tuple[Tensor, Tensor]:
+        """S sequences of L steps, one after the other: R = S * L rows.
 
         Args:
-            obs: The observations.
-            features: What `inputs` makes of them, if it is known.
+            features: Shape (R, num_inputs).
+            state: Before the first step of each sequence, shape (S, state_size).
+            begins: Whether an episode begins with this row, so that nothing is remembered, shape (R,), bool.
+
+        Returns:
+            Features, shape (R, num_features), and the state after each row, shape (R, state_size).
         """
-        values: Tensor = self.inputs(obs) if features is None else features
-        *hidden, last = cast(list[nn.Linear], self.layers)
-        for layer in hidden:
-            values = self._activate(F.linear(values, *weight_and_bias(layer)))
-        return F.linear(values, *weight_and_bias(last))
+        num_sequences = len(state)
+        keeps = (~begins).to(state.dtype).view(num_sequences, -1, 1)
+        states: list[Tensor] = []
+        # in full precision: errors of a state add up over a sequence
+        with torch.autocast(features.device.type, enabled=False):
+            inputs = features.to(state.dtype).view(num_sequences, -1, features.shape[-1])
+            for step, keep in zip(inputs.unbind(1), keeps.unbind(1), strict=True):
+                state = self._next(step, state * keep)
+                states.append(state)
+        after = torch.stack(states, dim=1).flatten(0, 1) if len(states) > 1 else states[0]
+        return after[:, : self.num_features], after
+
+    def _next(self, features: Tensor, state: Tensor) -> Tensor:
+        if isinstance(self.cell, nn.GRUCell):
+            after: Tensor = self.cell(features, state)
+            return after
+        return torch.cat(self.cell(features, tuple(state.chunk(2, dim=-1))), dim=-1)
 
 
 # -- from one leaf to features
 
 
 def flat(values: Tensor) -> Tensor:
-    """Numbers as they are: (B, *shape) to (B, F)."""
+    """Numbers as they are: (R, *shape) to (R, F)."""
     return values if values.dim() == 2 else values.reshape(len(values), -1)
 
 
 class Scaled(nn.Module):
-    """Whole numbers scaled from their bounds to [0, 1]: (B, *shape) to (B, F).
+    """Whole numbers scaled from their bounds to [0, 1]: (R, *shape) to (R, F).
 
     Args:
         leaf: What is scaled.
@@ -145,7 +244,7 @@ class Scaled(nn.Module):
 
 
 class OneHot(nn.Module):
-    """A code for each choice, side by side: (B, *shape) to (B, sum of choices).
+    """A code for each choice, side by side: (R, *shape) to (R, sum of choices).
 
     Args:
         leaf: One or several choices.
@@ -164,23 +263,45 @@ class OneHot(nn.Module):
         return cast(Tensor, self.one).new_zeros(len(values), self._num_features).scatter(1, columns, 1.0)
 
 
-class Image(nn.Module):
-    """A convolutional network: (B, *shape) to (B, F).
+@dataclass(frozen=True)
+class ImageSettings:
+    """What is done with images.
 
-    Sides of at least 36 take the network of Mnih et al., smaller ones one of three padded 3x3 layers, which fits any side.
-
-    Args:
-        shape: Of one image, with or without channels.
-        initialize: Draws the weights.
+    Attributes:
+        network: `nature` is the network of Mnih et al., `small` one of three padded 3x3 layers, which fits any side, `auto` the
+            first from sides of 36 on and the second below; `flat` takes an image as a vector.
+        channels: Where the channels are; `auto` decides by the shape.
 
     Source: Mnih et al. 2015, "Human-level control through deep reinforcement learning", methods.
     """
 
-    def __init__(self, shape: tuple[int, ...], initialize: Initializer) -> None:
+    network: ImageNetwork = "auto"
+    channels: ChannelOrder = "auto"
+
+
+class Image(nn.Module):
+    """A convolutional network: (R, *shape) to (R, F).
+
+    Args:
+        leaf: The image, with or without channels.
+        settings: Which network.
+        initialize: Draws the weights.
+
+    Raises:
+        ConfigError: The image is too small for the network.
+    """
+
+    def __init__(self, leaf: Leaf, settings: ImageSettings, initialize: Initializer) -> None:
         super().__init__()
-        self._order = channel_order(shape)
-        num_channels, *sides = _channels_first(shape, self._order)
-        if min(sides) >= _NATURE_SIDE:
+        self._order = channel_order(leaf.shape, settings.channels)
+        num_channels, *sides = _channels_first(leaf.shape, self._order)
+        fits = min(sides) >= _NATURE_SIDE
+        if settings.network == "nature" and not fits:
+            name = f"the image {leaf.path!r}" if leaf.path else "the image"
+            raise ConfigError(
+                f"model.image_network=nature: {name} has sides {tuple(sides)}, which must be at least {_NATURE_SIDE}; use small"
+            )
+        if fits and settings.network != "small":
             layers, self.num_features = [(32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0)], 512
         else:
             layers, self.num_features = [(16, 3, 1, 1), (32, 3, 2, 1), (64, 3, 2, 1)], 128
@@ -200,10 +321,17 @@ class Image(nn.Module):
         return features
 
 
-def channel_order(shape: tuple[int, ...]) -> Literal["first", "last", "none"]:
-    """Where the channels of an image are: along the shorter end; of equal ends last if there are 1, 3 or 4."""
+def channel_order(shape: tuple[int, ...], wanted: ChannelOrder = "auto") -> Literal["first", "last", "none"]:
+    """Where the channels of an image are: along the shorter end; of equal ends last if there are 1, 3 or 4.
+
+    Args:
+        shape: Of one image.
+        wanted: `first` or `last` decides for images with channels.
+    """
     if len(shape) == 2:
         return "none"
+    if wanted != "auto":
+        return wanted
     first, last = (shape[end] < min(shape[1], shape[-1 - end]) for end in (0, -1))
     return "last" if last or (not first and shape[-1] in (1, 3, 4)) else "first"
 
@@ -212,21 +340,21 @@ def _channels_first(shape: tuple[int, ...], order: str) -> tuple[int, ...]:
     return (1, *shape) if order == "none" else (shape[-1], *shape[:-1]) if order == "last" else shape
 
 
-def is_image(leaf: Leaf) -> bool:
-    """Whether a leaf goes through a convolutional network: a Box of rank 3, or of rank 2 if it holds bytes."""
+def is_image(leaf: Leaf, channels: ChannelOrder = "auto") -> bool:
+    """Whether a leaf is an image: a Box of rank 3, or of rank 2 if it holds bytes, with sides of at least 3."""
     if leaf.kind != "box" or len(leaf.shape) != (2 if leaf.dtype == "uint8" and len(leaf.shape) == 2 else 3):
         return False
-    return min(_channels_first(leaf.shape, channel_order(leaf.shape))[1:]) >= _SMALLEST_SIDE
+    return min(_channels_first(leaf.shape, channel_order(leaf.shape, channels))[1:]) >= _SMALLEST_SIDE
 
 
-def encoder_of(leaf: Leaf, initialize: Initializer) -> tuple[Encoder, int]:
+def encoder_of(leaf: Leaf, images: ImageSettings, initialize: Initializer) -> tuple[Encoder, int]:
     """What makes features of a leaf, and how many."""
     if leaf.kind in ("discrete", "multi_discrete"):
         return OneHot(leaf), sum(leaf.choices)
     encoder: Encoder = flat
     num_features = leaf.num_components
-    if is_image(leaf):
-        encoder = image = Image(leaf.shape, initialize)
+    if images.network != "flat" and is_image(leaf, images.channels):
+        encoder = image = Image(leaf, images, initialize)
         num_features = image.num_features
     return (Scaled(leaf, encoder) if leaf.is_integer else encoder), num_features
 
@@ -236,18 +364,19 @@ class Inputs(nn.Module):
 
     Args:
         leaves: What is seen.
+        images: What is done with images.
         initialize: Draws the weights.
     """
 
-    def __init__(self, leaves: Sequence[Leaf], initialize: Initializer) -> None:
+    def __init__(self, leaves: Sequence[Leaf], images: ImageSettings, initialize: Initializer) -> None:
         super().__init__()
-        encoders = [encoder_of(leaf, initialize) for leaf in leaves]
+        encoders = [encoder_of(leaf, images, initialize) for leaf in leaves]
         self.num_features = sum(num_features for _, num_features in encoders)
         self._encoders = [(leaf.path, encoder) for leaf, (encoder, _) in zip(leaves, encoders, strict=True)]
         self.networks = nn.ModuleList(encoder for encoder, _ in encoders if isinstance(encoder, nn.Module))
 
     def forward(self, obs: Observation) -> Tensor:
-        """Features, shape (B, num_features)."""
+        """Features, shape (R, num_features)."""
         features = [encoder(obs[path]) for path, encoder in self._encoders]
         return features[0] if len(features) == 1 else torch.cat(features, dim=-1)
 

@@ -1,13 +1,15 @@
 """PPOSettings: the hyperparameters of PPO, their meaning and their ranges, in one place."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from torch import nn
 
 from lit_ppo.distributions import ActionBounds
 from lit_ppo.errors import ConfigError
-from lit_ppo.networks import Activation
+from lit_ppo.networks import Activation, ChannelOrder, ImageNetwork, MemoryKind
 
 Decay = Literal["linear", "constant"]
 
@@ -20,7 +22,16 @@ class PPOSettings:
         actor_hidden_sizes: Sizes of the actor's hidden layers.
         critic_hidden_sizes: Sizes of the critic's hidden layers.
         activation: Activation function between the layers of both networks.
-        shared_torso: Whether actor and critic share the convolutional networks of images; their hidden layers are apart.
+        torso: Makes the module that stands in place of the hidden layers: an import path of a callable whose first argument is
+            the size of its inputs, with the others as options of their own; null for the hidden layers above.
+        shared_torso: Whether actor and critic share everything before their last layers: networks of images, hidden layers,
+            memory.
+        image_network: Convolutional network for images: nature (Mnih et al. 2015) for sides of at least 36, small for any; auto
+            decides by the sides; flat takes an image as a vector.
+        image_channels: Whether the channels of an image come first or last in its shape; auto decides by the shape.
+        memory: Recurrent cell between the hidden layers and the last layer; null for a policy that sees only the present.
+        memory_size: Size of that cell.
+        sequence_length: Steps of the sequences that a policy with memory learns from; data.horizon must be a multiple of it.
         orthogonal_init: Whether weights start orthogonal, with zero biases; otherwise as PyTorch draws them.
         action_bounds: Whether continuous actions outside their bounds are clipped to them for the environment, or refused. The
             policy learns from the actions that it drew.
@@ -29,6 +40,12 @@ class PPOSettings:
         learning_rate: Adam's step size at the start of the run.
         learning_rate_decay: Whether the learning rate decays linearly to 0 over the run, or stays constant.
         adam_epsilon: Adam's epsilon.
+        normalize_observations: Whether observations are normalised by their running mean and standard deviation. true: all
+            vectors of floats, neither whole numbers nor images; or the paths of the parts of a Dict to normalise.
+        observation_clip: Limit of normalised observations; null for none.
+        normalize_rewards: Whether rewards are divided by the running standard deviation of the discounted return.
+        reward_clip: Limit of normalised rewards; null for none.
+        reward_scale: What rewards are multiplied by before anything else.
         gamma: Discount factor, in [0, 1].
         gae_lambda: Weight of longer returns in the advantages, in [0, 1].
         update_epochs: Passes over each rollout, K.
@@ -39,6 +56,8 @@ class PPOSettings:
         value_coefficient: Weight of the value loss.
         entropy_coefficient: Weight of the entropy bonus.
         normalize_advantages: Whether advantages are normalised over each minibatch, over the whole rollout, or not at all.
+        loss: Import path of a function to use in place of PPO's loss: it takes Predictions, Batch and LossSettings of
+            `lit_ppo.update` and returns a `PPOLoss`; null for PPO's own.
         max_grad_norm: Gradients are scaled down to this norm, taken over all parameters; None for no limit.
         target_kl: An update ends after the pass in which the policy has moved further than this, nats; None for no limit.
         compile: Whether to compile networks, loss and gradients with torch.compile. It pays off in long runs only and needs a
@@ -55,7 +74,13 @@ class PPOSettings:
     actor_hidden_sizes: Sequence[int] = (64, 64)
     critic_hidden_sizes: Sequence[int] = (64, 64)
     activation: Activation = "tanh"
+    torso: Callable[[int], nn.Module] | None = None
     shared_torso: bool = False
+    image_network: ImageNetwork = "auto"
+    image_channels: ChannelOrder = "auto"
+    memory: MemoryKind | None = None
+    memory_size: int = 64
+    sequence_length: int = 16
     orthogonal_init: bool = True
     action_bounds: ActionBounds = "clip"
     log_std: Literal["parameter", "state"] = "parameter"
@@ -63,6 +88,11 @@ class PPOSettings:
     learning_rate: float = 3e-3
     learning_rate_decay: Decay = "linear"
     adam_epsilon: float = 1e-5
+    normalize_observations: bool | list[str] = False
+    observation_clip: float | None = 10.0
+    normalize_rewards: bool = False
+    reward_clip: float | None = 10.0
+    reward_scale: float = 1.0
     gamma: float = 0.99
     gae_lambda: float = 0.95
     update_epochs: int = 4
@@ -73,6 +103,7 @@ class PPOSettings:
     value_coefficient: float = 0.5
     entropy_coefficient: float = 0.0
     normalize_advantages: Literal["minibatch", "rollout", "off"] = "minibatch"
+    loss: Callable[..., Any] | None = None
     max_grad_norm: float | None = 0.5
     target_kl: float | None = None
     compile: bool = False
@@ -80,13 +111,21 @@ class PPOSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("update_epochs", "minibatch_size"):
+        for name in ("update_epochs", "minibatch_size", "memory_size", "sequence_length"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("actor_hidden_sizes", "critic_hidden_sizes"):
             self._require(name, all(size >= 1 for size in getattr(self, name)), "sizes of at least 1")
+            default = type(self).__dataclass_fields__[name].default
+            self._require(name, self.torso is None or tuple(getattr(self, name)) == default, "no sizes beside model.torso")
+        if self.shared_torso and self.torso is None:
+            same = list(self.actor_hidden_sizes) == list(self.critic_hidden_sizes)
+            self._require("critic_hidden_sizes", same, "those of the actor, with model.shared_torso")
+        self._require("memory", self.memory in (None, "gru", "lstm"), "gru, lstm or null")
+        self._require("image_network", self.image_network in ("auto", "nature", "small", "flat"), "auto, nature, small or flat")
+        self._require("image_channels", self.image_channels in ("auto", "first", "last"), "auto, first or last")
         for name in ("gamma", "gae_lambda"):
             self._require(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
-        for name in ("learning_rate", "adam_epsilon", "clip_epsilon"):
+        for name in ("learning_rate", "adam_epsilon", "clip_epsilon", "reward_scale"):
             self._require(name, 0 < getattr(self, name) < math.inf, "a number above 0")
         for name in ("learning_rate_decay", "clip_decay"):
             self._require(name, getattr(self, name) in ("linear", "constant"), "linear or constant")
@@ -95,7 +134,7 @@ class PPOSettings:
         self._require("log_std_init", math.isfinite(self.log_std_init), "a finite number")
         for name in ("value_coefficient", "entropy_coefficient"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "a number of at least 0")
-        for name in ("value_clip", "max_grad_norm", "target_kl", "total_env_steps"):
+        for name in ("value_clip", "max_grad_norm", "target_kl", "total_env_steps", "observation_clip", "reward_clip"):
             limit = getattr(self, name)
             self._require(name, limit is None or 0 < limit < math.inf, "a number above 0, or null")
         self._require("seed", self.seed >= 0, "at least 0")

@@ -1,24 +1,27 @@
 """From environments to a batch: collect T steps of N environments, then estimate advantages and flatten.
 
 While the environments step, only the actor runs, on N observations at a time, with noise drawn ahead for the whole rollout.
-When the rollout is complete, the critic and the log-probabilities follow in one batched pass each.
+When the rollout is complete, the critic and the log-probabilities follow in one batched pass. A policy with memory carries its
+state from step to step, and from rollout to rollout; in the batched pass it runs again through sequences of L steps, from the
+states that it had at their beginnings.
 
 An observation is a mapping from the path of a leaf to an array or tensor, each in its own dtype.
 
 The run's datamodule collects, its LightningModule learns. Each knows the other only as one of the two protocols below.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_ppo import functional
 from lit_ppo.bridge.client import EnvBridge
-from lit_ppo.networks import Observation, seen_as
-from lit_ppo.policy import Policy
+from lit_ppo.networks import seen_as
+from lit_ppo.policy import Policy, PolicyOutputs
 from lit_ppo.spaces import Leaves
 
 # What one pass of a network without gradients may read: a rollout of images would need many times its own memory.
@@ -39,27 +42,53 @@ class Rollout(NamedTuple):
     valid: Tensor  # (T, N) bool; False: this row is not a transition
     final_steps: Tensor  # (K,) int64; t * N + env of every step that ended an episode
     final_obs: dict[str, Tensor]  # (K, *leaf.shape); the true successors of those steps, which `obs` does not have
+    begins: Tensor  # (N,) bool; whether an episode begins with the first observation
+    states: Tensor | None  # (T / L + 1, N, state_size) at the beginning of each sequence and at the end; None without memory
     update: int  # number of the update that learns from this rollout, from 0
     env_steps: int  # transitions collected in the run before this rollout
 
 
 class Batch(NamedTuple):
-    """The transitions of one rollout, flattened; B <= T * N, because rows that are not transitions are dropped.
+    """The rows of one rollout, flattened: R = T * N, as S sequences of L steps, one sequence after the other.
 
-    A minibatch is a batch with fewer rows.
+    A minibatch is a batch with fewer sequences. Without memory every row is a sequence.
     """
 
-    obs: dict[str, Tensor]  # (B, *leaf.shape)
-    actions: Tensor  # (B, *action_shape)
-    old_log_probs: Tensor  # (B,) nats, of the policy that acted
-    old_values: Tensor  # (B,)
-    advantages: Tensor  # (B,)
-    returns: Tensor  # (B,) advantages (not normalised) + old_values
+    obs: dict[str, Tensor]  # (R, *leaf.shape)
+    actions: Tensor  # (R, *action_shape)
+    old_log_probs: Tensor  # (R,) nats, of the policy that acted
+    old_values: Tensor  # (R,)
+    advantages: Tensor  # (R,)
+    returns: Tensor  # (R,) advantages (not normalised) + old_values
+    weights: Tensor | None = None  # (R,) 1 for a transition, 0 for a row that is none; None: all rows are transitions
+    begins: Tensor | None = None  # (R,) bool; whether an episode begins with this row; None without memory
+    state: Tensor | None = None  # (S, state_size) at the beginning of each sequence; None without memory
 
-    def rows(self, index: Tensor) -> "Batch":
-        """The transitions at `index`, shape (I,), int64, in that order."""
-        obs = {path: leaf.index_select(0, index) for path, leaf in self.obs.items()}
-        return Batch(obs, *(column.index_select(0, index) for column in self[1:]))
+    @property
+    def num_sequences(self) -> int:
+        """S."""
+        return len(self.actions if self.state is None else self.state)
+
+    def sequences(self, index: Tensor) -> "Batch":
+        """The sequences at `index`, shape (I,), int64, in that order."""
+        length = len(self.actions) // self.num_sequences
+
+        def select(column: Tensor) -> Tensor:
+            if length == 1:
+                return column.index_select(0, index)
+            return column.view(-1, length, *column.shape[1:]).index_select(0, index).flatten(0, 1)
+
+        return Batch(
+            obs={path: select(leaf) for path, leaf in self.obs.items()},
+            actions=select(self.actions),
+            old_log_probs=select(self.old_log_probs),
+            old_values=select(self.old_values),
+            advantages=select(self.advantages),
+            returns=select(self.returns),
+            weights=None if self.weights is None else select(self.weights),
+            begins=None if self.begins is None else select(self.begins),
+            state=None if self.state is None else self.state.index_select(0, index),
+        )
 
 
 class Learner(Protocol):
@@ -98,18 +127,37 @@ class EndedEpisodes(NamedTuple):
     lengths: list[int]
 
 
-def collect_rollout(bridge: EnvBridge, obs: Leaves, policy: Policy, noise: Tensor, *, update: int, env_steps: int) -> Rollout:
+class Standpoint(NamedTuple):
+    """Where a policy stands in N environments."""
+
+    obs: Leaves  # by path, (N, *leaf.shape), to act on next
+    begins: NDArray[np.bool_]  # (N,) whether an episode begins with that observation
+    state: Tensor | None  # (N, state_size) of the policy; None without memory
+
+
+def standpoint_after(rollout: Rollout) -> Standpoint:
+    """Where the policy stands after a rollout."""
+    begins = (rollout.terminated[-1] | rollout.truncated[-1] | ~rollout.valid[-1]).numpy()
+    # copies: views would keep the whole rollout in memory
+    obs = {path: leaf[-1].numpy().copy() for path, leaf in rollout.obs.items()}
+    return Standpoint(obs, begins, None if rollout.states is None else rollout.states[-1].clone())
+
+
+def collect_rollout(
+    bridge: EnvBridge, start: Standpoint, policy: Policy, noise: Tensor, *, update: int, env_steps: int
+) -> Rollout:
     """Act for T steps.
 
     Args:
         bridge: The environments, after `reset`.
-        obs: Their current observations, shape (N, *leaf.shape) each.
+        start: Where the policy stands in them.
         policy: Who acts.
         noise: From the policy's distribution, on the policy's device, shape (T, N, ...).
         update, env_steps: As in `Rollout`.
     """
     horizon, num_envs = steps = noise.shape[:2]
-    actor, distribution, device = policy.actor, policy.distribution, noise.device
+    obs, state = start.obs, start.state
+    distribution, device, length = policy.distribution, noise.device, policy.sequence_length
     # not in inference mode: a layer could not save such a tensor for its backward pass
     rows = {path: np.empty((horizon + 1, *now.shape), seen_as(now.dtype, policy.dtype)) for path, now in obs.items()}
     stored = {path: torch.from_numpy(leaf_rows) for path, leaf_rows in rows.items()}  # the same memory, seen by torch
@@ -123,10 +171,13 @@ def collect_rollout(bridge: EnvBridge, obs: Leaves, policy: Policy, noise: Tenso
     # rows made once: indexing a tensor costs as much as adding two
     leaves_of_steps = zip(*(leaf[:-1].unbind() for leaf in stored.values()), strict=True)
     obs_of_steps = [dict(zip(stored, leaves, strict=True)) for leaves in leaves_of_steps]
+    begins = None if state is None else torch.from_numpy(start.begins).to(device)
+    states = [state]
     with torch.inference_mode():
         for t, (obs_now, noise_now) in enumerate(zip(obs_of_steps, noise.unbind(), strict=True)):
             seen = {path: leaf.to(device) for path, leaf in obs_now.items()}
-            chosen = distribution.sample(actor(seen), noise_now).cpu().numpy()
+            outputs, state = policy.act(seen, state, begins)
+            chosen = distribution.sample(outputs, noise_now).cpu().numpy()
             step = bridge.step(distribution.to_env(chosen))
             action_rows[t], rewards[t] = chosen, step.rewards
             for path, leaf_rows in rows.items():
@@ -139,6 +190,10 @@ def collect_rollout(bridge: EnvBridge, obs: Leaves, policy: Policy, noise: Tenso
                 final_steps.append(t * num_envs + ended)
                 for path, finals in final_obs.items():
                     finals.append(step.final_obs[path][ended].astype(finals[0].dtype))
+            if state is not None:
+                begins = torch.from_numpy(step.terminated | step.truncated | ~step.valid).to(device)
+                if (t + 1) % length == 0:
+                    states.append(state)
     return Rollout(
         stored,
         actions,
@@ -148,59 +203,129 @@ def collect_rollout(bridge: EnvBridge, obs: Leaves, policy: Policy, noise: Tenso
         torch.from_numpy(valid),
         torch.from_numpy(np.concatenate(final_steps)),
         {path: torch.from_numpy(np.concatenate(finals)) for path, finals in final_obs.items()},
+        torch.from_numpy(start.begins.copy()),
+        None if state is None else torch.stack([kept for kept in states if kept is not None]),
         update,
         env_steps,
     )
 
 
-def make_batch(rollout: Rollout, policy: Policy, *, gamma: float, gae_lambda: float) -> Batch:
+def begins_of(rollout: Rollout) -> Tensor:
+    """Whether an episode begins with an observation, shape (T + 1, N), bool: after an ending, and after an invalid row."""
+    return torch.cat([rollout.begins.unsqueeze(0), rollout.terminated | rollout.truncated | ~rollout.valid])
+
+
+def make_batch(rollout: Rollout, policy: Policy, *, gamma: float, gae_lambda: float, weighted: bool) -> Batch:
     """Values, advantages and log-probabilities of a rollout, flattened.
 
     Args:
-        rollout: On the policy's device.
+        rollout: On the policy's device; its rewards are what the critic learns from.
         policy: Who acted.
         gamma, gae_lambda: As in `functional.generalized_advantages`.
+        weighted: Whether rows may be no transitions, so that all have weights.
     """
-    obs = {path: leaf[:-1].flatten(0, 1) for path, leaf in rollout.obs.items()}  # (T, N, ...) -> (B, ...)
-    actions = rollout.actions.flatten(0, 1)
-    horizon, num_envs = rollout.rewards.shape
+    length, begins_at = policy.sequence_length, begins_of(rollout)
+    obs = {path: _by_sequence(leaf[:-1], length) for path, leaf in rollout.obs.items()}
+    actions, state, begins = _by_sequence(rollout.actions, length), None, None
+    if rollout.states is not None:
+        state, begins = rollout.states[:-1].flatten(0, 1), _by_sequence(begins_at[:-1], length)
     with torch.inference_mode():
-        all_obs = {path: leaf.flatten(0, 1) for path, leaf in rollout.obs.items()}
-        all_values = _in_passes(policy.critic, all_obs).view(horizon + 1, num_envs)
-        next_values = all_values[1:].clone()
-        if len(rollout.final_steps):
-            next_values.view(-1)[rollout.final_steps] = _in_passes(policy.critic, rollout.final_obs)
+        if state is None:
+            outputs, values, next_values = _without_memory(rollout, policy)
+        else:
+            outputs, values, next_values = _with_memory(rollout, policy, obs, state, begins_at)
         advantages = functional.generalized_advantages(
-            rollout.rewards,
-            all_values[:-1],
-            next_values,
-            rollout.terminated,
-            rollout.truncated,
-            rollout.valid,
-            gamma,
-            gae_lambda,
-        ).flatten()
-        log_probs, _ = policy.distribution.log_probs_and_entropies(_in_passes(policy.actor, obs), actions)
-        values = all_values[:-1].flatten()
+            rollout.rewards, values, next_values, rollout.terminated, rollout.truncated, rollout.valid, gamma, gae_lambda
+        )
+        log_probs, _ = policy.distribution.log_probs_and_entropies(outputs, actions)
+        values, advantages = _by_sequence(values, length), _by_sequence(advantages, length)
         returns = advantages + values
-        all_valid = bool(rollout.valid.all())
     # clones, because tensors made in inference mode may not be saved for a backward pass
-    batch = Batch(obs, actions, *(column.clone() for column in (log_probs, values, advantages, returns)))
-    # rows that are not transitions never reach the loss
-    return batch if all_valid else batch.rows(rollout.valid.flatten().nonzero().squeeze(-1))
+    return Batch(
+        obs=obs,
+        actions=actions,
+        old_log_probs=log_probs.clone(),
+        old_values=values.clone(),
+        advantages=advantages.clone(),
+        returns=returns.clone(),
+        weights=_by_sequence(rollout.valid, length).to(rollout.rewards.dtype) if weighted else None,
+        begins=begins,
+        state=state,
+    )
 
 
-def _in_passes(network: Callable[[Observation], Tensor], obs: dict[str, Tensor]) -> Tensor:
-    """A network's outputs for many observations, computed for as many at a time as memory allows."""
+def _without_memory(rollout: Rollout, policy: Policy) -> tuple[Tensor, Tensor, Tensor]:
+    """The actor's outputs, shape (T * N, ...), values and values of the true successors, shape (T, N)."""
+    horizon, num_envs = rollout.rewards.shape
+    # the observations after the rollout go through the same pass
+    outputs, all_values, _ = _in_passes(policy, {path: leaf.flatten(0, 1) for path, leaf in rollout.obs.items()}, None, None)
+    all_values = all_values.view(horizon + 1, num_envs)
+    next_values = all_values[1:].clone()
+    if len(rollout.final_steps):
+        next_values.view(-1)[rollout.final_steps] = _in_passes(policy, rollout.final_obs, None, None).values
+    return outputs[: horizon * num_envs], all_values[:-1], next_values
+
+
+def _with_memory(
+    rollout: Rollout, policy: Policy, obs: dict[str, Tensor], state: Tensor, begins_at: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, through sequences; a successor is seen with what the policy remembers after the step.
+
+    Args:
+        rollout, policy: As in `make_batch`.
+        obs: By sequence, shape (T * N, *leaf.shape).
+        state: At the beginning of each sequence, shape (S, state_size).
+        begins_at: Of `begins_of`.
+    """
+    assert rollout.states is not None
+    (horizon, num_envs), length, final_steps = rollout.rewards.shape, policy.sequence_length, rollout.final_steps
+    outputs, values, states = _in_passes(policy, obs, state, _by_sequence(begins_at[:-1], length))
+    assert states is not None
+    values, states = (_by_step(rows, horizon, num_envs, length) for rows in (values, states))
+    last_obs = {path: leaf[-1] for path, leaf in rollout.obs.items()}
+    last_values = policy(last_obs, rollout.states[-1], begins_at[-1]).values
+    next_values = torch.cat([values[1:], last_values.unsqueeze(0)])
+    if len(final_steps):
+        final_states, none_begins = states.flatten(0, 1)[final_steps], torch.zeros_like(final_steps, dtype=torch.bool)
+        next_values.view(-1)[final_steps] = _in_passes(policy, rollout.final_obs, final_states, none_begins).values
+    return outputs, values, next_values
+
+
+def _by_sequence(rows: Tensor, length: int) -> Tensor:
+    """(T, N, ...) to (T * N, ...): sequences of `length` steps of one environment, one after the other."""
+    if length == 1:
+        return rows.flatten(0, 1)
+    num_envs, shape = rows.shape[1], rows.shape[2:]
+    return rows.view(-1, length, num_envs, *shape).transpose(1, 2).flatten(0, 2)
+
+
+def _by_step(rows: Tensor, horizon: int, num_envs: int, length: int) -> Tensor:
+    """(T * N, ...) to (T, N, ...): back from `_by_sequence`."""
+    return rows.view(-1, num_envs, length, *rows.shape[1:]).transpose(1, 2).reshape(horizon, num_envs, *rows.shape[1:])
+
+
+def _in_passes(policy: Policy, obs: dict[str, Tensor], state: Tensor | None, begins: Tensor | None) -> PolicyOutputs:
+    """What a policy makes of many sequences, computed for as many at a time as memory allows."""
     num_rows = len(next(iter(obs.values())))
-    row_bytes = sum(leaf[0].numel() * leaf.element_size() for leaf in obs.values())
-    passes = range(0, num_rows, max(1, _BYTES_OF_A_PASS // row_bytes))
-    return torch.cat([network(part) for part in _parts(obs, passes)]) if len(passes) > 1 else network(obs)
-
-
-def _parts(obs: dict[str, Tensor], begins: range) -> Iterator[dict[str, Tensor]]:
-    for begin in begins:
-        yield {path: leaf[begin : begin + begins.step] for path, leaf in obs.items()}
+    num_sequences = num_rows if state is None else len(state)
+    outputs: PolicyOutputs
+    length = num_rows // num_sequences
+    sequence_bytes = length * sum(leaf[0].numel() * leaf.element_size() for leaf in obs.values())
+    size = max(1, _BYTES_OF_A_PASS // sequence_bytes)
+    if size >= num_sequences:
+        outputs = policy(obs, state, begins)
+        return outputs
+    parts: list[PolicyOutputs] = []
+    for begin in range(0, num_sequences, size):
+        rows, sequences = slice(begin * length, (begin + size) * length), slice(begin, begin + size)
+        part = {path: leaf[rows] for path, leaf in obs.items()}
+        parts.append(policy(part, None if state is None else state[sequences], None if begins is None else begins[rows]))
+    states = [part.states for part in parts if part.states is not None]
+    return PolicyOutputs(
+        torch.cat([part.outputs for part in parts]),
+        torch.cat([part.values for part in parts]),
+        torch.cat(states) if states else None,
+    )
 
 
 class EpisodeStatistics:
@@ -231,6 +356,11 @@ class EpisodeStatistics:
             self._lengths[env] += horizon - begin
         ended.sort()
         return EndedEpisodes([total for _, _, total, _ in ended], [length for _, _, _, length in ended])
+
+    def begin(self, envs: Sequence[int]) -> None:
+        """Forget the unfinished episodes of these environments: others have begun there."""
+        for env in envs:
+            self._returns[env], self._lengths[env] = 0.0, 0
 
     def state_dict(self) -> dict[str, Sequence[float]]:
         """Returns and lengths so far of the unfinished episodes."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_ppo import functional
 from lit_ppo.distributions import Distribution
+from lit_ppo.errors import ConfigError
 from lit_ppo.networks import seen_as
 from lit_ppo.policy import Policy
 from lit_ppo.ppo_settings import PPOSettings
@@ -22,8 +23,52 @@ class MinibatchResult(NamedTuple):
     """Loss and diagnostics of one minibatch; detached."""
 
     loss: functional.PPOLoss
-    log_ratio: Tensor  # (B,) log pi_new(a|s) - log pi_old(a|s), nats
+    log_ratio: Tensor  # (R,) log pi_new(a|s) - log pi_old(a|s), nats; 0 for rows that are not transitions
     gradient_norm: Tensor  # of all gradients together, before clipping; scalar
+
+
+class Predictions(NamedTuple):
+    """What the policy says now of the rows of a minibatch: the first argument of a loss."""
+
+    log_ratio: Tensor  # (R,) log pi_new(a|s) - log pi_old(a|s), nats; 0 for rows that are not transitions
+    entropies: Tensor  # (R,) nats
+    values: Tensor  # (R,)
+    outputs: Tensor  # (R, num_outputs) of the actor
+
+
+class LossSettings(NamedTuple):
+    """Settings of the loss: the third argument of a loss."""
+
+    clip_epsilon: float | Tensor  # decayed; a scalar tensor in a compiled program
+    value_clip: float | None
+    value_coefficient: float
+    entropy_coefficient: float
+
+
+Loss = Callable[[Predictions, Batch, LossSettings], functional.PPOLoss]
+
+
+def ppo_loss(predictions: Predictions, minibatch: Batch, settings: LossSettings) -> functional.PPOLoss:
+    """PPO's own loss; `model.loss` puts another function of the same kind in its place.
+
+    Args:
+        predictions: What the policy says now.
+        minibatch: The rows; their advantages are normalised already, as `model.normalize_advantages` says.
+        settings: Clip ranges and coefficients.
+    """
+    return functional.ppo_loss(
+        predictions.log_ratio,
+        minibatch.advantages,
+        predictions.entropies,
+        predictions.values,
+        minibatch.old_values,
+        minibatch.returns,
+        clip_epsilon=settings.clip_epsilon,
+        value_clip=settings.value_clip,
+        value_coefficient=settings.value_coefficient,
+        entropy_coefficient=settings.entropy_coefficient,
+        weights=minibatch.weights,
+    )
 
 
 def minibatch_loss(
@@ -34,31 +79,30 @@ def minibatch_loss(
     distribution: Distribution,
     settings: PPOSettings,
 ) -> tuple[functional.PPOLoss, Tensor]:
-    """The loss of one minibatch, and its log-ratios, shape (B,), nats.
+    """The loss of one minibatch, and its log-ratios, shape (R,), nats.
 
     Args:
-        outputs: Of the actor, shape (B, num_outputs).
-        values: Outputs of the critic, shape (B,).
-        minibatch: The transitions.
+        outputs: Of the actor, shape (R, num_outputs).
+        values: Outputs of the critic, shape (R,).
+        minibatch: The rows.
         clip_epsilon: As in `functional.clipped_surrogate_loss`.
         distribution: What the actor's outputs describe.
-        settings: Normalisation, value clipping and coefficients.
+        settings: Normalisation, value clipping, coefficients, and the loss itself.
+
+    Raises:
+        ConfigError: The user's loss returns something else than a loss.
     """
-    normalized = settings.normalize_advantages == "minibatch"
     log_probs, entropies = distribution.log_probs_and_entropies(outputs, minibatch.actions)
     log_ratio = log_probs - minibatch.old_log_probs
-    loss = functional.ppo_loss(
-        log_ratio,
-        functional.normalize(minibatch.advantages) if normalized else minibatch.advantages,
-        entropies,
-        values,
-        minibatch.old_values,
-        minibatch.returns,
-        clip_epsilon=clip_epsilon,
-        value_clip=settings.value_clip,
-        value_coefficient=settings.value_coefficient,
-        entropy_coefficient=settings.entropy_coefficient,
-    )
+    if minibatch.weights is not None:
+        log_ratio = log_ratio * minibatch.weights  # a ratio far from 1 could be infinite, and 0 * infinity is NaN
+    if settings.normalize_advantages == "minibatch":
+        minibatch = minibatch._replace(advantages=functional.normalize(minibatch.advantages, minibatch.weights))
+    loss_settings = LossSettings(clip_epsilon, settings.value_clip, settings.value_coefficient, settings.entropy_coefficient)
+    loss_of: Loss = settings.loss or ppo_loss
+    loss = loss_of(Predictions(log_ratio, entropies, values, outputs), minibatch, loss_settings)
+    if not isinstance(loss, functional.PPOLoss):
+        raise ConfigError(f"model.loss: expected it to return a lit_ppo.functional.PPOLoss, got {type(loss).__name__}")
     return loss, log_ratio
 
 
@@ -80,7 +124,7 @@ class EagerGradients:
 
     def __call__(self, minibatch: Batch, clip_epsilon: float) -> MinibatchResult:
         """Replace the gradients by those of this minibatch, clipped; arguments as in `minibatch_loss`."""
-        outputs, values = self._policy(minibatch.obs)
+        outputs, values, _ = self._policy(minibatch.obs, minibatch.state, minibatch.begins)
         loss, log_ratio = minibatch_loss(outputs, values, minibatch, clip_epsilon, self._policy.distribution, self._settings)
         for parameter in self._parameters:
             parameter.grad = None
@@ -104,7 +148,8 @@ def clipped_gradients(
 
     def total_loss(parameters: dict[str, Tensor]) -> tuple[Tensor, tuple[functional.PPOLoss, Tensor]]:
         # tie_weights=True would leave temporary tensors in a layer that both networks share
-        outputs, values = torch.func.functional_call(policy, parameters, (minibatch.obs,), tie_weights=False)
+        arguments = (minibatch.obs, minibatch.state, minibatch.begins)
+        outputs, values, _ = torch.func.functional_call(policy, parameters, arguments, tie_weights=False)
         loss, log_ratio = minibatch_loss(outputs, values, minibatch, clip_epsilon, policy.distribution, settings)
         return loss.total, (loss, log_ratio)
 
@@ -117,22 +162,35 @@ def clipped_gradients(
     return MinibatchResult(loss, log_ratio, norm), [gradient * scale for gradient in gradients]
 
 
-def blank_minibatch(observation: Sequence[Leaf], policy: Policy, size: int) -> Batch:
+def blank_minibatch(observation: Sequence[Leaf], policy: Policy, num_sequences: int, *, weighted: bool) -> Batch:
     """A minibatch of lower bounds and zeros, for what compiles a program for its shapes and dtypes.
 
     Args:
         observation: Leaves of an observation.
         policy: Who would have acted.
-        size: Number of transitions.
+        num_sequences: S.
+        weighted: Whether rows have weights.
     """
+    num_rows = num_sequences * policy.sequence_length
     obs = {}
     for leaf in observation:
         low = leaf.bounds()[0] if leaf.is_integer else 0.0  # 0 may be no choice of a discrete leaf
-        values = np.full((size, *leaf.shape), low, seen_as(np.dtype(leaf.dtype), policy.dtype))
+        values = np.full((num_rows, *leaf.shape), low, seen_as(np.dtype(leaf.dtype), policy.dtype))
         obs[leaf.path] = torch.from_numpy(values)
-    actions = torch.zeros(size, *policy.distribution.action_shape, dtype=policy.distribution.action_dtype)
+    actions = torch.zeros(num_rows, *policy.distribution.action_shape, dtype=policy.distribution.action_dtype)
+    state = policy.initial_state(num_sequences)
     # separate tensors: aliased columns would specialise the compiled program
-    return Batch(obs, actions, *(torch.zeros(size) for _ in range(4)))
+    return Batch(
+        obs=obs,
+        actions=actions,
+        old_log_probs=torch.zeros(num_rows),
+        old_values=torch.zeros(num_rows),
+        advantages=torch.zeros(num_rows),
+        returns=torch.zeros(num_rows),
+        weights=torch.ones(num_rows) if weighted else None,
+        begins=None if state is None else torch.zeros(num_rows, dtype=torch.bool),
+        state=state,
+    )
 
 
 class CompiledGradients:

@@ -131,8 +131,8 @@ def test_listeners_to_backward_passes_are_found_by_name() -> None:
     assert listener(bare_trainer(1), small_module(OwnBackward)) == "OwnBackward"
     assert listener(bare_trainer(1, detect_anomaly=True), small_module()) == "trainer.detect_anomaly"
     module = small_module()
-    module.actor.register_full_backward_hook(lambda *args: None)
-    assert listener(bare_trainer(1), module) == "a hook on actor"
+    module.policy.actor.register_full_backward_hook(lambda *args: None)
+    assert listener(bare_trainer(1), module) == "a hook on policy.actor"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Greedy episodes: the same numbers however many are played at a time, and those of gymnasium in this process."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_ppo import evaluation
 from lit_ppo.bridge.settings import BridgeSettings
@@ -24,7 +25,12 @@ CPU = torch.device("cpu")
 
 def playing(rule: Callable[[Tensor], Tensor]) -> Any:
     """A policy of two actions whose logits are a function of the one vector that it sees."""
-    return SimpleNamespace(actor=lambda obs: rule(obs[""]), distribution=Categorical(2, 0), dtype=torch.float32)
+    return SimpleNamespace(
+        act=lambda obs, state, begins: (rule(obs[""]), None),
+        initial_state=lambda num_envs: None,
+        distribution=Categorical(2, 0),
+        dtype=torch.float32,
+    )
 
 
 def push_where_it_leans(obs: Tensor) -> Tensor:
@@ -169,7 +175,43 @@ def test_greedy_episodes_keep_to_the_mask_and_to_the_environments_own_numbers(mo
     monkeypatch.setattr(evaluation, "EnvBridge", MaskedBridge)
     policy = policy_of(MASKED)
     with torch.no_grad():
-        policy.actor.layers[-1].bias.copy_(torch.tensor([0.0, 9.0, 5.0]))  # the best action is the second, then the third
+        policy.actor.head.bias.copy_(torch.tensor([0.0, 9.0, 5.0]))  # the best action is the second, then the third
     player = GreedyPlayer("Masked-v0", 3, obs_keys=["seen"], action_mask="obs:mask", settings=BridgeSettings())
     assert player.play(policy, [0, 1, 2, 3], CPU).returns == (6.0, 7.0, 6.0, 6.0)
     assert (player.bridge.settings["obs_keys"], player.bridge.settings["action_mask"]) == (["seen"], "obs:mask")  # type: ignore[index]
+
+
+# -- memory
+
+
+class Counting(nn.Module):
+    """A policy that remembers how many steps its episode has had, and leaves its direction every third step."""
+
+    distribution, dtype = Categorical(2, 0), torch.float32
+
+    def initial_state(self, num_envs: int) -> Tensor:
+        return torch.full((num_envs, 1), 77.0)  # must not matter where an episode begins
+
+    def act(self, obs: dict[str, Tensor], state: Tensor, begins: Tensor) -> tuple[Tensor, Tensor]:
+        steps = torch.where(begins.unsqueeze(-1), 0.0, state)
+        leans, turns = obs[""][:, 2:3], (steps % 3 == 2).float()
+        push = leans.sign() * (1 - 2 * turns)
+        return torch.cat([-push, push], dim=1), steps + 1
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 7])
+def test_memory_begins_anew_with_each_episode(num_envs: int) -> None:
+    """Each episode comes out as it does alone, however many are played in one row, one after the other."""
+    seeds = list(range(7))
+    with contextlib.closing(GreedyPlayer("CartPole-v1", num_envs, settings=BridgeSettings())) as player:
+        together = player.play(Counting(), seeds, CPU)  # type: ignore[arg-type]
+    lengths = []
+    for seed in seeds:
+        env, steps, ended = gymnasium.make("CartPole-v1"), 0, False
+        obs, _ = env.reset(seed=seed)
+        while not ended:
+            push = obs[2] * (-1 if steps % 3 == 2 else 1)
+            obs, _, terminated, truncated, _ = env.step(int(push > 0))
+            steps, ended = steps + 1, terminated or truncated
+        lengths.append(steps)
+    assert list(together.lengths) == lengths and len(set(lengths)) > 1

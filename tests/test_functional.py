@@ -279,3 +279,37 @@ def test_clip_fraction_counts_ratios_outside_the_range_on_both_sides() -> None:
 )
 def test_linear_decay_goes_straight_to_0_and_stays_there(env_steps: int, decay_steps: int | None, expected: float) -> None:
     assert functional.linear_decay(0.4, env_steps, decay_steps) == pytest.approx(expected)
+
+
+# -- weights
+
+
+@pytest.mark.parametrize("size", [1, 2, 31, 250])
+def test_mean_with_weights_of_one_is_the_plain_mean_bit_for_bit_and_so_is_its_gradient(size: int) -> None:
+    draws = torch.Generator().manual_seed(size)
+    for _ in range(20):
+        one = torch.randn(size, generator=draws).requires_grad_()
+        other = one.detach().clone().requires_grad_()
+        means = functional.weighted_mean(one), functional.weighted_mean(other, torch.ones(size))
+        for mean in means:
+            mean.backward()
+        assert means[0].equal(means[1]) and one.grad is not None and other.grad is not None and one.grad.equal(other.grad)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 0, 1, 1, 0], [0.0, 0, 1, 0, 0], [0.0, 0, 0, 0, 0]])
+def test_diagnostics_are_those_of_the_rows_that_count(weights: list[float]) -> None:
+    log_ratio, counts = torch.tensor([0.1, 9.0, -0.3, 0.5, -9.0]), torch.tensor(weights)
+    kept = log_ratio[counts > 0]
+    for function in (functional.approximate_kl, lambda *args: functional.clip_fraction(args[0], 0.2, *args[1:])):
+        expected = function(kept) if len(kept) else torch.tensor(0.0)
+        torch.testing.assert_close(function(log_ratio, counts), expected)
+
+
+def test_advantages_are_normalised_over_the_rows_that_count() -> None:
+    advantages, weights = torch.tensor([1.0, 99.0, 3.0, 8.0, -99.0]), torch.tensor([1.0, 0, 1, 1, 0])
+    expected = functional.normalize(advantages[weights > 0])
+    normalized = functional.normalize(advantages, weights)
+    torch.testing.assert_close(normalized[weights > 0], expected)
+    assert normalized[weights == 0].tolist() == [0, 0]
+    assert functional.normalize(advantages, torch.zeros(5)).tolist() == [0] * 5
+    assert functional.normalize(advantages, torch.tensor([0.0, 0, 1, 0, 0])).tolist() == [0] * 5

@@ -56,7 +56,7 @@ def test_training_on_the_cpu_changes_every_layer_of_actor_and_critic() -> None:
 def test_identity_environment_is_learnt_in_seconds() -> None:
     data = small_data(num_envs=8, horizon=32)
     module, _ = fit(25, module=small_module(minibatch_size=64, learning_rate=0.01, entropy_coefficient=0.0), data=data)
-    assert module({"": torch.eye(3)}).tolist() == [0, 1, 2]  # each observation is the code of its right action
+    assert module({"": torch.eye(3)})[0].tolist() == [0, 1, 2]  # each observation is the code of its right action
     assert data.metrics["episodes/return"] > 0.9 * EPISODE_STEPS  # sampled, not greedy
 
 
@@ -321,7 +321,7 @@ def test_non_finite_update_is_refused_with_parameters_as_they_were(poison: float
 def test_non_finite_gradient_of_a_finite_loss_is_refused_too() -> None:
     module = small_module()
     before = parameters(module)
-    module.critic.layers[0].weight.register_hook(lambda gradient: gradient * math.nan)
+    module.policy.critic.torso.hidden.layers[0].weight.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(NonFiniteUpdate, match=r"update 0: the loss is -?[0-9.]+ and the norm of its gradients nan"):
         fit(1, module=module)
     assert same(parameters(module), before)
@@ -386,12 +386,14 @@ def test_nothing_is_compiled_for_those_who_listen_to_backward_passes(caplog: pyt
     assert warnings_of(small_module(compile=True), listener) == [f"model.compile: nothing is compiled: Listener {rest}"]
     assert len(listener.heard) == 3
     module = small_module(compile=True)
-    module.critic.layers[0].bias.register_hook(seen.append)
-    assert warnings_of(module) == [f"model.compile: nothing is compiled: a hook on critic.layers.0.bias {rest}"]
+    module.policy.critic.torso.hidden.layers[0].bias.register_hook(seen.append)
+    assert warnings_of(module) == [
+        f"model.compile: nothing is compiled: a hook on policy.critic.torso.hidden.layers.0.bias {rest}"
+    ]
     assert seen
     module = small_module(compile=True)
-    module.actor.register_full_backward_hook(lambda *args: seen.clear())
-    assert warnings_of(module) == [f"model.compile: nothing is compiled: a hook on actor {rest}"]
+    module.policy.actor.register_full_backward_hook(lambda *args: seen.clear())
+    assert warnings_of(module) == [f"model.compile: nothing is compiled: a hook on policy.actor {rest}"]
     assert not seen
     anomalies = warnings_of(small_module(compile=True), detect_anomaly=True)
     assert anomalies == [f"model.compile: nothing is compiled: trainer.detect_anomaly {rest}"]
@@ -539,7 +541,8 @@ def test_refused_flag_stops_a_fit_before_anything_is_trained() -> None:
 
 def test_forward_gives_the_greedy_actions() -> None:
     module, obs = small_module(), {"": torch.eye(3)}
-    assert module(obs).equal(module.actor(obs).argmax(dim=-1))
+    actions, state = module(obs)
+    assert actions.equal(module.policy(obs).outputs.argmax(dim=-1)) and state is None
 
 
 # -- what a checkpoint holds of the spaces
@@ -561,5 +564,6 @@ def test_module_comes_back_from_a_checkpoint_that_holds_plain_data(tmp_path: Pat
 
 
 def test_parameters_have_one_name_each_in_a_checkpoint() -> None:
-    names = [f"{network}.layers.{k}.{kind}" for network in ("actor", "critic") for k in (0, 1) for kind in ("weight", "bias")]
+    layers = [f"policy.{network}.{layer}" for network in ("actor", "critic") for layer in ("torso.hidden.layers.0", "head")]
+    names = [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
     assert list(small_module().state_dict()) == names

@@ -9,9 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_ppo.networks import MLP, Activation, Image, Inputs, channel_order, is_image, seen_as
+from lit_ppo.errors import ConfigError
+from lit_ppo.networks import (
+    Activation,
+    HiddenLayers,
+    Image,
+    ImageSettings,
+    Inputs,
+    channel_order,
+    is_image,
+    seen_as,
+)
+from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.spaces import Leaf
-from tests.specs import box, discrete, generator, image, initializer, multi_binary, multi_discrete
+from tests.specs import box, discrete, generator, image, initializer, multi_binary, multi_discrete, policy_of, vector_spec
 
 
 def linears(network: nn.Module) -> list[nn.Linear]:
@@ -29,10 +40,18 @@ def require_orthogonal(weight: Tensor, gain: float) -> None:
     torch.testing.assert_close(product, gain**2 * torch.eye(len(product)), rtol=0, atol=1e-5)
 
 
+def inputs_of(leaves: list[Leaf], images: ImageSettings = ImageSettings()) -> Inputs:  # noqa: B008  frozen
+    return Inputs(leaves, images, initializer())
+
+
+def network_of(shape: tuple[int, ...], images: ImageSettings = ImageSettings(), **how: Any) -> Image:  # noqa: B008  frozen
+    return Image(box(*shape), images, initializer(**how))
+
+
 def features(leaf: Leaf, *values: Any, dtype: type | None = None) -> list[list[float]]:
     """What `Inputs` makes of some values of one leaf."""
     obs = torch.from_numpy(np.array(values, dtype or leaf.dtype))
-    seen: list[list[float]] = Inputs([leaf], initializer())({leaf.path: obs}).tolist()
+    seen: list[list[float]] = inputs_of([leaf])({leaf.path: obs}).tolist()
     return seen
 
 
@@ -67,7 +86,7 @@ def test_whole_numbers_are_scaled_by_their_bounds() -> None:
 
 def test_leaves_stand_side_by_side_in_their_order() -> None:
     leaves = [box(2, path="b"), discrete(2, path="a"), multi_binary(1, path="c/0")]
-    inputs = Inputs(leaves, initializer())
+    inputs = inputs_of(leaves)
     obs = {"a": torch.tensor([1]), "c/0": torch.tensor([[1]], dtype=torch.int8), "b": torch.tensor([[0.5, 2.0]])}
     assert inputs.num_features == 5
     assert inputs({**obs, "unused": torch.zeros(1, 9)}).tolist() == [[0.5, 2.0, 0, 1, 1]]
@@ -75,7 +94,7 @@ def test_leaves_stand_side_by_side_in_their_order() -> None:
 
 def test_one_vector_is_not_even_copied() -> None:
     obs = torch.randn(3, 4)
-    assert Inputs([box(4)], initializer())({"": obs}) is obs
+    assert inputs_of([box(4)])({"": obs}) is obs
 
 
 @pytest.mark.parametrize(
@@ -83,7 +102,7 @@ def test_one_vector_is_not_even_copied() -> None:
 )
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
 def test_features_have_the_dtype_of_the_parameters(leaf: Leaf, precision: torch.dtype) -> None:
-    inputs = Inputs([leaf], initializer()).to(precision)
+    inputs = inputs_of([leaf]).to(precision)
     values = np.ones((2, *leaf.shape), seen_as(np.dtype(leaf.dtype), precision))
     assert inputs({"": torch.from_numpy(values)}).dtype == precision
 
@@ -103,8 +122,8 @@ def test_floats_are_seen_in_the_precision_of_the_networks_and_all_else_as_it_is(
 
 def test_inputs_have_no_state_but_the_weights_of_images() -> None:
     plain = [box(3, path="a"), discrete(3, path="b"), box(2, path="c", dtype="uint8", low=0, high=9)]
-    assert Inputs(plain, initializer()).state_dict() == {}
-    assert len(Inputs([*plain, image(9, 9, 3, path="d")], initializer()).state_dict()) == 8  # 4 layers
+    assert inputs_of(plain).state_dict() == {}
+    assert len(inputs_of([*plain, image(9, 9, 3, path="d")]).state_dict()) == 8  # 4 layers
 
 
 # -- images
@@ -155,28 +174,37 @@ def test_what_is_large_enough_in_two_dimensions_is_an_image(leaf: Leaf, expected
     "shape_of", [lambda s: (s, s, 3), lambda s: (3, s, s), lambda s: (s, s), lambda s: (s, 2 * s, 3), lambda s: (1, s, s)]
 )
 def test_images_of_any_side_and_order_fit(side: int, shape_of: Callable[[int], tuple[int, ...]]) -> None:
-    network = Image(shape_of(side), initializer())
+    network = network_of(shape_of(side))
     assert network.num_features == (512 if side >= 36 else 128)
     assert network(torch.zeros(2, *shape_of(side))).shape == (2, network.num_features)
 
 
 def test_large_images_go_through_the_network_of_the_paper() -> None:
-    weights = [
-        tuple(parameter.shape) for name, parameter in Image((84, 84, 4), initializer()).named_parameters() if "weight" in name
-    ]
+    weights = [tuple(parameter.shape) for name, parameter in network_of((84, 84, 4)).named_parameters() if "weight" in name]
     # 84 -> (84 - 8) / 4 + 1 = 20 -> (20 - 4) / 2 + 1 = 9 -> 9 - 3 + 1 = 7
     assert weights == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 64 * 7 * 7)]
 
 
+def test_order_of_channels_and_network_can_be_set() -> None:
+    assert channel_order((7, 7, 20), "last") == "last" and channel_order((84, 84), "first") == "none"
+    assert network_of((7, 7, 20), ImageSettings(channels="last"))(torch.zeros(2, 7, 7, 20)).shape == (2, 128)
+    assert network_of((64, 64, 3), ImageSettings("small")).num_features == 128
+    assert inputs_of([image(9, 9, 3)], ImageSettings("flat")).num_features == 9 * 9 * 3
+    with pytest.raises(ConfigError) as refused:
+        network_of((9, 9, 3), ImageSettings("nature"))
+    expected = "model.image_network=nature: the image has sides (9, 9), which must be at least 36; use small"
+    assert str(refused.value) == expected
+
+
 def test_both_orders_of_channels_show_the_same() -> None:
-    last, first = Image((9, 12, 3), initializer()), Image((3, 9, 12), initializer())
+    last, first = network_of((9, 12, 3)), network_of((3, 9, 12))
     images = torch.rand(2, 9, 12, 3, generator=generator(1))
     torch.testing.assert_close(last(images), first(images.permute(0, 3, 1, 2)))
 
 
 def test_image_of_whole_numbers_is_scaled_before_its_network() -> None:
     leaf = image(9, 9, 3, path="camera")
-    inputs, alone = Inputs([leaf], initializer()), Image((9, 9, 3), initializer())
+    inputs, alone = inputs_of([leaf]), network_of((9, 9, 3))
     pixels = torch.randint(256, (2, 9, 9, 3), generator=generator(1), dtype=torch.uint8)
     torch.testing.assert_close(inputs({"camera": pixels}), alone(pixels / 255))
 
@@ -184,27 +212,38 @@ def test_image_of_whole_numbers_is_scaled_before_its_network() -> None:
 # -- the layers
 
 
-def mlp(*hidden_sizes: int, activation: Activation = "tanh", gain: float = 1.0, **how: Any) -> MLP:
-    weights = initializer(**how)
-    return MLP(Inputs([box(4)], weights), hidden_sizes, 3, activation, gain, weights)
+def hidden(*sizes: int, activation: Activation = "tanh", **how: Any) -> HiddenLayers:
+    return HiddenLayers(4, sizes, activation, initializer(**how))
 
 
-@pytest.mark.parametrize("gain", [0.01, 1.0])
-def test_weights_are_orthogonal_with_a_last_layer_of_its_own_gain(gain: float) -> None:
-    for layer, expected in zip(linears(mlp(16, 8, gain=gain)), [math.sqrt(2), math.sqrt(2), gain], strict=True):
-        require_orthogonal(layer.weight, expected)
-        assert layer.bias is not None and not layer.bias.any()
+def test_weights_are_orthogonal_with_a_last_layer_of_its_own_gain() -> None:
+    policy = policy_of(vector_spec(4, 3), PPOSettings(actor_hidden_sizes=(16, 8), critic_hidden_sizes=(8,)))
+    for network, gains in ((policy.actor, [math.sqrt(2)] * 2 + [0.01]), (policy.critic, [math.sqrt(2), 1.0])):
+        for layer, expected in zip(linears(network), gains, strict=True):
+            require_orthogonal(layer.weight, expected)
+            assert layer.bias is not None and not layer.bias.any()
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_weights_of_memory_are_orthogonal_or_those_of_pytorch(kind: Any) -> None:
+    for name, parameter in initializer().cell(kind, 3, 5).named_parameters():
+        if name.startswith("bias"):
+            assert not parameter.any()
+        else:
+            require_orthogonal(parameter, 1.0)
+    for parameter in initializer(orthogonal=False).cell(kind, 3, 64).parameters():
+        assert 0.9 / 8 < parameter.abs().max() <= 1 / 8  # uniform within 1 / sqrt(size)
 
 
 def test_weights_of_images_are_orthogonal() -> None:
-    for layer in Image((40, 40, 3), initializer()).modules():
+    for layer in network_of((40, 40, 3)).modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             require_orthogonal(layer.weight, math.sqrt(2))
             assert layer.bias is not None and not layer.bias.any()
 
 
 def test_without_orthogonal_weights_layers_start_as_those_of_pytorch() -> None:
-    made = [*mlp(64, orthogonal=False).layers, *Image((9, 9, 3), initializer(orthogonal=False)).layers]
+    made = [*hidden(64, orthogonal=False).layers, *network_of((9, 9, 3), orthogonal=False).layers]
     for layer in made:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             # uniform within 1 / sqrt(fan in), for weights and biases
@@ -215,21 +254,22 @@ def test_without_orthogonal_weights_layers_start_as_those_of_pytorch() -> None:
 
 
 def test_no_hidden_layers_leave_a_linear_network() -> None:
-    assert [tuple(layer.weight.shape) for layer in linears(mlp())] == [(3, 4)]
+    policy = policy_of(vector_spec(4, 3), PPOSettings(actor_hidden_sizes=(), critic_hidden_sizes=()))
+    assert [tuple(layer.weight.shape) for layer in linears(policy)] == [(3, 4), (1, 4)]
 
 
 @pytest.mark.parametrize(
     ("activation", "kind"), [("tanh", nn.Tanh), ("relu", nn.ReLU), ("elu", nn.ELU), ("silu", nn.SiLU), ("gelu", nn.GELU)]
 )
 def test_activation_stands_between_layers_and_not_behind_the_last(activation: Activation, kind: type[nn.Module]) -> None:
-    network = mlp(8, 8, activation=activation)
-    first, second, last = linears(network)
+    policy = policy_of(vector_spec(4, 3), PPOSettings(activation=activation))
+    first, second, last = linears(policy.actor)
     obs = torch.randn(5, 4, generator=generator(1))
-    assert network({"": obs}).equal(nn.Sequential(first, kind(), second, kind(), last)(obs))
+    assert policy({"": obs}).outputs.equal(nn.Sequential(first, kind(), second, kind(), last)(obs))
 
 
 def test_same_seed_makes_the_same_weights_and_another_seed_others() -> None:
-    first, same, other = (mlp(8, seed=seed).state_dict() for seed in (3, 3, 4))
+    first, same, other = (hidden(8, seed=seed).state_dict() for seed in (3, 3, 4))
     assert all(first[name].equal(same[name]) for name in first)
     assert not first["layers.0.weight"].equal(other["layers.0.weight"])
 
@@ -237,6 +277,7 @@ def test_same_seed_makes_the_same_weights_and_another_seed_others() -> None:
 @pytest.mark.parametrize("orthogonal", [True, False])
 def test_making_networks_leaves_the_global_stream_alone(orthogonal: bool) -> None:
     before = torch.get_rng_state()
-    mlp(8, orthogonal=orthogonal)
-    Image((9, 9, 3), initializer(orthogonal=orthogonal))
+    hidden(8, orthogonal=orthogonal)
+    initializer(orthogonal=orthogonal).cell("lstm", 3, 4)
+    network_of((9, 9, 3), orthogonal=orthogonal)
     assert torch.get_rng_state().equal(before)

@@ -2,6 +2,9 @@
 
 import itertools
 import math
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +12,11 @@ from torch import Tensor, nn
 
 from lit_ppo import seeding
 from lit_ppo.errors import ConfigError
-from lit_ppo.policy import policy_for
+from lit_ppo.networks import OwnTorso
+from lit_ppo.policy import Policy, Torso, policy_for
 from lit_ppo.ppo_settings import PPOSettings
-from tests.specs import box, discrete, image, multi_discrete, policy_of, spec_of, vector_spec
+from lit_ppo.spaces import EnvSpec
+from tests.specs import box, discrete, generator, image, multi_discrete, policy_of, spec_of, vector_spec
 
 SEES_IMAGE = spec_of(image(9, 9, 3, path="camera"), box(2, path="speed"), action=discrete(3))
 
@@ -34,25 +39,26 @@ def test_default_policy_for_a_vector_has_the_weights_that_its_seed_always_had() 
         for k, size in enumerate(itertools.pairwise([4, 64, 64, num_outputs])):
             weight = torch.empty(size[1], size[0])
             nn.init.orthogonal_(weight, math.sqrt(2) if k < 2 else output_gain, generator=weights)
-            expected[f"{network}.layers.{k}.weight"] = weight
-            expected[f"{network}.layers.{k}.bias"] = torch.zeros(size[1])
+            name = f"{network}.torso.hidden.layers.{k}" if k < 2 else f"{network}.head"
+            expected[f"{name}.weight"], expected[f"{name}.bias"] = weight, torch.zeros(size[1])
     found = policy.state_dict()
     assert list(found) == list(expected)
     assert all(found[name].equal(expected[name]) for name in expected)
     # of version 0.2, to as many digits as another LAPACK keeps
     assert float(sum(tensor.abs().sum() for tensor in found.values())) == pytest.approx(1238.464, rel=1e-5)
-    assert found["actor.layers.0.weight"][0].tolist() == pytest.approx([-0.137798, 0.313371, -0.165817, 0.0856763], rel=1e-4)
+    first = found["actor.torso.hidden.layers.0.weight"][0].tolist()
+    assert first == pytest.approx([-0.137798, 0.313371, -0.165817, 0.0856763], rel=1e-4)
 
 
 def test_untrained_policy_is_nearly_uniform() -> None:
-    logits = policy_of(vector_spec(4, 3)).actor({"": torch.randn(100, 4, generator=torch.Generator().manual_seed(1))})
+    logits = policy_of(vector_spec(4, 3))({"": torch.randn(100, 4, generator=torch.Generator().manual_seed(1))}).outputs
     assert (logits.softmax(dim=-1) - 1 / 3).abs().max() < 0.02
 
 
 def test_critic_gives_one_flat_value_for_each_observation() -> None:
     policy = policy_of(vector_spec(4, 3))
     for size in (5, 1):
-        assert policy.critic({"": torch.zeros(size, 4)}).shape == (size,)
+        assert policy({"": torch.zeros(size, 4)}).values.shape == (size,)
 
 
 # -- masks
@@ -61,9 +67,9 @@ def test_critic_gives_one_flat_value_for_each_observation() -> None:
 def test_mask_takes_the_probability_of_a_choice_and_is_not_seen() -> None:
     mask = box(3, path="mask", dtype="int8", low=0, high=1)
     policy = policy_of(spec_of(box(2, path="seen"), mask, action=discrete(3), mask="mask"))
-    assert policy.actor.inputs.num_features == policy.critic.inputs.num_features == 2
+    assert policy.actor.torso.inputs.num_features == policy.critic.torso.inputs.num_features == 2
     possible = torch.tensor([[1, 0, 1], [0, 1, 0]], dtype=torch.int8)
-    probabilities = policy.actor({"seen": torch.zeros(2, 2), "mask": possible}).softmax(dim=-1)
+    probabilities = policy({"seen": torch.zeros(2, 2), "mask": possible}).outputs.softmax(dim=-1)
     assert ((probabilities == 0) == (possible == 0)).all()
     assert probabilities[1].tolist() == [0, 1, 0]
 
@@ -72,7 +78,7 @@ def test_mask_of_several_choices_covers_all_of_them_side_by_side() -> None:
     mask = box(2, 2, path="mask", dtype="bool", low=0, high=1)
     policy = policy_of(spec_of(box(2, path="seen"), mask, action=multi_discrete(2, 2), mask="mask"))
     possible = torch.tensor([[[True, False], [False, True]]])
-    outputs, values = policy({"seen": torch.zeros(1, 2), "mask": possible})
+    outputs, values, _ = policy({"seen": torch.zeros(1, 2), "mask": possible})
     assert policy.distribution.mode(outputs).tolist() == [[0, 1]]
     (policy.distribution.log_probs_and_entropies(outputs, torch.tensor([[0, 1]]))[1].sum() + values.sum()).backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in policy.parameters())
@@ -90,25 +96,25 @@ def test_mask_alone_is_nothing_to_see() -> None:
 
 def test_standard_deviation_is_one_parameter_for_each_component() -> None:
     policy = policy_of(spec_of(box(3), action=box(2)), PPOSettings(log_std_init=-0.5))
-    outputs = policy.actor({"": torch.randn(4, 3)})
-    assert outputs.shape == (4, 4) and policy.actor.layers[-1].out_features == 2
+    outputs = policy({"": torch.randn(4, 3)}).outputs
+    assert outputs.shape == (4, 4) and policy.actor.head.out_features == 2
     assert outputs[:, 2:].tolist() == [[-0.5, -0.5]] * 4
     assert isinstance(policy.actor.log_std, nn.Parameter) and policy.actor.log_std.shape == (2,)
 
 
 def test_standard_deviation_may_depend_on_the_state() -> None:
     policy = policy_of(spec_of(box(3), action=box(2)), PPOSettings(log_std="state", log_std_init=-0.5))
-    outputs = policy.actor({"": torch.randn(4, 3)})
+    outputs = policy({"": torch.randn(4, 3)}).outputs
     assert policy.actor.log_std is None and outputs.shape == (4, 4)
     torch.testing.assert_close(outputs[:, 2:], torch.full((4, 2), -0.5), rtol=0, atol=0.05)
     assert outputs[:, 2].std() > 0
-    assert policy.actor.layers[-1].bias.tolist() == [0, 0, -0.5, -0.5]
+    assert policy.actor.head.bias.tolist() == [0, 0, -0.5, -0.5]
 
 
 def test_choices_have_no_standard_deviation() -> None:
     for log_std in ("parameter", "state"):
         policy = policy_of(vector_spec(4, 3), PPOSettings(log_std=log_std, log_std_init=-0.5))  # type: ignore[arg-type]
-        assert policy.actor.log_std is None and not policy.actor.layers[-1].bias.any()
+        assert policy.actor.log_std is None and not policy.actor.head.bias.any()
 
 
 # -- what actor and critic share
@@ -116,29 +122,137 @@ def test_choices_have_no_standard_deviation() -> None:
 
 def test_actor_and_critic_are_apart() -> None:
     policy = policy_of(SEES_IMAGE)
-    policy(image_obs())[1].sum().backward()
+    policy(image_obs()).values.sum().backward()
     assert all(parameter.grad is None for parameter in policy.actor.parameters())
     assert all(parameter.grad is not None for parameter in policy.critic.parameters())
 
 
-def test_shared_torso_is_one_network_that_runs_once_and_learns_from_both() -> None:
-    policy, calls = policy_of(SEES_IMAGE, PPOSettings(shared_torso=True)), []
-    torso = policy.actor.inputs
-    assert torso is policy.critic.inputs
+@pytest.mark.parametrize("spec", [SEES_IMAGE, vector_spec(4, 2)])
+@pytest.mark.parametrize("memory", [None, "gru"])
+def test_shared_torso_is_everything_but_the_last_layers_and_runs_once(spec: EnvSpec, memory: Any) -> None:
+    settings, calls = PPOSettings(shared_torso=True, memory=memory), []
+    policy, apart = policy_of(spec, settings), policy_of(spec, replace(settings, shared_torso=False))
+    torso = policy.actor.torso
+    assert torso is policy.critic.torso and apart.actor.torso is not apart.critic.torso
+    assert apart.state_size == 2 * policy.state_size
     torso.register_forward_hook(lambda *args: calls.append(1))
-    outputs, values = policy(image_obs())
+    obs = image_obs() if spec is SEES_IMAGE else {"": torch.randn(4, 4)}
+    begins = torch.tensor([True, False, False, False])
+    outputs, values, _ = policy(obs, policy.initial_state(2), begins if memory else None)
     assert len(calls) == 1
-    assert outputs.equal(policy.actor(image_obs())) and values.equal(policy.critic(image_obs()))
     for one in (outputs.sum(), values.sum()):
         gradients = torch.autograd.grad(one, list(torso.parameters()), retain_graph=True)
         assert all(gradient.any() for gradient in gradients)
-    apart = policy_of(SEES_IMAGE)
-    torso_size = sum(parameter.numel() for parameter in torso.parameters())
     sizes = [sum(parameter.numel() for parameter in both.parameters()) for both in (apart, policy)]
-    assert sizes[0] - sizes[1] == torso_size > 0
+    assert sizes[0] - sizes[1] == sum(parameter.numel() for parameter in torso.parameters())
 
 
-def test_shared_torso_without_an_image_is_refused() -> None:
+def test_shared_torso_of_two_sizes_is_refused() -> None:
     with pytest.raises(ConfigError) as refused:
-        policy_of(vector_spec(4, 2), PPOSettings(shared_torso=True))
-    assert str(refused.value) == "model.shared_torso=True: expected an image in the observation, nothing else is shared"
+        PPOSettings(shared_torso=True, critic_hidden_sizes=(32,))
+    assert str(refused.value) == "model.critic_hidden_sizes=(32,): expected those of the actor, with model.shared_torso"
+
+
+# -- a torso of the user's
+
+
+class Widening(nn.Module):
+    """Draws its weights from the global generator, as torch's own layers do."""
+
+    def __init__(self, num_inputs: int, width: int = 5) -> None:
+        super().__init__()
+        self.layer = nn.Linear(num_inputs, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layer(features).relu()
+
+
+def test_torso_of_the_users_stands_in_place_of_the_hidden_layers() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    policy = policy_of(SEES_IMAGE, PPOSettings(torso=partial(Widening, width=7)))
+    assert torch.get_rng_state().equal(before)  # as if nothing had been drawn
+    own = policy.actor.torso.hidden
+    assert isinstance(own, OwnTorso) and own.module.layer.in_features == 128 + 2 and own.num_features == 7
+    assert policy.actor.head.in_features == policy.critic.head.in_features == 7
+    assert policy(image_obs()).outputs.shape == (4, 3)
+    again, other = (policy_of(SEES_IMAGE, PPOSettings(torso=Widening), seed) for seed in (0, 1))
+    weights = [each.actor.torso.hidden.module.layer.weight for each in (again, other)]
+    assert weights[0].equal(policy_of(SEES_IMAGE, PPOSettings(torso=Widening)).actor.torso.hidden.module.layer.weight)
+    assert not weights[0].equal(weights[1])
+
+
+@pytest.mark.parametrize(
+    ("torso", "message"),
+    [
+        (lambda n: "a word", "expected a torch.nn.Module, got str"),
+        (lambda n: nn.Linear(n + 1, 3), "with 4 inputs: RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x4 and 5x3)"),
+        (
+            lambda n: nn.Unflatten(1, (2, n // 2)),
+            "expected outputs of shape (2, features) for inputs of shape (2, 4), got (2, 2, 2)",
+        ),
+        (lambda n: 1 / 0, "with 4 inputs: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_torso_that_does_not_fit_is_refused_in_one_line(torso: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        policy_of(vector_spec(4, 2), PPOSettings(torso=torso))
+    assert str(refused.value) == f"model.torso: {message}"
+
+
+# -- memory
+
+
+class Remembering(nn.Module):
+    """The same policy written step by step with torch's own cells, for one environment at a time."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, torso: Torso, obs: Tensor, begins: Tensor) -> tuple[Tensor, Any]:
+        assert torso.memory is not None
+        cell, state, features = torso.memory.cell, None, []
+        for step, begin in zip(obs, begins, strict=True):
+            seen = torso.hidden(step.unsqueeze(0))
+            state = cell(seen, None if begin else state)
+            features.append((state if isinstance(cell, nn.GRUCell) else state[0]).squeeze(0))
+        return torch.stack(features), state
+
+
+@pytest.mark.parametrize("memory", ["gru", "lstm"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_sequences_are_what_a_cell_makes_of_them_step_by_step(memory: Any, shared: bool) -> None:
+    policy = policy_of(vector_spec(4, 2), PPOSettings(memory=memory, memory_size=6, shared_torso=shared)).double()
+    reference, draws = Remembering(policy), generator(3)
+    obs = torch.randn(3, 8, 4, generator=draws, dtype=torch.float64)  # 3 environments, 8 steps
+    begins = torch.rand(3, 8, generator=draws) < 0.3
+    begins[:, 0] = True
+    # all at once, and in two halves, the second from the states of the first
+    outputs, values, states = policy({"": obs.flatten(0, 1)}, policy.initial_state(3), begins.flatten())
+    assert states is not None
+    first = policy({"": obs[:, :4].flatten(0, 1)}, policy.initial_state(3), begins[:, :4].flatten())
+    assert first.states is not None
+    second = policy({"": obs[:, 4:].flatten(0, 1)}, first.states.view(3, 4, -1)[:, -1], begins[:, 4:].flatten())
+    halves = torch.cat([first.values.view(3, 4), second.values.view(3, 4)], dim=1)
+    torch.testing.assert_close(halves, values.view(3, 8), rtol=1e-6, atol=1e-6)
+    for env in range(3):
+        features, _ = reference(policy.actor.torso, obs[env], begins[env])
+        torch.testing.assert_close(outputs.view(3, 8, 2)[env], policy.actor.head(features), rtol=1e-6, atol=1e-6)
+        features, _ = reference(policy.critic.torso, obs[env], begins[env])
+        torch.testing.assert_close(values.view(3, 8)[env], policy.critic.head(features).squeeze(-1), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("memory", ["gru", "lstm"])
+def test_steps_one_by_one_remember_what_sequences_do(memory: Any) -> None:
+    policy = policy_of(vector_spec(4, 2), PPOSettings(memory=memory))
+    obs, begins = torch.randn(5, 8, 4, generator=generator(3)), torch.zeros(5, 8, dtype=torch.bool)
+    begins[:, 0] = begins[2, 5] = True
+    state, outputs = policy.initial_state(5), []
+    for t in range(8):
+        step, state = policy.act({"": obs[:, t]}, state, begins[:, t])
+        outputs.append(step)
+    together = policy({"": obs.flatten(0, 1)}, policy.initial_state(5), begins.flatten())
+    torch.testing.assert_close(torch.stack(outputs, dim=1).flatten(0, 1), together.outputs, rtol=1e-6, atol=1e-6)
+    assert together.states is not None
+    torch.testing.assert_close(state, together.states.view(5, 8, -1)[:, -1], rtol=1e-6, atol=1e-6)

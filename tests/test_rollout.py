@@ -1,7 +1,6 @@
 """From environments to a batch: on scripted bridges, where every number is known, and on CartPole behind a real one."""
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -16,9 +15,9 @@ from lit_ppo import functional, rollout
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.contract import VectorStep
 from lit_ppo.distributions import Categorical
-from lit_ppo.policy import Policy
+from lit_ppo.policy import Policy, PolicyOutputs
 from lit_ppo.ppo_settings import PPOSettings
-from lit_ppo.rollout import Batch, EpisodeStatistics, Rollout, collect_rollout, make_batch
+from lit_ppo.rollout import Batch, EpisodeStatistics, Rollout, Standpoint, collect_rollout, make_batch
 from tests.specs import box, discrete, generator, image, multi_discrete, policy_of, spec_of, vector_spec
 
 GAMMA = 0.5
@@ -66,21 +65,33 @@ def tall(numbers: list[float]) -> dict[str, np.ndarray]:
     return {"": np.array(numbers, np.float32)[:, None]}
 
 
-# a uniform actor, and a critic that says what it sees
-SEER: Any = SimpleNamespace(
-    actor=lambda obs: torch.zeros(len(obs[""]), 2),
-    critic=lambda obs: obs[""][:, 0],
-    distribution=Categorical(2, 0),
-    dtype=torch.float32,
-)
+class Seer:
+    """A uniform actor, and a critic that says what it sees."""
+
+    distribution, dtype, sequence_length = Categorical(2, 0), torch.float32, 1
+
+    def __call__(self, obs: dict[str, Tensor], state: None = None, begins: None = None) -> PolicyOutputs:
+        return PolicyOutputs(torch.zeros(len(obs[""]), 2), obs[""][:, 0], None)
+
+    def act(self, obs: dict[str, Tensor], state: None, begins: None) -> tuple[Tensor, None]:
+        return self(obs).outputs, None
+
+
+SEER: Any = Seer()
+
+
+def start(obs: Any, policy: Policy | None = None) -> Standpoint:
+    """Where a policy stands in environments of which all episodes begin."""
+    num_envs = len(next(iter(obs.values())))
+    return Standpoint(obs, np.ones(num_envs, np.bool_), None if policy is None else policy.initial_state(num_envs))
 
 
 def tensors(rollout: Rollout) -> list[Tensor]:
-    return [*rollout.obs.values(), *rollout.final_obs.values(), *rollout[1:-3]]
+    return [*rollout.obs.values(), *rollout.final_obs.values(), *rollout[1:7], rollout.begins]
 
 
 def collect(bridge: ScriptedBridge, first_obs: list[float], noise: Tensor, *, update: int = 0, env_steps: int = 0) -> Rollout:
-    return collect_rollout(bridge, tall(first_obs), SEER, noise, update=update, env_steps=env_steps)  # type: ignore[arg-type]
+    return collect_rollout(bridge, start(tall(first_obs)), SEER, noise, update=update, env_steps=env_steps)  # type: ignore[arg-type]
 
 
 def collected(script: list[VectorStep], first_obs: list[float], **counters: int) -> Rollout:
@@ -89,7 +100,8 @@ def collected(script: list[VectorStep], first_obs: list[float], **counters: int)
 
 def one_step_batch(script: list[VectorStep], first_obs: list[float]) -> Batch:
     """With lambda 0 an advantage is r + gamma * V(next_obs) - V(obs): it shows what was taken for the next observation."""
-    return make_batch(collected(script, first_obs), SEER, gamma=GAMMA, gae_lambda=0.0)
+    rollout = collected(script, first_obs)
+    return make_batch(rollout, SEER, gamma=GAMMA, gae_lambda=0.0, weighted=not rollout.valid.all())
 
 
 # -- collection
@@ -158,13 +170,13 @@ def test_final_observations_of_several_steps_and_environments_go_where_they_belo
 # -- the batch
 
 
-def test_invalid_rows_never_reach_the_batch() -> None:
+def test_invalid_rows_stay_in_the_batch_with_weight_0() -> None:
     script = [line([3, 4], [1, 1]), line([5, 6], [1, 666], invalid=(1,)), line([7, 8], [1, 1])]
     batch = one_step_batch(script, [1, 2])
-    assert batch.obs[""].squeeze(-1).tolist() == [1, 2, 3, 5, 6]  # all but row (1, 1), which acted on 4
-    assert {len(column) for column in (*batch.obs.values(), *batch[1:])} == {5}
+    assert batch.obs[""].squeeze(-1).tolist() == [1, 2, 3, 4, 5, 6]
+    assert batch.weights is not None and batch.weights.tolist() == [1, 1, 1, 0, 1, 1]  # row (1, 1), which acted on 4
     # 1 + 0.5 * V(next_obs) - V(obs)
-    assert batch.advantages.tolist() == [1.5, 1.0, 0.5, -0.5, -1.0]
+    assert batch.advantages.tolist() == [1.5, 1.0, 0.5, 0, -0.5, -1.0]
 
 
 def test_returns_are_advantages_on_top_of_values() -> None:
@@ -175,15 +187,15 @@ def test_returns_are_advantages_on_top_of_values() -> None:
 
 def test_rollout_and_batch_can_be_learnt_from() -> None:
     rollout = collected([line([3], [1], truncated=(0,), next_obs=[4])], [1])
-    batch = make_batch(rollout, SEER, gamma=GAMMA, gae_lambda=0.9)
+    batch = make_batch(rollout, SEER, gamma=GAMMA, gae_lambda=0.9, weighted=False)
     assert not any(
-        column.is_inference() or column.requires_grad for column in (*tensors(rollout), *batch.obs.values(), *batch[1:])
+        column.is_inference() or column.requires_grad for column in (*tensors(rollout), *batch.obs.values(), *batch[1:6])
     )
 
 
-def test_rows_of_a_batch_are_taken_in_the_order_of_the_index() -> None:
+def test_sequences_of_a_batch_are_taken_in_the_order_of_the_index() -> None:
     batch = one_step_batch([line([3, 4], [1, 1]), line([5, 6], [1, 1])], [1, 2])
-    some = batch.rows(torch.tensor([3, 0]))
+    some = batch.sequences(torch.tensor([3, 0]))
     assert some.obs[""].tolist() == [[4], [1]] and some.old_values.tolist() == [4, 1]
     assert some.advantages.tolist() == batch.advantages[[3, 0]].tolist()
 
@@ -217,15 +229,15 @@ def nested_steps() -> list[VectorStep]:
 def test_every_leaf_keeps_its_shape_and_dtype_from_the_bridge_to_the_minibatch(precision: torch.dtype) -> None:
     policy, bridge = policy_of(NESTED).to(precision), ScriptedBridge(nested_steps())
     noise = policy.distribution.draw_noise(3, 2, generator())
-    rollout = collect_rollout(bridge, nested_obs(1), policy, noise, update=0, env_steps=0)  # type: ignore[arg-type]
-    batch = make_batch(rollout, policy, gamma=GAMMA, gae_lambda=0.9)
+    rollout = collect_rollout(bridge, start(nested_obs(1)), policy, noise, update=0, env_steps=0)  # type: ignore[arg-type]
+    batch = make_batch(rollout, policy, gamma=GAMMA, gae_lambda=0.9, weighted=False)
     dtypes = {"camera/left": torch.uint8, "camera/mode": torch.int64, "joints": precision, "mask": torch.bool}
     for leaf in NESTED.observation:
-        for obs, lead in ((rollout.obs, (4, 2)), (rollout.final_obs, (1,)), (batch.obs, (5,))):
+        for obs, lead in ((rollout.obs, (4, 2)), (rollout.final_obs, (1,)), (batch.obs, (6,))):
             assert (obs[leaf.path].shape, obs[leaf.path].dtype) == ((*lead, *leaf.shape), dtypes[leaf.path])
         assert rollout.obs[leaf.path].flatten(1).double().mean(dim=1).tolist() == [1, 0, 1, 0]
     assert rollout.actions.shape == (3, 2, 2) and rollout.actions.dtype == torch.int64
-    assert batch.actions.tolist() == rollout.actions.flatten(0, 1)[[0, 1, 2, 3, 5]].tolist()
+    assert batch.actions.tolist() == rollout.actions.flatten(0, 1).tolist()
     # what the environment gets is in its own numbering
     assert bridge.actions == (rollout.actions + torch.tensor([5, 0])).tolist()
 
@@ -234,24 +246,24 @@ def test_environment_gets_clipped_numbers_and_the_policy_learns_from_those_it_dr
     spec = spec_of(box(1), action=box(2, low=-0.1, high=0.1))
     policy, script = policy_of(spec), [line([0, 0], [0, 0])] * 3
     bridge, noise = ScriptedBridge(script), policy.distribution.draw_noise(3, 2, generator())
-    rollout = collect_rollout(bridge, tall([0, 0]), policy, noise, update=0, env_steps=0)  # type: ignore[arg-type]
+    rollout = collect_rollout(bridge, start(tall([0, 0])), policy, noise, update=0, env_steps=0)  # type: ignore[arg-type]
     assert rollout.actions.dtype == torch.float32 and rollout.actions.abs().max() > 0.5
     torch.testing.assert_close(torch.tensor(bridge.actions), rollout.actions.clamp(-0.1, 0.1))
-    batch = make_batch(rollout, policy, gamma=GAMMA, gae_lambda=0.9)
+    batch = make_batch(rollout, policy, gamma=GAMMA, gae_lambda=0.9, weighted=False)
     expected = torch.distributions.Normal(rollout.actions.flatten(0, 1) - noise.flatten(0, 1), 1.0)
     torch.testing.assert_close(batch.old_log_probs, expected.log_prob(rollout.actions.flatten(0, 1)).sum(dim=-1))
 
 
 def test_values_of_many_images_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, sizes = policy_of(NESTED), []
-    policy.critic.register_forward_hook(lambda module, args, outputs: sizes.append(len(outputs)))
+    policy.register_forward_hook(lambda module, args, outputs: sizes.append(len(outputs.values)))
     row_bytes = 5 * 5 * 3 + 8 + 2 * 4 + 1
     batches = []
     for limit in (rollout._BYTES_OF_A_PASS, 3 * row_bytes):
         monkeypatch.setattr(rollout, "_BYTES_OF_A_PASS", limit)
         bridge, noise = ScriptedBridge(nested_steps()), policy.distribution.draw_noise(3, 2, generator())
-        collected = collect_rollout(bridge, nested_obs(1), policy, noise, update=0, env_steps=0)  # type: ignore[arg-type]
-        batches.append(make_batch(collected, policy, gamma=GAMMA, gae_lambda=0.9))
+        collected = collect_rollout(bridge, start(nested_obs(1)), policy, noise, update=0, env_steps=0)  # type: ignore[arg-type]
+        batches.append(make_batch(collected, policy, gamma=GAMMA, gae_lambda=0.9, weighted=False))
     assert sizes == [8, 1, 3, 3, 2, 1]  # (T + 1) * N rows and one final one
     torch.testing.assert_close(batches[0], batches[1])
 
@@ -277,7 +289,7 @@ def small_policy() -> Policy:
 
 def rollout_of(bridge: EnvBridge, policy: Policy, horizon: int = 40) -> Rollout:
     noise = policy.distribution.draw_noise(horizon, bridge.num_envs, generator(1))
-    return collect_rollout(bridge, bridge.reset(), policy, noise, update=0, env_steps=0)
+    return collect_rollout(bridge, start(bridge.reset()), policy, noise, update=0, env_steps=0)
 
 
 def test_rollout_through_the_bridge_is_what_gymnasium_does_in_process(cartpole: EnvBridge) -> None:
@@ -305,23 +317,23 @@ def test_rollout_through_the_bridge_is_what_gymnasium_does_in_process(cartpole: 
 def test_batch_of_cartpole_bootstraps_truncations_from_final_observations(cartpole: EnvBridge) -> None:
     policy = small_policy()
     rollout = rollout_of(cartpole, policy)
-    batch = make_batch(rollout, policy, gamma=0.9, gae_lambda=0.0)
+    batch = make_batch(rollout, policy, gamma=0.9, gae_lambda=0.0, weighted=False)
     steps, finals = rollout.final_steps, rollout.final_obs[""]
     truncated = rollout.truncated.flatten()[steps]
     assert truncated.any()
     with torch.no_grad():
-        expected = 1 + 0.9 * policy.critic({"": finals[truncated]}) - policy.critic({"": batch.obs[""][steps[truncated]]})
+        expected = 1 + 0.9 * policy({"": finals[truncated]}).values - policy({"": batch.obs[""][steps[truncated]]}).values
     torch.testing.assert_close(batch.advantages[steps[truncated]], expected, rtol=0, atol=1e-6)
 
 
 def test_policy_that_acted_has_ratio_1_and_no_divergence_on_its_own_batch(cartpole: EnvBridge) -> None:
     policy = small_policy()
     with torch.no_grad():
-        policy.actor.layers[-1].weight.mul_(1000)  # a policy with opinions, else all ratios are near 1 anyway
-    batch = make_batch(rollout_of(cartpole, policy), policy, gamma=0.9, gae_lambda=0.9)
+        policy.actor.head.weight.mul_(1000)  # a policy with opinions, else all ratios are near 1 anyway
+    batch = make_batch(rollout_of(cartpole, policy), policy, gamma=0.9, gae_lambda=0.9, weighted=False)
     assert batch.old_log_probs.std() > 0.1
-    first = batch.rows(torch.arange(32))
-    log_probs, _ = policy.distribution.log_probs_and_entropies(policy.actor(first.obs), first.actions)
+    first = batch.sequences(torch.arange(32))
+    log_probs, _ = policy.distribution.log_probs_and_entropies(policy(first.obs).outputs, first.actions)
     log_ratio = log_probs - first.old_log_probs
     assert log_ratio.abs().max() < 1e-6  # the first minibatch: as many rows as it has may be summed in another order
     assert functional.approximate_kl(log_ratio).item() == pytest.approx(0, abs=1e-9)

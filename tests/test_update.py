@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from lit_ppo import functional
+from lit_ppo.errors import ConfigError
 from lit_ppo.policy import Policy
 from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.rollout import Batch
 from lit_ppo.spaces import EnvSpec
-from lit_ppo.update import CompiledGradients, EagerGradients, blank_minibatch
+from lit_ppo.update import CompiledGradients, EagerGradients, LossSettings, Predictions, blank_minibatch
 from tests.specs import box, discrete, image, multi_binary, multi_discrete, policy_of, spec_of, vector_spec
 
 SETTINGS = PPOSettings(max_grad_norm=None)
@@ -49,9 +50,9 @@ def test_gradients_are_those_of_the_loss_and_replace_older_ones() -> None:
     nets, data = networks(), minibatch()
     result = EagerGradients(nets, SETTINGS)(data, 0.2)
     result = EagerGradients(nets, SETTINGS)(data, 0.2)
-    log_ratio = nets.actor(data.obs).log_softmax(-1)[torch.arange(12), data.actions] - data.old_log_probs
+    log_ratio = nets(data.obs).outputs.log_softmax(-1)[torch.arange(12), data.actions] - data.old_log_probs
     policy = functional.clipped_surrogate_loss(log_ratio, functional.normalize(data.advantages), 0.2)
-    total = policy + 0.5 * functional.value_loss(nets.critic(data.obs), data.old_values, data.returns, None)
+    total = policy + 0.5 * functional.value_loss(nets(data.obs).values, data.old_values, data.returns, None)
     expected = torch.autograd.grad(total, list(nets.parameters()))
     torch.testing.assert_close(gradients(nets), list(expected))
     torch.testing.assert_close(result.loss.total, total.detach())
@@ -125,14 +126,14 @@ def test_layer_that_actor_and_critic_share_counts_once() -> None:
     found: list[Any] = []
     for kind in (EagerGradients, CompiledGradients):
         nets = networks()
-        nets.critic.layers[0] = nets.actor.layers[0]
+        nets.critic.torso.hidden.layers[0] = nets.actor.torso.hidden.layers[0]
         found.append((kind(nets, SETTINGS)(minibatch(), 0.2).gradient_norm, gradients(nets)))
     torch.testing.assert_close(found[0], found[1])
 
 
 def test_parameter_of_two_layers_cannot_be_compiled() -> None:
     nets = networks()
-    nets.critic.layers[0].weight = nets.actor.layers[0].weight
+    nets.critic.torso.hidden.layers[0].weight = nets.actor.torso.hidden.layers[0].weight
     with pytest.raises(ValueError, match="two layers share one parameter"):
         CompiledGradients(nets, SETTINGS)
 
@@ -162,8 +163,8 @@ SPECS = {
 }
 
 
-def minibatch_of(spec: EnvSpec, policy: Policy, size: int = 12) -> Batch:
-    """Observations and draws of a policy that differs a little from `policy`."""
+def minibatch_of(spec: EnvSpec, policy: Policy, size: int = 12, *, weighted: bool = False) -> Batch:
+    """Observations and draws of a policy that differs a little from `policy`; with memory in sequences of its length."""
     draws, numbers = torch.Generator().manual_seed(1), np.random.default_rng(1)
     obs = {}
     for leaf in spec.observation:
@@ -174,24 +175,41 @@ def minibatch_of(spec: EnvSpec, policy: Policy, size: int = 12) -> Batch:
         obs[leaf.path] = torch.from_numpy(values)
     if spec.mask is not None:
         obs[spec.mask][:, [0, 2]] = True  # never none
+    state = policy.initial_state(size // policy.sequence_length)
+    begins = None if state is None else torch.arange(size) % 7 == 2
     with torch.no_grad():
-        outputs = policy.actor(obs)
+        outputs, _, _ = policy(obs, state, begins)
         actions = policy.distribution.sample(outputs, policy.distribution.draw_noise(1, size, draws)[0])
         log_probs, _ = policy.distribution.log_probs_and_entropies(outputs, actions)
     columns = torch.randn(4, size, generator=draws)
-    return Batch(obs, actions, log_probs + 0.1 * columns[0], columns[1], columns[2], 3 * columns[3])
+    return Batch(
+        obs,
+        actions,
+        log_probs + 0.1 * columns[0],
+        columns[1],
+        columns[2],
+        3 * columns[3],
+        weights=(torch.arange(size) % 5 != 1).float() if weighted else None,
+        begins=begins,
+        state=state,
+    )
 
 
 WITH_ENTROPY = PPOSettings(entropy_coefficient=0.01, value_clip=0.3)
+POLICIES = {
+    "plain": PPOSettings(),
+    "shared torso": PPOSettings(shared_torso=True, log_std="state"),
+    "gru": PPOSettings(memory="gru", memory_size=5, sequence_length=4),
+    "shared lstm": PPOSettings(memory="lstm", memory_size=5, sequence_length=4, shared_torso=True),
+}
 
 
-@pytest.mark.parametrize("shared_torso", [False, True])
+@pytest.mark.parametrize("how", POLICIES)
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.usefixtures("compiles_nothing")
-def test_function_to_be_compiled_does_what_eager_mode_does_in_every_space(name: str, shared_torso: bool) -> None:
-    how = PPOSettings(shared_torso=shared_torso, log_std="state" if shared_torso else "parameter")
-    one, other = policy_of(SPECS[name], how), policy_of(SPECS[name], how)
-    data = minibatch_of(SPECS[name], one)
+def test_function_to_be_compiled_does_what_eager_mode_does_in_every_space(name: str, how: str) -> None:
+    one, other = policy_of(SPECS[name], POLICIES[how]), policy_of(SPECS[name], POLICIES[how])
+    data = minibatch_of(SPECS[name], one, weighted=how != "plain")
     expected = EagerGradients(one, WITH_ENTROPY)(data, 0.2)
     torch.testing.assert_close(CompiledGradients(other, WITH_ENTROPY)(data, 0.2), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradients(other), gradients(one), rtol=1e-6, atol=1e-6)
@@ -199,21 +217,102 @@ def test_function_to_be_compiled_does_what_eager_mode_does_in_every_space(name: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize(
+    ("name", "how"), [*((name, "plain") for name in SPECS), *(("masked discrete", how) for how in POLICIES if how != "plain")]
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, in torch's compiler
-def test_compiled_program_does_what_eager_mode_does_in_every_space(name: str) -> None:
-    one, other = policy_of(SPECS[name]), policy_of(SPECS[name])
-    data, compiled = minibatch_of(SPECS[name], one), CompiledGradients(other, WITH_ENTROPY)
+def test_compiled_program_does_what_eager_mode_does_in_every_space(name: str, how: str) -> None:
+    one, other = policy_of(SPECS[name], POLICIES[how]), policy_of(SPECS[name], POLICIES[how])
+    data = minibatch_of(SPECS[name], one, weighted=how != "plain")
     expected = EagerGradients(one, WITH_ENTROPY)(data, 0.2)
-    torch.testing.assert_close(compiled(data, 0.2), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(CompiledGradients(other, WITH_ENTROPY)(data, 0.2), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradients(other), gradients(one), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("how", POLICIES)
 @pytest.mark.parametrize("name", SPECS)
-def test_blank_minibatch_has_the_shapes_and_dtypes_of_a_real_one_and_can_be_learnt_from(name: str) -> None:
-    policy = policy_of(SPECS[name])
-    blank, real = blank_minibatch(SPECS[name].observation, policy, 12), minibatch_of(SPECS[name], policy)
+def test_blank_minibatch_has_the_shapes_and_dtypes_of_a_real_one_and_can_be_learnt_from(name: str, how: str) -> None:
+    policy, weighted = policy_of(SPECS[name], POLICIES[how]), how != "plain"
+    blank = blank_minibatch(SPECS[name].observation, policy, 12 // policy.sequence_length, weighted=weighted)
+    real = minibatch_of(SPECS[name], policy, weighted=weighted)
     assert list(blank.obs) == list(real.obs)
     pairs = zip((*blank.obs.values(), *blank[1:]), (*real.obs.values(), *real[1:]), strict=True)
-    assert all((one.shape, one.dtype) == (other.shape, other.dtype) for one, other in pairs)
+    for one, other in pairs:
+        assert (one is None) == (other is None)
+        assert one is None or (one.shape, one.dtype) == (other.shape, other.dtype)
     assert EagerGradients(policy, SETTINGS)(blank, 0.2).loss.total.isfinite()
+
+
+# -- rows that are not transitions
+
+
+@pytest.mark.parametrize("over", ["minibatch", "off"])
+def test_padded_rows_change_neither_loss_nor_gradients(over: Any) -> None:
+    """The weighted loss is the loss of the rows that count, whatever the others hold."""
+    settings = PPOSettings(entropy_coefficient=0.01, value_clip=0.3, max_grad_norm=None, normalize_advantages=over)
+    data, counts = minibatch(12), torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1])
+    padding = (counts == 0).nonzero().squeeze(-1)
+    for column in data[2:6]:
+        assert isinstance(column, torch.Tensor)
+        column[padding] = 50.0
+    data.old_log_probs[padding] = -500.0  # a ratio of infinity
+    one, other = networks(), networks()
+    expected = EagerGradients(one, settings)(data.sequences(counts.nonzero().squeeze(-1)), 0.2)
+    result = EagerGradients(other, settings)(data._replace(weights=counts), 0.2)
+    torch.testing.assert_close(result.loss, expected.loss, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradients(other), gradients(one), rtol=1e-6, atol=1e-6)
+    assert result.log_ratio[padding].tolist() == [0, 0, 0]
+
+
+def test_minibatch_without_a_transition_has_no_loss_and_no_gradient() -> None:
+    nets = networks()
+    result = EagerGradients(nets, WITH_ENTROPY)(minibatch()._replace(weights=torch.zeros(12)), 0.2)
+    assert float(result.loss.total) == float(result.gradient_norm) == 0
+
+
+def test_single_transition_is_learnt_from_as_if_it_were_alone() -> None:
+    one, other, weights = networks(), networks(), torch.zeros(12)
+    weights[4] = 1
+    expected = EagerGradients(one, WITH_ENTROPY)(minibatch().sequences(torch.tensor([4])), 0.2)
+    result = EagerGradients(other, WITH_ENTROPY)(minibatch()._replace(weights=weights), 0.2)
+    torch.testing.assert_close(result.loss, expected.loss, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradients(other), gradients(one), rtol=1e-6, atol=1e-6)
+    assert float(result.loss.policy) == 0  # one advantage is its own mean
+
+
+def test_weights_of_one_change_no_bit_of_a_loss_without_normalisation() -> None:
+    settings = PPOSettings(entropy_coefficient=0.01, value_clip=0.3, normalize_advantages="off")
+    for size in (1, 12, 31, 250):
+        one, other = networks(), networks()
+        expected = EagerGradients(one, settings)(minibatch(size), 0.2)
+        result = EagerGradients(other, settings)(minibatch(size)._replace(weights=torch.ones(size)), 0.2)
+        assert all(a.equal(b) for a, b in zip(result.loss, expected.loss, strict=True))
+        assert all(a.equal(b) for a, b in zip(gradients(other), gradients(one), strict=True) if a is not None and b is not None)
+
+
+# -- a loss of the user's
+
+
+def my_loss(predictions: Predictions, minibatch: Batch, settings: LossSettings) -> functional.PPOLoss:
+    """The policy gradient without a ratio, and a critic that learns twice as much."""
+    policy = -functional.weighted_mean(predictions.log_ratio * minibatch.advantages, minibatch.weights)
+    value = functional.weighted_mean((predictions.values - minibatch.returns).square(), minibatch.weights)
+    entropy = functional.weighted_mean(predictions.entropies, minibatch.weights)
+    return functional.PPOLoss(policy + value + 0 * settings.clip_epsilon, policy, value, entropy)
+
+
+@pytest.mark.usefixtures("compiles_nothing")
+def test_loss_of_the_users_is_learnt_from_eager_and_compiled() -> None:
+    settings = PPOSettings(loss=my_loss, normalize_advantages="off", max_grad_norm=None)
+    one, other, data = networks(), networks(), minibatch()
+    result = EagerGradients(one, settings)(data, 0.2)
+    torch.testing.assert_close(CompiledGradients(other, settings)(data, 0.2), result)
+    torch.testing.assert_close(gradients(other), gradients(one))
+    torch.testing.assert_close(result.loss.value, (networks()(data.obs).values - data.returns).square().mean().detach())
+
+
+def test_loss_that_returns_something_else_is_refused() -> None:
+    settings = PPOSettings(loss=lambda predictions, minibatch, settings: predictions.values.mean())
+    with pytest.raises(ConfigError) as refused:
+        EagerGradients(networks(), settings)(minibatch(), 0.2)
+    assert str(refused.value) == "model.loss: expected it to return a lit_ppo.functional.PPOLoss, got Tensor"

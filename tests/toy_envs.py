@@ -59,6 +59,57 @@ class VerbatimEnv(ConstantRewardEnv):
         super().__init__()
 
 
+class AnythingEnv(gymnasium.Env[Any, Any]):
+    """Observations and actions of one's choice. What is seen follows from seed and actions, bit for bit.
+
+    Args:
+        observation: `vector`, `image` or `nested`.
+        action: `discrete`, `multi_discrete`, `multi_binary` or `box`.
+        masked: Whether `info` says which choices are possible; another one raises.
+    """
+
+    def __init__(self, observation: str = "vector", action: str = "discrete", masked: bool = False) -> None:
+        spaces = gymnasium.spaces
+        vector, image = spaces.Box(-np.inf, np.inf, (3,), np.float64), spaces.Box(0, 255, (9, 9, 3), np.uint8)
+        nested = spaces.Dict(
+            {
+                "camera": spaces.Dict({"left": image}),
+                "mode": spaces.Discrete(3, start=1),
+                "pair": spaces.Tuple((vector, spaces.MultiBinary(2))),
+            }
+        )
+        self.observation_space = {"vector": vector, "image": image, "nested": nested}[observation]
+        self.action_space = {
+            "discrete": spaces.Discrete(4, start=2),
+            "multi_discrete": spaces.MultiDiscrete([3, 2]),
+            "multi_binary": spaces.MultiBinary(3),
+            "box": spaces.Box(-1.0, 1.0, (2,), np.float32),
+        }[action]
+        self.observation, self.masked = observation, masked
+
+    def _returned(self) -> tuple[Any, dict[str, Any]]:
+        vector = 3 * np.sin(self.x) + 5
+        image = np.resize((255 * np.abs(np.sin(self.x))).astype(np.uint8), (9, 9, 3))
+        pair = (vector, (self.x[:2] > 0).astype(np.int8))
+        nested = {"camera": {"left": image}, "mode": 1 + self.steps % 3, "pair": pair}
+        info = {"possible": np.roll(np.array([1, 0, 1, 1], np.int8), self.steps)} if self.masked else {}
+        return {"vector": vector, "image": image, "nested": nested}[self.observation], info
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.x, self.steps = self.np_random.uniform(-1, 1, 3), 0
+        return self._returned()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self.masked:
+            assert self._returned()[1]["possible"][action - 2]
+        self.x = np.sin(1.7 * self.x + 0.3 * np.asarray(action, np.float64).sum() + 0.1)
+        self.steps += 1
+        obs, info = self._returned()
+        return obs, float(self.x.sum()), bool(self.x[0] > 0.97 and self.steps > 2), self.steps >= 11, info
+
+
 gymnasium.register("Identity-v0", IdentityEnv, max_episode_steps=EPISODE_STEPS, reward_threshold=0.98 * EPISODE_STEPS)
 gymnasium.register("ConstantReward-v0", ConstantRewardEnv, max_episode_steps=EPISODE_STEPS)
 gymnasium.register("Verbatim-v0", VerbatimEnv, max_episode_steps=EPISODE_STEPS)
+gymnasium.register("Anything-v0", AnythingEnv)

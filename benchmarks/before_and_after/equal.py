@@ -134,7 +134,7 @@ def outcome(directory: Path) -> dict[str, Any]:
         raise RunFailed(f"the run left no {Path(error.filename).name}") from error
     return {
         "curve": {"steps": curve["steps"], **{line["name"]: line["values"] for line in curve["series"]}},
-        "state_dict": dict(checkpoint["state_dict"]),
+        "parameters": list(checkpoint["state_dict"].values()),  # their names differ between versions, their order does not
         "optimizer_states": checkpoint["optimizer_states"],
     }
 
