@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,3 +86,29 @@ def backward_hook_owner(module: nn.Module) -> str | None:
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             return name
     return next((name for name, layer in module.named_modules() if layer._backward_hooks or layer._backward_pre_hooks), None)
+
+
+class Float64Buffers(nn.Module):
+    """A module some of whose buffers stay float64 whatever dtype it, or a module that contains it, is converted to.
+
+    They follow the device. `Module.to`, `float`, `half` and the like all convert through `_apply`, and no public hook tells a
+    module that it was converted as a part of another one.
+
+    Attributes:
+        float64_buffers: Names of these buffers.
+    """
+
+    float64_buffers: tuple[str, ...] = ()
+
+    def after_conversion(self) -> None:
+        """Called after every conversion, with the float64 buffers in place; for what a subclass derives from them."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = {name: self.get_buffer(name) for name in self.float64_buffers}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            converted = self.get_buffer(name)
+            if converted.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(converted.device))
+        self.after_conversion()
+        return self

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from lit_ppo import compat_lightning
-from lit_ppo.compat_torch import backward_hook_owner, weight_and_bias
+from lit_ppo.compat_torch import Float64Buffers, backward_hook_owner, weight_and_bias
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.module import PPOModule
 from tests.runs import bare_trainer, small_data, small_module
@@ -107,6 +107,30 @@ def test_weight_and_bias_of_a_layer_are_found_also_while_they_are_replaced() -> 
 
     replaced = torch.func.functional_call(Probe(), {"layer.weight": torch.ones(3, 2), "layer.bias": torch.zeros(3)}, ())
     assert replaced[0].equal(torch.ones(3, 2)) and replaced[1].equal(torch.zeros(3)), message
+
+
+class TwoBuffers(Float64Buffers):
+    float64_buffers = ("exact",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("exact", torch.tensor([0.1], dtype=torch.float64))
+        self.register_buffer("quick", torch.tensor([0.1]))
+        self.conversions: list[tuple[torch.dtype, torch.dtype]] = []
+
+    def after_conversion(self) -> None:
+        self.conversions.append((self.get_buffer("exact").dtype, self.get_buffer("quick").dtype))
+
+
+@pytest.mark.parametrize(
+    "convert", [nn.Module.half, lambda whole: whole.to(torch.float16), lambda whole: whole.type(torch.half)]
+)
+def test_float64_buffer_of_a_part_outlives_conversions_of_the_whole(convert: Any) -> None:
+    part = TwoBuffers()
+    convert(nn.Sequential(nn.Linear(1, 1), nn.Sequential(part)))
+    message = "Float64Buffers: nn.Module does not convert through _apply any more"
+    assert part.conversions == [(torch.float64, torch.float16)], message
+    assert part.get_buffer("exact").item() == 0.1, message
 
 
 # -- Lightning
