@@ -4,30 +4,34 @@ Each Lightning epoch is one rollout, one batch and one update: `training_step` m
 minibatches, with manual optimisation. So Lightning can write a checkpoint at update boundaries only.
 """
 
-import dataclasses
+import inspect
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
+from types import FrameType
 from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.functional import explained_variance
 
 from lit_ppo import functional, seeding
+from lit_ppo.callables import PartOfCheckpoint, plain
 from lit_ppo.compat_lightning import backward_listener, needs_optimizer_hooks, step_without_hooks
 from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.networks import Observation
+from lit_ppo.optimization import LearningRate, decay_of, make_optimizer, make_scheduler, needs_closure
 from lit_ppo.policy import Policy, policy_for
-from lit_ppo.ppo_settings import Decay, PPOSettings
+from lit_ppo.ppo_settings import PARTS, PPOSettings
 from lit_ppo.rollout import Batch, Rollout, RolloutSource, make_batch
 from lit_ppo.spaces import EnvSpec, spec_from_json, spec_to_json
-from lit_ppo.update import CompiledGradients, EagerGradients, blank_minibatch
+from lit_ppo.update import CompiledGradients, EagerGradients, MinibatchResult, blank_minibatch
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +66,7 @@ class PPOModule(LightningModule):
         self.automatic_optimization = False
         self.settings = ppo = PPOSettings(**settings)
         self.spec = spec if isinstance(spec, EnvSpec) else spec_from_json(spec)
-        self.save_hyperparameters({"spec": spec_to_json(self.spec), **dataclasses.asdict(ppo)})
+        self.save_hyperparameters({"spec": self.spec, **vars(ppo)})
         weights = seeding.generator(ppo.seed, "weights")
         policy = policy_for(self.spec.observation, self.spec.action, self.spec.mask, ppo, weights)
         self.actor, self.critic, self.distribution = policy.actor, policy.critic, policy.distribution
@@ -70,10 +74,32 @@ class PPOModule(LightningModule):
         self._updated_at: float | None = None
         self._calls_hooks = True  # Lightning's, around each backward pass and optimizer step
         self._gradients: EagerGradients | CompiledGradients | None = None  # made when fit starts
+        self._learning_rate: LearningRate | None = None  # the same
+        self._needs_closure = False  # a step of the optimizer computes the loss again
         self.learnt_update: int | None = None  # number of the newest complete update of this run
         self.is_updating = False  # an update has begun and is not complete; stays True if it fails
         self.run_env_steps: int | None = None  # length of the run, for the schedules; None: unknown, and nothing decays
         self._run_env_steps_before: int | None = None  # the same in the checkpoint of a resumed run
+
+    def save_hyperparameters(
+        self,
+        *args: Any,
+        ignore: Sequence[str] | str | None = None,
+        frame: FrameType | None = None,
+        logger: bool = True,
+    ) -> None:
+        """As in Lightning; spaces and callables become plain data, which every checkpoint can hold.
+
+        Raises:
+            ConfigError: A value is neither.
+        """
+        if not (args and isinstance(args[0], Mapping)):
+            caller = inspect.currentframe()
+            assert caller is not None
+            super().save_hyperparameters(*args, ignore=ignore, frame=frame or caller.f_back, logger=logger)
+            args = (self.hparams,)
+        values = {name: spec_to_json(value) if isinstance(value, EnvSpec) else value for name, value in args[0].items()}
+        super().save_hyperparameters(plain(values, "model"), ignore=ignore, logger=logger)
 
     @property
     def policy(self) -> Policy:
@@ -84,14 +110,24 @@ class PPOModule(LightningModule):
         """Greedy actions as the policy counts them, shape (B, *action_shape), for observations by path."""
         return self.distribution.mode(self.actor(obs))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam for actor and critic, fused on devices that support it."""
-        return torch.optim.Adam(
-            self.parameters(),
-            lr=self.settings.learning_rate,
-            eps=self.settings.adam_epsilon,
-            fused=self.device.type in ("cpu", "cuda", "mps", "xpu"),
-        )
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer and the scheduler of the settings; without these, Adam.
+
+        A subclass may return an optimizer of its own, and schedulers, which make one step after each update.
+        """
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = make_optimizer(trained, self.settings, self.device.type)
+        scheduler = make_scheduler(optimizer, self.settings)
+        return optimizer if scheduler is None else ([optimizer], [scheduler])
+
+    @classmethod
+    def makes_own_optimizer(cls) -> bool:
+        """Whether a subclass makes the optimizer."""
+        return cls.configure_optimizers is not PPOModule.configure_optimizers
+
+    @property
+    def _has_own_optimizer(self) -> bool:
+        return self.makes_own_optimizer() or self.settings.optimizer is not None
 
     @staticmethod
     def refuse_flags(trainer: Trainer) -> None:
@@ -104,7 +140,8 @@ class PPOModule(LightningModule):
             value = getattr(trainer, flag, default)
             if value not in (None, default):
                 raise ConfigError(f"trainer.{flag}={value}: {reason}")
-        if trainer.precision in ("16-mixed", "16-true"):
+        is_half = trainer.precision.endswith("-true") and trainer.precision not in ("32-true", "64-true")
+        if is_half or trainer.precision == "16-mixed":
             raise ConfigError(f"trainer.precision={trainer.precision}: PPO's ratios need the range of bf16-mixed or 32-true")
         if trainer.world_size > 1:
             raise ConfigError(f"trainer.devices: expected 1 device, got {trainer.world_size}; more envs use data.num_envs")
@@ -113,9 +150,11 @@ class PPOModule(LightningModule):
         """Check the settings against the Trainer and the data, and compile if asked to.
 
         Raises:
-            ConfigError: A Trainer flag is refused, a minibatch is larger than a rollout, or a schedule has no length.
+            ConfigError: A Trainer flag is refused, a minibatch is larger than a rollout, a schedule has no length, or a part of
+                the checkpoint is not there.
         """
         self.refuse_flags(self.trainer)
+        self._prepare_optimization()
         source = self._source
         transitions = source.horizon * source.num_envs
         if self.settings.minibatch_size > transitions:
@@ -132,13 +171,35 @@ class PPOModule(LightningModule):
             sizes.add(max(1, min(sizes) - 1))
         self._gradients = self._make_gradients(sorted(sizes, reverse=True))
 
+    def _prepare_optimization(self) -> None:
+        """Take the optimizer and schedulers that Lightning got, before it restores them from a checkpoint."""
+        for name in PARTS:
+            part = getattr(self.settings, name)
+            if isinstance(part, PartOfCheckpoint):
+                raise part.error()
+        optimizers, configs = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+        if len(optimizers) != 1:
+            raise ConfigError(f"{type(self).__name__}.configure_optimizers: expected one optimizer, got {len(optimizers)}")
+        if any((config.interval, config.frequency) != ("epoch", 1) for config in configs):
+            raise ConfigError(
+                f"{type(self).__name__}.configure_optimizers: schedulers make one step after each update; "
+                "leave out interval and frequency"
+            )
+        schedulers = [config.scheduler for config in configs]
+        self._learning_rate = LearningRate(optimizers[0], schedulers, self.settings, self._has_own_optimizer)
+        self._needs_closure = needs_closure(optimizers[0])
+
     def _run_length(self, transitions_per_update: int) -> int | None:
         """Env steps of the whole run; None if they are unknown and nothing decays.
 
         Raises:
             ConfigError: They are unknown and something decays.
         """
-        decaying = [name for name in ("learning_rate_decay", "clip_decay") if getattr(self.settings, name) == "linear"]
+        decays = {
+            "learning_rate_decay": decay_of(self.settings, self._has_own_optimizer),
+            "clip_decay": self.settings.clip_decay,
+        }
+        decaying = [name for name, decay in decays.items() if decay == "linear"]
         length = self.settings.total_env_steps
         if length is None and self.trainer.max_epochs is not None and self.trainer.max_epochs >= 0:
             length = self.trainer.max_epochs * transitions_per_update
@@ -185,11 +246,11 @@ class PPOModule(LightningModule):
         start, self.is_updating = perf_counter(), True
         settings = self.settings
         optimizer = self.optimizers()
-        assert not isinstance(optimizer, list) and self._gradients is not None
-        learning_rate = self._decayed(settings.learning_rate, settings.learning_rate_decay, rollout.env_steps)
-        clip_epsilon = self._decayed(settings.clip_epsilon, settings.clip_decay, rollout.env_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+        assert not isinstance(optimizer, list) and self._learning_rate is not None
+        learning_rate = self._learning_rate.set(rollout.env_steps, self.run_env_steps)
+        clip_epsilon = functional.linear_decay(
+            settings.clip_epsilon, rollout.env_steps, self.run_env_steps if settings.clip_decay == "linear" else None
+        )
         advantages = batch.advantages
         if settings.normalize_advantages == "rollout":
             advantages = functional.normalize(advantages)
@@ -204,8 +265,7 @@ class PPOModule(LightningModule):
             order = torch.randperm(num_transitions, generator=permutations).to(self.device)
             log_ratios = []
             for index in order.tensor_split(num_minibatches):
-                loss, log_ratio, gradient_norm = self._gradients(normalized.rows(index), clip_epsilon)
-                self._step(optimizer, loss.total, gradient_norm)
+                loss, log_ratio, gradient_norm = self._step(optimizer, normalized.rows(index), clip_epsilon)
                 losses += [*loss, gradient_norm]
                 log_ratios.append(log_ratio)
             target_kl = settings.target_kl
@@ -213,14 +273,12 @@ class PPOModule(LightningModule):
                 break
         with torch.no_grad():
             self._measure(batch, losses, torch.cat(log_ratios), learning_rate, clip_epsilon)
+        self._learning_rate.step({**self._source.metrics, **self.metrics})
         now = perf_counter()
         self.metrics["time/update_steps_per_s"] = num_transitions / (now - start)
         if self._updated_at is not None:  # including evaluation, checkpoints and callbacks
             self.metrics["time/overall_steps_per_s"] = num_transitions / (now - self._updated_at)
         self._updated_at, self.is_updating, self.learnt_update = now, False, rollout.update
-
-    def _decayed(self, start: float, decay: Decay, env_steps: int) -> float:
-        return functional.linear_decay(start, env_steps, self.run_env_steps if decay == "linear" else None)
 
     def on_train_epoch_end(self) -> None:
         """Log the diagnostics of the update over env steps; stop the run if it has reached `total_env_steps`.
@@ -258,21 +316,43 @@ class PPOModule(LightningModule):
             return eager
         return compiled
 
-    def _step(self, optimizer: LightningOptimizer, loss: Tensor, gradient_norm: Tensor) -> None:
+    def _step(self, optimizer: LightningOptimizer, minibatch: Batch, clip_epsilon: float) -> MinibatchResult:
         """One optimizer step.
 
         Raises:
-            NonFiniteUpdate: The loss or a gradient is NaN or infinite; the parameters were not changed.
+            NonFiniteUpdate: The loss or a gradient is NaN or infinite; the parameters were not changed. Or an optimizer that
+                takes several looks at the loss has made them so.
         """
-        if not math.isfinite((loss + gradient_norm).item()):
+        assert self._gradients is not None
+        result = self._gradients(minibatch, clip_epsilon)
+        if not math.isfinite((result.loss.total + result.gradient_norm).item()):
             raise NonFiniteUpdate(
-                f"update {self.current_epoch}: the loss is {loss.item()} and the norm of its gradients {gradient_norm.item()}; "
-                "the parameters are those of the last good step. Try a smaller model.learning_rate or scale the rewards"
+                f"update {self.current_epoch}: the loss is {result.loss.total.item()} and the norm of its gradients "
+                f"{result.gradient_norm.item()}; the parameters are those of the last good step. "
+                "Try a smaller model.learning_rate or scale the rewards"
             )
+        closure = self._closure(result, minibatch, clip_epsilon) if self._needs_closure else None
         if self._calls_hooks:
-            optimizer.step()
+            optimizer.step(closure)
         else:
-            step_without_hooks(self.trainer, optimizer)
+            step_without_hooks(self.trainer, optimizer, closure)
+        if closure is not None and not all(parameter.isfinite().all() for parameter in self.parameters()):
+            raise NonFiniteUpdate(
+                f"update {self.current_epoch}: the step of {type(optimizer.optimizer).__name__} made a parameter NaN or "
+                "infinite. Continue from a checkpoint, with a smaller rate or scaled rewards"
+            )
+        return result
+
+    def _closure(self, first: MinibatchResult, minibatch: Batch, clip_epsilon: float) -> Callable[[], Tensor]:
+        """What computes the loss of a minibatch, and its gradients, wherever the optimizer has moved the parameters.
+
+        Args:
+            first: The result where they are now, whose gradients are in place.
+            minibatch, clip_epsilon: As in `_step`.
+        """
+        gradients, known = self._gradients, [first]
+        assert gradients is not None
+        return lambda: (known.pop() if known else gradients(minibatch, clip_epsilon)).loss.total
 
     def _measure(
         self, batch: Batch, losses: list[Tensor], log_ratio: Tensor, learning_rate: float, clip_epsilon: float
