@@ -14,6 +14,7 @@ _HOMES = {
     "CurveExport": "lit_ppo.callbacks.curve_export",
     "EnvBridge": "lit_ppo.bridge.client",
     "GreedyEvaluation": "lit_ppo.callbacks.greedy_evaluation",
+    "LitPPOCLI": "lit_ppo.commands.train",
     "PPOModule": "lit_ppo.module",
     "RolloutDataModule": "lit_ppo.data",
     "RunCheckpoint": "lit_ppo.callbacks.run_checkpoint",
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from lit_ppo.callbacks.run_checkpoint import RunCheckpoint as RunCheckpoint
     from lit_ppo.callbacks.run_progress import RunProgress as RunProgress
     from lit_ppo.callbacks.stop_when_solved import StopWhenSolved as StopWhenSolved
+    from lit_ppo.commands.train import LitPPOCLI as LitPPOCLI
     from lit_ppo.contract import Contract as Contract
     from lit_ppo.contract import ContractSettings as ContractSettings
     from lit_ppo.data import RolloutDataModule as RolloutDataModule

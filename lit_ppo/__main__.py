@@ -1,5 +1,6 @@
 """`python -m lit_ppo`, and the `lit_ppo` script."""
 
+import os
 import sys
 
 from lit_ppo import interrupts, standard_streams
@@ -24,6 +25,8 @@ def main() -> None:
     standard_streams.prepare()
     interrupts.advise(interrupts.advice_at_start(sys.argv[1:]))
     interrupts.install()
+    if not sys.flags.safe_path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does; the script's own directory is elsewhere
     if len(sys.argv) > 1 and sys.argv[1] in _WORKERS:
         start_workers(sys.argv[1])
 

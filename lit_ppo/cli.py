@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Final, NoReturn
 
 from lit_ppo import __version__
-from lit_ppo.commands import PROGRAM, TRAINING
+from lit_ppo.commands import DESCRIPTION, PROGRAM, TRAINING
 from lit_ppo.errors import CheckpointError
 from lit_ppo.exit_codes import CHECKPOINT, USAGE, fail
 
@@ -38,7 +38,7 @@ def command_parser() -> CommandParser:
     parser = CommandParser(
         prog=PROGRAM,
         allow_abbrev=False,
-        description="PPO for Lightning, on environments in a checked subprocess.",
+        description=DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -3,7 +3,7 @@
 A new release of Lightning may change them without notice; `tests/test_compat.py` tests each of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -55,14 +55,22 @@ def needs_optimizer_hooks(trainer: Trainer, module: LightningModule) -> bool:
     )
 
 
-def step_without_hooks(trainer: Trainer, optimizer: LightningOptimizer) -> None:
+def step_without_hooks(trainer: Trainer, optimizer: LightningOptimizer, closure: Callable[[], Any] | None = None) -> None:
     """Step the optimizer and count the step in `trainer.global_step`, without the hooks of `LightningOptimizer.step`.
 
     Lightning counts the steps of manual optimisation in `optim_step_progress`, and only its own `step` increments it.
+
+    Args:
+        trainer: Whose steps are counted.
+        optimizer: Lightning's wrapper of the optimizer.
+        closure: As in `torch.optim.Optimizer.step`.
     """
     progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
     progress.increment_ready()
-    optimizer.optimizer.step()
+    if closure is None:
+        optimizer.optimizer.step()
+    else:
+        optimizer.optimizer.step(closure)
     progress.increment_completed()
 
 
@@ -94,3 +102,12 @@ def option_names(parser: "LightningArgumentParser") -> Iterator[str]:
         if isinstance(action.choices, dict):  # the subcommands' parsers
             for subparser in action.choices.values():
                 yield from option_names(subparser)
+
+
+def remove_option(parser: "LightningArgumentParser", option: str) -> None:
+    """Remove an option that jsonargparse has added to a parser; argparse has no public way."""
+    action = parser._option_string_actions.pop(option)
+    parser._actions.remove(action)
+    for group in parser._action_groups:
+        if action in group._group_actions:
+            group._group_actions.remove(action)

@@ -4,31 +4,35 @@ Each Lightning epoch is one rollout, one batch and one update: `training_step` m
 minibatches, with manual optimisation. So Lightning can write a checkpoint at update boundaries only.
 """
 
-import dataclasses
+import inspect
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
+from types import FrameType
 from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lit_ppo import functional, seeding
+from lit_ppo.callables import PartOfCheckpoint, plain
 from lit_ppo.compat_lightning import backward_listener, needs_optimizer_hooks, step_without_hooks
 from lit_ppo.diagnostics import LearntMinibatch, kl_of, measured, num_valid
 from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.networks import Observation
 from lit_ppo.normalization import Moments
+from lit_ppo.optimization import LearningRate, decay_of, make_optimizer, make_scheduler, needs_closure
 from lit_ppo.policy import policy_for
-from lit_ppo.ppo_settings import Decay, PPOSettings
+from lit_ppo.ppo_settings import PARTS, PPOSettings
 from lit_ppo.rollout import Batch, Rollout, RolloutSource, make_batch
 from lit_ppo.spaces import EnvSpec, spec_from_json, spec_to_json
-from lit_ppo.update import CompiledGradients, EagerGradients, blank_minibatch
+from lit_ppo.update import CompiledGradients, EagerGradients, MinibatchResult, blank_minibatch
 
 log = logging.getLogger(__name__)
 
@@ -64,18 +68,40 @@ class PPOModule(LightningModule):
         self.automatic_optimization = False
         self.settings = ppo = PPOSettings(**settings)
         self.spec = spec if isinstance(spec, EnvSpec) else spec_from_json(spec)
-        self.save_hyperparameters({"spec": spec_to_json(self.spec), **dataclasses.asdict(ppo)})
+        self.save_hyperparameters({"spec": self.spec, **vars(ppo)})
         weights = seeding.generator(ppo.seed, "weights")
         self.policy = policy_for(self.spec.observation, self.spec.action, self.spec.mask, ppo, weights)
         self.metrics: dict[str, float] = {}  # of the newest update
         self._updated_at: float | None = None
         self._calls_hooks = True  # Lightning's, around each backward pass and optimizer step
         self._gradients: EagerGradients | CompiledGradients | None = None  # made when fit starts
+        self._learning_rate: LearningRate | None = None  # the same
+        self._needs_closure = False  # a step of the optimizer computes the loss again
         self.learnt_update: int | None = None  # number of the newest complete update of this run
         self.is_updating = False  # an update has begun and is not complete; stays True if it fails
         self.run_env_steps: int | None = None  # length of the run, for the schedules; None: unknown, and nothing decays
         self._running_returns: Tensor | None = None  # (N,) discounted, for the normalisation of rewards; None for zeros
         self._run_env_steps_before: int | None = None  # the same in the checkpoint of a resumed run
+
+    def save_hyperparameters(
+        self,
+        *args: Any,
+        ignore: Sequence[str] | str | None = None,
+        frame: FrameType | None = None,
+        logger: bool = True,
+    ) -> None:
+        """As in Lightning; spaces and callables become plain data, which every checkpoint can hold.
+
+        Raises:
+            ConfigError: A value is neither.
+        """
+        if not (args and isinstance(args[0], Mapping)):
+            caller = inspect.currentframe()
+            assert caller is not None
+            super().save_hyperparameters(*args, ignore=ignore, frame=frame or caller.f_back, logger=logger)
+            args = (self.hparams,)
+        values = {name: spec_to_json(value) if isinstance(value, EnvSpec) else value for name, value in args[0].items()}
+        super().save_hyperparameters(plain(values, "model"), ignore=ignore, logger=logger)
 
     def forward(self, obs: Observation, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Greedy actions as the policy counts them, shape (R, *action_shape), and the next state.
@@ -91,14 +117,24 @@ class PPOModule(LightningModule):
         outputs, state = self.policy.act(obs, state, begins)
         return self.policy.distribution.mode(outputs), state
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam for actor and critic, fused on devices that support it."""
-        return torch.optim.Adam(
-            self.parameters(),
-            lr=self.settings.learning_rate,
-            eps=self.settings.adam_epsilon,
-            fused=self.device.type in ("cpu", "cuda", "mps", "xpu"),
-        )
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer and the scheduler of the settings; without these, Adam.
+
+        A subclass may return an optimizer of its own, and schedulers, which make one step after each update.
+        """
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = make_optimizer(trained, self.settings, self.device.type)
+        scheduler = make_scheduler(optimizer, self.settings)
+        return optimizer if scheduler is None else ([optimizer], [scheduler])
+
+    @classmethod
+    def makes_own_optimizer(cls) -> bool:
+        """Whether a subclass makes the optimizer."""
+        return cls.configure_optimizers is not PPOModule.configure_optimizers
+
+    @property
+    def _has_own_optimizer(self) -> bool:
+        return self.makes_own_optimizer() or self.settings.optimizer is not None
 
     @staticmethod
     def refuse_flags(trainer: Trainer) -> None:
@@ -111,7 +147,8 @@ class PPOModule(LightningModule):
             value = getattr(trainer, flag, default)
             if value not in (None, default):
                 raise ConfigError(f"trainer.{flag}={value}: {reason}")
-        if trainer.precision in ("16-mixed", "16-true"):
+        is_half = trainer.precision.endswith("-true") and trainer.precision not in ("32-true", "64-true")
+        if is_half or trainer.precision == "16-mixed":
             raise ConfigError(f"trainer.precision={trainer.precision}: PPO's ratios need the range of bf16-mixed or 32-true")
         if trainer.world_size > 1:
             raise ConfigError(f"trainer.devices: expected 1 device, got {trainer.world_size}; more envs use data.num_envs")
@@ -120,9 +157,11 @@ class PPOModule(LightningModule):
         """Check the settings against the Trainer and the data, and compile if asked to.
 
         Raises:
-            ConfigError: A Trainer flag is refused, a minibatch is larger than a rollout, or a schedule has no length.
+            ConfigError: A Trainer flag is refused, a minibatch is larger than a rollout, a schedule has no length, or a part of
+                the checkpoint is not there.
         """
         self.refuse_flags(self.trainer)
+        self._prepare_optimization()
         source = self._source
         transitions = source.horizon * source.num_envs
         if self.settings.minibatch_size > transitions:
@@ -144,13 +183,35 @@ class PPOModule(LightningModule):
         sizes = {num_sequences // num_minibatches, math.ceil(num_sequences / num_minibatches)}
         self._gradients = self._make_gradients(sorted(sizes, reverse=True))
 
+    def _prepare_optimization(self) -> None:
+        """Take the optimizer and schedulers that Lightning got, before it restores them from a checkpoint."""
+        for name in PARTS:
+            part = getattr(self.settings, name)
+            if isinstance(part, PartOfCheckpoint):
+                raise part.error()
+        optimizers, configs = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+        if len(optimizers) != 1:
+            raise ConfigError(f"{type(self).__name__}.configure_optimizers: expected one optimizer, got {len(optimizers)}")
+        if any((config.interval, config.frequency) != ("epoch", 1) for config in configs):
+            raise ConfigError(
+                f"{type(self).__name__}.configure_optimizers: schedulers make one step after each update; "
+                "leave out interval and frequency"
+            )
+        schedulers = [config.scheduler for config in configs]
+        self._learning_rate = LearningRate(optimizers[0], schedulers, self.settings, self._has_own_optimizer)
+        self._needs_closure = needs_closure(optimizers[0])
+
     def _run_length(self, transitions_per_update: int) -> int | None:
         """Env steps of the whole run; None if they are unknown and nothing decays.
 
         Raises:
             ConfigError: They are unknown and something decays.
         """
-        decaying = [name for name in ("learning_rate_decay", "clip_decay") if getattr(self.settings, name) == "linear"]
+        decays = {
+            "learning_rate_decay": decay_of(self.settings, self._has_own_optimizer),
+            "clip_decay": self.settings.clip_decay,
+        }
+        decaying = [name for name, decay in decays.items() if decay == "linear"]
         length = self.settings.total_env_steps
         if length is None and self.trainer.max_epochs is not None and self.trainer.max_epochs >= 0:
             length = self.trainer.max_epochs * transitions_per_update
@@ -206,11 +267,11 @@ class PPOModule(LightningModule):
         start, self.is_updating = perf_counter(), True
         settings = self.settings
         optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        learning_rate = self._decayed(settings.learning_rate, settings.learning_rate_decay, rollout.env_steps)
-        clip_epsilon = self._decayed(settings.clip_epsilon, settings.clip_decay, rollout.env_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+        assert not isinstance(optimizer, list) and self._learning_rate is not None
+        learning_rate = self._learning_rate.set(rollout.env_steps, self.run_env_steps)
+        clip_epsilon = functional.linear_decay(
+            settings.clip_epsilon, rollout.env_steps, self.run_env_steps if settings.clip_decay == "linear" else None
+        )
         passes = self._run_passes(batch, rollout.update, clip_epsilon, optimizer)
         observation_normalizer, reward_normalizer = self.policy.observation_normalizer, self.policy.reward_normalizer
         if observation_normalizer is not None:  # not before: the policy that learnt must be the one that acted
@@ -221,6 +282,7 @@ class PPOModule(LightningModule):
         with torch.no_grad():
             self.metrics = measured(batch, passes, clip_epsilon)
         self.metrics["optimizer/learning_rate"] = learning_rate
+        self._learning_rate.step({**self._source.metrics, **self.metrics})
         now, num_transitions = perf_counter(), num_valid(batch)
         self.metrics["time/update_steps_per_s"] = num_transitions / (now - start)
         if self._updated_at is not None:  # including evaluation, checkpoints and callbacks
@@ -247,7 +309,6 @@ class PPOModule(LightningModule):
     ) -> list[list[LearntMinibatch]]:
         """K passes in permuted minibatches, an optimizer step for each; fewer if the policy has moved further than allowed."""
         settings = self.settings
-        assert self._gradients is not None
         if settings.normalize_advantages == "rollout":
             batch = batch._replace(advantages=functional.normalize(batch.advantages, batch.weights))
         num_minibatches = math.ceil(len(batch.actions) / settings.minibatch_size)
@@ -261,15 +322,11 @@ class PPOModule(LightningModule):
                 minibatch = batch.sequences(index)
                 if minibatch.weights is not None and not minibatch.weights.any():
                     continue  # nothing to learn from, and Adam would step by its momentum
-                result = self._gradients(minibatch, clip_epsilon)
-                self._step(optimizer, result.loss.total, result.gradient_norm)
+                result = self._step(optimizer, minibatch, clip_epsilon)
                 passes[-1].append(LearntMinibatch(result, minibatch.weights))
             if settings.target_kl is not None and passes[-1] and kl_of(passes[-1]) > settings.target_kl:
                 break
         return passes
-
-    def _decayed(self, start: float, decay: Decay, env_steps: int) -> float:
-        return functional.linear_decay(start, env_steps, self.run_env_steps if decay == "linear" else None)
 
     def on_train_epoch_end(self) -> None:
         """Log the diagnostics of the update over env steps; stop the run if it has reached `total_env_steps`.
@@ -308,21 +365,43 @@ class PPOModule(LightningModule):
             return eager
         return compiled
 
-    def _step(self, optimizer: LightningOptimizer, loss: Tensor, gradient_norm: Tensor) -> None:
+    def _step(self, optimizer: LightningOptimizer, minibatch: Batch, clip_epsilon: float) -> MinibatchResult:
         """One optimizer step.
 
         Raises:
-            NonFiniteUpdate: The loss or a gradient is NaN or infinite; the parameters were not changed.
+            NonFiniteUpdate: The loss or a gradient is NaN or infinite; the parameters were not changed. Or an optimizer that
+                takes several looks at the loss has made them so.
         """
-        if not math.isfinite((loss + gradient_norm).item()):
+        assert self._gradients is not None
+        result = self._gradients(minibatch, clip_epsilon)
+        if not math.isfinite((result.loss.total + result.gradient_norm).item()):
             raise NonFiniteUpdate(
-                f"update {self.current_epoch}: the loss is {loss.item()} and the norm of its gradients {gradient_norm.item()}; "
-                "the parameters are those of the last good step. Try a smaller model.learning_rate or scale the rewards"
+                f"update {self.current_epoch}: the loss is {result.loss.total.item()} and the norm of its gradients "
+                f"{result.gradient_norm.item()}; the parameters are those of the last good step. "
+                "Try a smaller model.learning_rate or scale the rewards"
             )
+        closure = self._closure(result, minibatch, clip_epsilon) if self._needs_closure else None
         if self._calls_hooks:
-            optimizer.step()
+            optimizer.step(closure)
         else:
-            step_without_hooks(self.trainer, optimizer)
+            step_without_hooks(self.trainer, optimizer, closure)
+        if closure is not None and not all(parameter.isfinite().all() for parameter in self.parameters()):
+            raise NonFiniteUpdate(
+                f"update {self.current_epoch}: the step of {type(optimizer.optimizer).__name__} made a parameter NaN or "
+                "infinite. Continue from a checkpoint, with a smaller rate or scaled rewards"
+            )
+        return result
+
+    def _closure(self, first: MinibatchResult, minibatch: Batch, clip_epsilon: float) -> Callable[[], Tensor]:
+        """What computes the loss of a minibatch, and its gradients, wherever the optimizer has moved the parameters.
+
+        Args:
+            first: The result where they are now, whose gradients are in place.
+            minibatch, clip_epsilon: As in `_step`.
+        """
+        gradients, known = self._gradients, [first]
+        assert gradients is not None
+        return lambda: (known.pop() if known else gradients(minibatch, clip_epsilon)).loss.total
 
     def validation_step(self, results: EpisodeResults, batch_idx: int) -> None:
         """Log the greedy episodes that the datamodule has played."""

@@ -121,7 +121,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """jsonargparse's help, with the examples kept line by line, and null for None, as it is typed."""
 
     def _expand_help(self, action: argparse.Action) -> str:
-        return re.sub(r"\bNone(?:Type)?\b", "null", super()._expand_help(action)).replace("Verbatim", "Any")
+        text = re.sub(r"\bNone(?:Type)?\b", "null", super()._expand_help(action)).replace("Verbatim", "Any")
+        return re.sub(r", known subclasses: torch\.nn\.Module, .*\)$", ")", text)  # hundreds
 
 
 def _marked(arguments: Sequence[str]) -> Iterator[str]:
@@ -160,11 +161,22 @@ def condensed(message: str) -> str:
     text = re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(message.split())).replace("typing.", "")
     mismatch = re.search(r"Does not validate against any of the Union subtypes Subtypes: \[(?P<types>.*)\] Errors: .*", text)
     if mismatch and (given := re.search(r"Given value type: \S+ Given value: (.*)$", mismatch[0])):
+        part = re.search(
+            r"Errors: - (?:Type .*? expects a function or a callable class: )?(.*?) - Expected an? NoneType", mismatch[0]
+        )
+        if part and "Callable[" in mismatch["types"]:  # the user's own code: why it cannot be used
+            return f"{text.partition(': ')[0]}={given[1]}: {_of_code(part[1])}"
         kinds = re.split(r", (?![^\[]*\])", mismatch["types"])
         return f"{text.partition(': ')[0]}: expected {_in_words(kinds)}, got {given[1]}"
     return re.sub(
         r"Expected an? (.+?)\. Got value: (.*)$", lambda match: f"expected {_in_words([match[1]])}, got {match[2]}", text
     )
+
+
+def _of_code(reason: str) -> str:
+    """Why a class or function cannot be used, with what jsonargparse means by a function that returns something."""
+    returns = re.match(r"Expected '[\w.]+' to be a (?:function that returns|subclass of) (?:[\w.]+\.)?(\w+)", reason)
+    return f"expected a class of {returns[1]}, or a function annotated as returning one" if returns else reason
 
 
 def _in_words(kinds: Sequence[str]) -> str:

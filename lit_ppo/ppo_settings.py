@@ -1,17 +1,21 @@
 """PPOSettings: the hyperparameters of PPO, their meaning and their ranges, in one place."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
+from lit_ppo.callables import PartOfCheckpoint, is_description
 from lit_ppo.distributions import ActionBounds
 from lit_ppo.errors import ConfigError
 from lit_ppo.networks import Activation, ChannelOrder, ImageNetwork, MemoryKind
 
 Decay = Literal["linear", "constant"]
+PARTS: Final = ("torso", "optimizer", "lr_scheduler", "loss")  # the settings that are a user's own code
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,14 @@ class PPOSettings:
             policy learns from the actions that it drew.
         log_std: Whether the standard deviation of continuous actions is a parameter, or depends on the state.
         log_std_init: Natural logarithm of that standard deviation at the start of the run.
-        learning_rate: Adam's step size at the start of the run.
-        learning_rate_decay: Whether the learning rate decays linearly to 0 over the run, or stays constant.
-        adam_epsilon: Adam's epsilon.
+        optimizer: Makes the optimizer; called with the parameters that are trained. None for Adam.
+        lr_scheduler: Makes a scheduler of the learning rate, which makes one step after each update; called with the optimizer.
+            `lightning.pytorch.cli.ReduceLROnPlateau` takes `monitor`, the name of a diagnostic of the update.
+        learning_rate: Adam's step size at the start of the run; None for 0.003. An optimizer of your own has a setting for its
+            rate.
+        learning_rate_decay: Whether the learning rate decays linearly to 0 over the run, or stays constant. None for linear, or
+            for constant if there is a scheduler or an optimizer of your own.
+        adam_epsilon: Adam's epsilon; None for 0.00001.
         normalize_observations: Whether observations are normalised by their running mean and standard deviation. true: all
             vectors of floats, neither whole numbers nor images; or the paths of the parts of a Dict to normalise.
         observation_clip: Limit of normalised observations; null for none.
@@ -85,9 +94,11 @@ class PPOSettings:
     action_bounds: ActionBounds = "clip"
     log_std: Literal["parameter", "state"] = "parameter"
     log_std_init: float = 0.0
-    learning_rate: float = 3e-3
-    learning_rate_decay: Decay = "linear"
-    adam_epsilon: float = 1e-5
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None
+    lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None
+    learning_rate: float | None = None
+    learning_rate_decay: Decay | None = None
+    adam_epsilon: float | None = None
     normalize_observations: bool | list[str] = False
     observation_clip: float | None = 10.0
     normalize_rewards: bool = False
@@ -125,19 +136,34 @@ class PPOSettings:
         self._require("image_channels", self.image_channels in ("auto", "first", "last"), "auto, first or last")
         for name in ("gamma", "gae_lambda"):
             self._require(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
-        for name in ("learning_rate", "adam_epsilon", "clip_epsilon", "reward_scale"):
+        for name in ("clip_epsilon", "reward_scale"):
             self._require(name, 0 < getattr(self, name) < math.inf, "a number above 0")
-        for name in ("learning_rate_decay", "clip_decay"):
-            self._require(name, getattr(self, name) in ("linear", "constant"), "linear or constant")
+        decays = (None, "linear", "constant")
+        self._require("learning_rate_decay", self.learning_rate_decay in decays, "linear, constant or null")
+        self._require("clip_decay", self.clip_decay in ("linear", "constant"), "linear or constant")
         self._require("action_bounds", self.action_bounds in ("clip", "refuse"), "clip or refuse")
         self._require("log_std", self.log_std in ("parameter", "state"), "parameter or state")
         self._require("log_std_init", math.isfinite(self.log_std_init), "a finite number")
         for name in ("value_coefficient", "entropy_coefficient"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "a number of at least 0")
-        for name in ("value_clip", "max_grad_norm", "target_kl", "total_env_steps", "observation_clip", "reward_clip"):
+        limits = ("value_clip", "max_grad_norm", "target_kl", "total_env_steps", "observation_clip", "reward_clip")
+        for name in ("learning_rate", "adam_epsilon", *limits):
             limit = getattr(self, name)
             self._require(name, limit is None or 0 < limit < math.inf, "a number above 0, or null")
         self._require("seed", self.seed >= 0, "at least 0")
+        for name in PARTS:
+            part = getattr(self, name)
+            if is_description(part):  # of a checkpoint; only the torso is needed to rebuild the policy
+                part = PartOfCheckpoint(name, part)
+                object.__setattr__(self, name, part)
+            self._require(name, part is None or callable(part), "a callable, or null")
+        if isinstance(self.torso, PartOfCheckpoint):
+            raise self.torso.error()
+        for name, instead in (("learning_rate", "use model.optimizer.lr"), ("adam_epsilon", "use model.optimizer.eps")):
+            if self.optimizer is not None and getattr(self, name) is not None:
+                raise ConfigError(f"model.{name}={getattr(self, name)}: not used with model.optimizer; {instead}")
+        if self.lr_scheduler is not None and self.learning_rate_decay == "linear":
+            raise ConfigError("model.learning_rate_decay=linear: not used with model.lr_scheduler; leave one of them out")
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:

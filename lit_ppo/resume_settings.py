@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from lit_ppo.callables import in_words
 from lit_ppo.callbacks.run_config import CONFIG_KEY
 from lit_ppo.checkpoint_io import previous_of, read_checkpoint, verified_bytes
 from lit_ppo.errors import CheckpointError, ConfigError
+from lit_ppo.ppo_settings import PARTS
 
 # A checkpoint's settings that replace the defaults.
 _SECTIONS_OF_A_RUN: Final = (
@@ -34,7 +36,11 @@ _FIXED_ON_RESUME: Final = (
     "model.activation",
     "model.shared_torso",
     "model.log_std",
+    "model.adam_epsilon",  # the optimizer's saved state would win
+    *(f"model.{part}" for part in PARTS),
 )
+# The same for rates that are not ours to set: those of one's own optimizer, or of a scheduler.
+_FIXED_RATES: Final = ("model.learning_rate", "model.learning_rate_decay")
 
 
 def checkpoint_at(given: str, directory: Path) -> Path:
@@ -89,17 +95,21 @@ def resumed(saved: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
     return _merged(saved, _without_length(typed))
 
 
-def differences(saved: dict[str, Any], typed: dict[str, Any]) -> list[str]:
+def differences(saved: dict[str, Any], typed: dict[str, Any], makes_own_optimizer: bool) -> list[str]:
     """Each typed setting that differs from the saved one, as `key: saved -> typed`, and a new length of the run.
 
     If the length belongs to a schedule, it is left out: `PPOModule` warns of it.
+
+    Args:
+        saved, typed: Settings.
+        makes_own_optimizer: Whether the module's class does, so that the learning rate decays only if it is set to.
     """
     before = dict(_leaves(_without_length(saved)))
     changed = {key: value for key, value in _leaves(_without_length(typed)) if key in before}
-    lines = [f"{key}: {before[key]} -> {value}" for key, value in changed.items() if before[key] != _listed(value)]
+    lines = [f"{key}: {before[key]} -> {value}" for key, value in changed.items() if before[key] != value]
     settings = resumed(saved, typed)
     lengths = _length(saved), _length(settings)
-    if lengths[0] != lengths[1] and not (_decays(settings) and lengths[0] is not None):
+    if lengths[0] != lengths[1] and not (_decays(settings["model"], makes_own_optimizer) and lengths[0] is not None):
         old, new = (f"{length:,}" if length is not None else "unlimited" for length in lengths)
         lines.append(f"length: {old} -> {new} env steps")
     return lines
@@ -113,8 +123,13 @@ def _length(settings: dict[str, Any]) -> int | None:
     return total
 
 
-def _decays(settings: dict[str, Any]) -> bool:
-    return "linear" in (settings["model"]["learning_rate_decay"], settings["model"]["clip_decay"])
+def _decays(model: dict[str, Any], makes_own_optimizer: bool) -> bool:
+    is_default = model["learning_rate_decay"] is None and not _has_own_rates(model) and not makes_own_optimizer
+    return is_default or "linear" in (model["learning_rate_decay"], model["clip_decay"])
+
+
+def _has_own_rates(model: dict[str, Any]) -> bool:
+    return model.get("optimizer") is not None or model.get("lr_scheduler") is not None
 
 
 def _has_length(settings: dict[str, Any]) -> bool:
@@ -143,10 +158,28 @@ def refuse_fixed(saved: dict[str, Any], typed: dict[str, Any]) -> None:
     Raises:
         ConfigError: There is one that differs from the saved setting.
     """
-    before, now = dict(_leaves(saved)), dict(_leaves(typed))
-    for key in _FIXED_ON_RESUME:
-        if key in now and _listed(now[key]) != before.get(key):
-            raise ConfigError(f"{key}={now[key]}: the checkpoint's run has {before.get(key)}, which cannot change on resume")
+    fixed = _FIXED_ON_RESUME + (_FIXED_RATES if _has_own_rates(saved["model"]) else ())
+    for section, name in (key.split(".") for key in fixed):
+        if name in typed.get(section, {}):
+            before, now = saved[section].get(name), typed[section][name]
+            if not _agrees(now, before):
+                raise ConfigError(
+                    f"{section}.{name}={_shown(now)}: the checkpoint's run has {_shown(before)}, which cannot change on resume"
+                )
+
+
+def _agrees(typed: Any, saved: Any) -> bool:
+    """Whether a typed value is the saved one; of a class and its arguments, whether those that are typed are."""
+    if isinstance(typed, dict) and isinstance(saved, dict) and "class_path" in typed:
+        before, now = dict(_leaves(saved)), dict(_leaves(typed))
+        return all(key in before and before[key] == value for key, value in now.items())
+    return bool(typed == saved)
+
+
+def _shown(value: Any) -> Any:
+    """A class and its arguments as in Python, any other value as it is."""
+    is_class = isinstance(value, dict) and "class_path" in value
+    return in_words({"init_args": None, **value}) if is_class else value
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -155,7 +188,3 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentError
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -183,14 +184,18 @@ def test_step_without_hooks_is_counted_as_lightning_counts_it() -> None:
         def training_step(self, rollout: Any, batch_idx: int) -> None:
             trainer, optimizer = self.trainer, self.optimizers()
             progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-            for step in (lambda: compat_lightning.step_without_hooks(trainer, optimizer), optimizer.step):
+            for step in (
+                lambda: compat_lightning.step_without_hooks(trainer, optimizer),
+                lambda: compat_lightning.step_without_hooks(trainer, optimizer, lambda: 0.0),
+                optimizer.step,
+            ):
                 before = (trainer.global_step, progress.total.ready, progress.total.completed)
                 step()
                 after = (trainer.global_step, progress.total.ready, progress.total.completed)
                 counts.append(tuple(one - other for one, other in zip(after, before, strict=True)))
 
     bare_trainer(1).fit(small_module(BothWays), datamodule=small_data())
-    assert counts == [(1, 1, 1)] * 2, "compat_lightning.step_without_hooks: Lightning counts optimizer steps in another way now"
+    assert counts == [(1, 1, 1)] * 3, "compat_lightning.step_without_hooks: Lightning counts optimizer steps in another way now"
 
 
 def test_model_checkpoint_saves_and_tells_the_loggers(tmp_path: Path) -> None:
@@ -258,3 +263,15 @@ def test_options_of_a_parser_and_its_subcommands_are_found() -> None:
     parser.add_subcommands().add_subcommand("command", subparser)
     found = set(compat_lightning.option_names(parser))
     assert {"--of-all", "--below.it"} <= found, "compat_lightning.option_names: argparse keeps its options elsewhere now"
+
+
+def test_option_of_a_parser_is_removed_from_its_help_and_its_arguments() -> None:
+    parser = LightningArgumentParser(exit_on_error=False)
+    group = parser.add_argument_group("group")
+    for option in ("--kept", "--removed"):
+        group.add_argument(option)
+    compat_lightning.remove_option(parser, "--removed")
+    message = "compat_lightning.remove_option: argparse keeps its options elsewhere now"
+    assert "--kept" in parser.format_help() and "--removed" not in parser.format_help(), message
+    with pytest.raises(ArgumentError):
+        parser.parse_args(["--removed=1"])

@@ -17,12 +17,12 @@ MODULES = {
 }
 FLOORS = {
     0: """errors exit_codes interrupts standard_streams spaces leaf_rules contract curve functional networks distributions
-        seeding plot run_lock compat_torch ppo_settings policy normalization bridge bridge.settings bridge.protocol
+        seeding plot run_lock compat_torch ppo_settings policy normalization callables bridge bridge.settings bridge.protocol
         bridge.frame bridge.faults bridge.doorbell
         bridge.journal bridge.episodes bridge.restart_budget bridge.guard bridge.sandbox""",
     1: """bridge.trees bridge.hosts bridge.typed bridge.worker bridge.command bridge.child bridge.channel bridge.process
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.checkpoint bridge.client""",
-    2: "rollout evaluation replay update",
+    2: "rollout evaluation replay update optimization",
     3: """module data diagnostics checkpoint_io compat_lightning
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_summary
@@ -57,6 +57,9 @@ NARROWER = {
     "lit_ppo.option_parser": {"jsonargparse", "lightning", "yaml"},
     "lit_ppo.compat_torch": {"torch"},
     "lit_ppo.normalization": {"torch"},
+    "lit_ppo.callables": {"torch"},
+    "lit_ppo.optimization": {"torch"},
+    "lit_ppo.commands.train": {"torch", "lightning", "yaml"},
     "lit_ppo.replay": {"numpy"},
     "lit_ppo.spaces": {"numpy"},
     **{f"lit_ppo.bridge.{name}": {"numpy"} for name in ("frame", "journal", "episodes")},

@@ -185,7 +185,7 @@ def test_run_without_decay_needs_no_length() -> None:
     module = small_module(learning_rate_decay="constant")
     trainer = bare_trainer(-1, max_steps=16)  # 2 updates of 4 passes in 2 minibatches
     trainer.fit(module, datamodule=small_data())
-    assert (trainer.global_step, module.metrics["optimizer/learning_rate"]) == (16, module.hparams["learning_rate"])
+    assert (trainer.global_step, module.metrics["optimizer/learning_rate"]) == (16, 3e-3)
 
 
 @pytest.mark.parametrize(("target_kl", "passes"), [(1e-12, 1), (1e6, 5), (None, 5)])
@@ -433,13 +433,13 @@ def test_compiled_update_does_what_the_eager_one_does(vectorization: str) -> Non
         ("gamma", -0.1, "a number in [0, 1]"),
         ("gamma", math.nan, "a number in [0, 1]"),
         ("gae_lambda", 1.01, "a number in [0, 1]"),
-        ("learning_rate", 0.0, "a number above 0"),
-        ("learning_rate", math.inf, "a number above 0"),
-        ("adam_epsilon", -1e-5, "a number above 0"),
+        ("learning_rate", 0.0, "a number above 0, or null"),
+        ("learning_rate", math.inf, "a number above 0, or null"),
+        ("adam_epsilon", -1e-5, "a number above 0, or null"),
         ("clip_epsilon", 0.0, "a number above 0"),
         ("value_coefficient", -0.5, "a number of at least 0"),
         ("entropy_coefficient", math.nan, "a number of at least 0"),
-        ("learning_rate_decay", "cosine", "linear or constant"),
+        ("learning_rate_decay", "cosine", "linear, constant or null"),
         ("clip_decay", None, "linear or constant"),
         ("action_bounds", "wrap", "clip or refuse"),
         ("log_std", "fixed", "parameter or state"),
@@ -527,6 +527,8 @@ def test_plain_trainer_is_not_refused() -> None:
 def test_half_precision_and_several_devices_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"trainer\.precision=16-mixed: PPO's ratios need the range of bf16-mixed or 32-true"):
         PPOModule.refuse_flags(SimpleNamespace(precision="16-mixed", world_size=1))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"trainer\.precision=bf16-true: PPO's ratios need"):
+        PPOModule.refuse_flags(SimpleNamespace(precision="bf16-true", world_size=1))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"trainer\.devices: expected 1 device, got 2; more envs use data\.num_envs"):
         PPOModule.refuse_flags(SimpleNamespace(precision="32-true", world_size=2))  # type: ignore[arg-type]
 

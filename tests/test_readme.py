@@ -15,7 +15,19 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 LINES = [line.partition("   #")[0].strip() for _, block in BLOCKS for line in block.splitlines()]
+FILES = {  # shown with their names
+    name[1]: block for language, block in BLOCKS if language == "python" and (name := re.match(r"# (\w+\.py)\n", block))
+}
 COMMANDS = [line for line in LINES if line.startswith("python -m lit_ppo ")]
+OF_A_CLASS = {  # options of a class that another option names
+    "trainer.logger.save_dir",
+    "model.torso.width",
+    "model.optimizer.weight_decay",
+    "model.optimizer.lr",
+    "model.lr_scheduler.T",  # T_max
+    "model.lr_scheduler.monitor",
+    "model.momentum",
+}
 SHORT = "--total_env_steps=256 --evaluation.num_episodes=1"  # one update
 
 
@@ -26,6 +38,9 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, text in FILES.items():
+        Path(name).write_text(text)
 
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:
@@ -33,7 +48,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_readme_has_the_commands_that_these_tests_are_about() -> None:
-    assert len(COMMANDS) == 10
+    assert len(COMMANDS) == 14
     assert {line.split()[3] for line in COMMANDS} == {"fit", "test", "plot"}
 
 
@@ -69,7 +84,7 @@ def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str], monkeypat
     helped = capsys.readouterr().out
     named = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)*)", README)) - {"help", "print_config"}
     named |= set(re.findall(r"`((?:data|model|checkpoint|trainer|solved|curve)\.[a-z_]+)`", README))
-    assert {name for name in named if f"--{name} " not in helped} <= {"trainer.logger.save_dir"}  # of a logger
+    assert {name for name in named if f"--{name} " not in helped} <= OF_A_CLASS
 
 
 def test_summary_in_the_readme_is_what_a_run_prints() -> None:
@@ -80,11 +95,17 @@ def test_summary_in_the_readme_is_what_a_run_prints() -> None:
 
 
 def test_python_example_runs() -> None:
-    [example] = [block for language, block in BLOCKS if language == "python"]
+    [example] = [block for language, block in BLOCKS if language == "python" and block not in FILES.values()]
     Path("example.py").write_text(example.replace("max_epochs=200", "max_epochs=2"))
     ended = shell("python -W ignore example.py")
     assert ended.returncode == 0, ended.stderr
     assert Path("checkpoints/last.ckpt").is_file() and Path("data/rl/ppo_cartpole_trainlog.json").is_file()
+
+
+def test_program_of_a_users_module_runs() -> None:
+    [program] = [line for line in LINES if line.startswith("python my_run.py ")]
+    ended = shell(f"{program} {SHORT}")
+    assert (ended.returncode, ended.stderr) == (exit_codes.DONE, "")
 
 
 def test_worker_answers_what_the_readme_types() -> None:

@@ -3,6 +3,7 @@
 from typing import Final
 
 PROGRAM: Final = "python -m lit_ppo"
+DESCRIPTION: Final = "PPO for Lightning, on environments in a checked subprocess."
 TRAINING: Final = {
     "fit": "Train a policy with PPO, or resume a run.",
     "validate": "Play greedy episodes with the policy of a checkpoint and print their returns.",

@@ -11,17 +11,18 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
-from lit_ppo import exit_codes, interrupts
+from lit_ppo import exit_codes, interrupts, standard_streams
 from lit_ppo.callbacks.curve_export import CurveExport
 from lit_ppo.callbacks.graceful_exit import GracefulExit, RunInterrupted
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
@@ -31,8 +32,8 @@ from lit_ppo.callbacks.run_progress import RunProgress
 from lit_ppo.callbacks.run_summary import RunSummary
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.checkpoint_io import VerifiedCheckpointIO
-from lit_ppo.commands import PROGRAM, TRAINING
-from lit_ppo.compat_lightning import parser_of, settings_of
+from lit_ppo.commands import DESCRIPTION, PROGRAM, TRAINING
+from lit_ppo.compat_lightning import parser_of, remove_option, settings_of
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.exit_codes import fail
@@ -60,12 +61,12 @@ _TRAINER_DEFAULTS: Final[dict[str, Any]] = {
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
 }
-_EXAMPLES: Final = f"""examples:
-  {PROGRAM} fit --data.env_id=Acrobot-v1 --solved.threshold=-100
-  {PROGRAM} fit --config my.yaml --model.learning_rate=3e-4
-  {PROGRAM} fit --print_config > my.yaml
-  {PROGRAM} fit --ckpt_path=last --total_env_steps=100000
-  {PROGRAM} test --ckpt_path=best --data.test_episodes=1000"""
+_EXAMPLES: Final = """examples:
+  {program} fit --data.env_id=Acrobot-v1 --solved.threshold=-100
+  {program} fit --config my.yaml --model.learning_rate=3e-4
+  {program} fit --print_config > my.yaml
+  {program} fit --ckpt_path=last --total_env_steps=100000
+  {program} test --ckpt_path=best --data.test_episodes=1000"""
 _DEFAULT_ENV_STEPS: Final = 50_000
 _LINKED: Final = {"seed_everything": [("data", "seed"), ("model", "seed")], "total_env_steps": [("model", "total_env_steps")]}
 _NOT_TYPED: Final = 2**62 - 1
@@ -82,26 +83,62 @@ _IRRELEVANT_WARNINGS: Final = (
 
 
 class LitPPOCLI(LightningCLI):
-    """LightningCLI with this project's classes, defaults, links and rules for checkpoints."""
+    """LightningCLI with this project's classes, defaults, links and rules for checkpoints.
 
-    def __init__(self, args: ArgsType = None, run: bool = True) -> None:
-        self._arguments = args
+    `LitPPOCLI(MyModule)` in a file of one's own makes that file a program with the commands fit, validate and test. An expected
+    error of a command ends the process with one line and a documented exit code.
+
+    Args:
+        module_class: `PPOModule`, or a subclass; the arguments of its constructor are options too.
+        args: Command and options; None for those of the process.
+        run: Whether to run a command. Otherwise the objects are made only, and errors are raised.
+        program: Name of the program in its help. None for that of the process, whose signals and standard streams are then
+            handled as in `python -m lit_ppo`.
+    """
+
+    def __init__(
+        self,
+        module_class: type[PPOModule] = PPOModule,
+        args: ArgsType = None,
+        run: bool = True,
+        *,
+        program: str | None = None,
+    ) -> None:
+        self._arguments, self._module_class = args, module_class
+        if program is None:
+            program = f"python {Path(sys.argv[0]).name}"
+            if run and args is None:
+                standard_streams.prepare()
+                interrupts.advise(interrupts.advice_at_start(sys.argv[1:]))
+                interrupts.install()
         of_commands = {
-            name: {"usage": f"{PROGRAM} {name} [options]", "description": TRAINING[name], "epilog": _EXAMPLES}
+            name: {
+                "usage": f"{program} {name} [options]",
+                "description": TRAINING[name],
+                "epilog": _EXAMPLES.format(program=program),
+            }
             for name in self.subcommands()
         }
-        super().__init__(
-            PPOModule,
-            RolloutDataModule,
-            save_config_callback=RunConfig,
-            trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [RunSummary()]},
-            seed_everything_default=0,
-            parser_kwargs={"prog": PROGRAM, "formatter_class": HelpFormatter, **of_commands},
-            parser_class=OptionParser,
-            args=args,
-            run=run,
-            auto_configure_optimizers=False,
-        )
+        with _expected_errors() if run else nullcontext():
+            super().__init__(
+                module_class,
+                RolloutDataModule,
+                save_config_callback=RunConfig,
+                trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [RunSummary()]},
+                seed_everything_default=0,
+                parser_kwargs={
+                    "prog": program,
+                    "description": DESCRIPTION,
+                    "formatter_class": HelpFormatter,
+                    **of_commands,
+                },
+                parser_class=OptionParser,
+                args=args,
+                run=run,
+                auto_configure_optimizers=False,
+                # else a subclass's checkpoint would name the code that rebuilds it, and Lightning would import that
+                load_from_checkpoint_support=False,
+            )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The training commands and the arguments that they skip; only the command that is asked for is worked out."""
@@ -138,7 +175,7 @@ class LitPPOCLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Ours first, the Trainer's last."""
-        parser.add_lightning_class_args(PPOModule, "model")
+        parser.add_lightning_class_args(self._module_class, "model")
         parser.add_class_arguments(RolloutDataModule, "data", fail_untyped=False, sub_configs=True, skip={"env_kwargs"})
         assert parser.groups is not None
         groups: dict[str, Any] = parser.groups
@@ -157,6 +194,7 @@ class LitPPOCLI(LightningCLI):
             for section, key in targets:
                 parser.link_arguments(source, f"{section}.{key}")
         parser.link_arguments("data.spec", "model.spec", apply_on="instantiate")
+        remove_option(parser, "--model.spec.help")  # left over from the argument that is a link now
 
     def _parse_ckpt_path(self) -> None:
         """Let a checkpoint's settings replace the defaults, and refuse typed ones that cannot change on resume."""
@@ -171,7 +209,7 @@ class LitPPOCLI(LightningCLI):
         if command == "fit":
             interrupts.advise(interrupts.continue_from(given))
             refuse_fixed(saved, typed)
-            for line in differences(saved, typed):
+            for line in differences(saved, typed, self._module_class.makes_own_optimizer()):
                 print(f"changed since {path}: {line}", file=sys.stderr)
         self.config = self.parser.parse_object({"subcommand": command, command: resumed(saved, typed)})
         self.config[command].ckpt_path = str(path)
@@ -182,7 +220,9 @@ class LitPPOCLI(LightningCLI):
         # links need their sources, so these get a value first, which a typed one replaces
         first = arguments.index(command) + 1
         arguments[first:first] = [f"--{source}={_NOT_TYPED}" for source in _LINKED]
-        typed: dict[str, Any] = self.parser.parse_args(arguments, defaults=False)[command].as_dict()
+        parsed = self.parser.parse_args(arguments, defaults=False)
+        # as plain data, as a checkpoint holds the settings: functions by their import paths
+        typed: dict[str, Any] = yaml.safe_load(self.parser.dump(parsed, skip_none=False, skip_validation=True))[command]
         typed.pop("config", None)
         for source, targets in _LINKED.items():
             for section, key in targets:
@@ -304,15 +344,27 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def main() -> None:
-    """Run the command in `sys.argv`."""
+@contextmanager
+def _expected_errors() -> Iterator[None]:
+    """End the process with one line and a documented exit code if an expected error is raised, also by standard output."""
     try:
-        LitPPOCLI()
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except MisconfigurationException as error:
+        fail(_plain(error), exit_codes.USAGE)
     except Exception as error:
-        code = exit_codes.USAGE if isinstance(error, MisconfigurationException) else exit_codes.of(error)
+        code = exit_codes.of(error)
         if code is None:
             raise
-        fail(_plain(error) if isinstance(error, MisconfigurationException) else str(error), code)
+        fail(str(error), code)
+
+
+def main() -> None:
+    """Run the command in `sys.argv`, in a process that `__main__` has prepared."""
+    LitPPOCLI(program=PROGRAM)
 
 
 def _plain(error: MisconfigurationException) -> str:
