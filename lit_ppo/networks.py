@@ -347,7 +347,7 @@ def is_image(leaf: Leaf, channels: ChannelOrder = "auto") -> bool:
     return min(_channels_first(leaf.shape, channel_order(leaf.shape, channels))[1:]) >= _SMALLEST_SIDE
 
 
-def encoder_of(leaf: Leaf, images: ImageSettings, initialize: Initializer) -> tuple[Encoder, int]:
+def encoder_of(leaf: Leaf, images: ImageSettings, is_normalized: bool, initialize: Initializer) -> tuple[Encoder, int]:
     """What makes features of a leaf, and how many."""
     if leaf.kind in ("discrete", "multi_discrete"):
         return OneHot(leaf), sum(leaf.choices)
@@ -356,7 +356,7 @@ def encoder_of(leaf: Leaf, images: ImageSettings, initialize: Initializer) -> tu
     if images.network != "flat" and is_image(leaf, images.channels):
         encoder = image = Image(leaf, images, initialize)
         num_features = image.num_features
-    return (Scaled(leaf, encoder) if leaf.is_integer else encoder), num_features
+    return (Scaled(leaf, encoder) if leaf.is_integer and not is_normalized else encoder), num_features
 
 
 class Inputs(nn.Module):
@@ -366,11 +366,14 @@ class Inputs(nn.Module):
         leaves: What is seen.
         images: What is done with images.
         initialize: Draws the weights.
+        normalized: Those of the leaves that are normalised already; whole numbers among them are not scaled.
     """
 
-    def __init__(self, leaves: Sequence[Leaf], images: ImageSettings, initialize: Initializer) -> None:
+    def __init__(
+        self, leaves: Sequence[Leaf], images: ImageSettings, initialize: Initializer, normalized: Sequence[Leaf] = ()
+    ) -> None:
         super().__init__()
-        encoders = [encoder_of(leaf, images, initialize) for leaf in leaves]
+        encoders = [encoder_of(leaf, images, leaf in normalized, initialize) for leaf in leaves]
         self.num_features = sum(num_features for _, num_features in encoders)
         self._encoders = [(leaf.path, encoder) for leaf, (encoder, _) in zip(leaves, encoders, strict=True)]
         self.networks = nn.ModuleList(encoder for encoder, _ in encoders if isinstance(encoder, nn.Module))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lit_ppo.compat_torch import Float64Buffers
 from lit_ppo.errors import ConfigError
-from lit_ppo.networks import is_image
+from lit_ppo.networks import ChannelOrder, is_image
 from lit_ppo.spaces import Leaf
 
 _EPSILON: Final = 1e-8  # added to a variance, so that what never changes is not divided by 0
@@ -227,22 +227,22 @@ class ObservationNormalizer(nn.Module):
             leaf.replace(new)
 
 
-def normalized_leaves(observation: Sequence[Leaf], mask: str | None, wanted: bool | Sequence[str]) -> tuple[Leaf, ...]:
-    """The leaves that the setting `model.normalize_observations` asks to normalise, in the order of `observation`.
+def normalized_leaves(seen: Sequence[Leaf], wanted: bool | Sequence[str], channels: ChannelOrder = "auto") -> tuple[Leaf, ...]:
+    """The leaves that the setting `model.normalize_observations` asks to normalise, in the order of `seen`.
 
     Args:
-        observation: Leaves of an observation.
-        mask: Path of the action mask, which is not normalised; None if there is none.
+        seen: The leaves that the networks see.
         wanted: True for every Box of floats that is not an image, False for none; or the paths of any Boxes of numbers.
+        channels: Where images have their channels.
 
     Raises:
         ConfigError: `wanted` is True and there is no such leaf, or it names a path that is unknown or has no numbers.
     """
-    numbers = [leaf for leaf in observation if leaf.kind == "box" and leaf.dtype != "bool" and leaf.path != mask]
+    numbers = [leaf for leaf in seen if leaf.kind == "box" and leaf.dtype != "bool"]
     if wanted is False:
         return ()
     if wanted is True:
-        chosen = tuple(leaf for leaf in numbers if not leaf.is_integer and not is_image(leaf))
+        chosen = tuple(leaf for leaf in numbers if not leaf.is_integer and not is_image(leaf, channels))
         if not chosen:
             use = f"name some of {_listed(numbers)}" if numbers else "use false"
             raise ConfigError(
@@ -252,16 +252,14 @@ def normalized_leaves(observation: Sequence[Leaf], mask: str | None, wanted: boo
         return chosen
     if isinstance(wanted, str):  # a sequence of letters, and "" of none
         raise ConfigError(f"model.normalize_observations: expected true, false or a list of paths, got {wanted!r}")
-    known = {leaf.path: leaf for leaf in observation}
+    known = {leaf.path: leaf for leaf in seen}
     for path in wanted:
         if path not in known:
-            raise ConfigError(f"model.normalize_observations: expected paths among {_listed(observation)}, got {path!r}")
-        if path == mask:
-            raise ConfigError(f"model.normalize_observations: expected leaves of numbers, got the action mask, {path!r}")
+            raise ConfigError(f"model.normalize_observations: expected paths among {_listed(seen)}, got {path!r}")
         if known[path] not in numbers:
             kind = "Box of bool" if known[path].kind == "box" else known[path].kind
             raise ConfigError(f"model.normalize_observations: expected leaves of numbers, got {path!r}, a {kind}")
-    return tuple(leaf for leaf in observation if leaf.path in wanted)
+    return tuple(leaf for leaf in seen if leaf.path in wanted)
 
 
 def _listed(leaves: Sequence[Leaf]) -> str:

@@ -8,10 +8,8 @@ and returned, and never kept in a module.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,13 +39,20 @@ class Torso(nn.Module):
         hidden_sizes: Sizes of the hidden layers, if `settings.torso` is None.
         settings: Images, activation, own torso, memory.
         initialize: Draws the weights.
+        normalized: Those of the leaves that are normalised.
     """
 
     def __init__(
-        self, leaves: Sequence[Leaf], hidden_sizes: Sequence[int], settings: PPOSettings, initialize: Initializer
+        self,
+        leaves: Sequence[Leaf],
+        hidden_sizes: Sequence[int],
+        settings: PPOSettings,
+        initialize: Initializer,
+        normalized: Sequence[Leaf],
     ) -> None:
         super().__init__()
-        self.inputs = Inputs(leaves, ImageSettings(settings.image_network, settings.image_channels), initialize)
+        images = ImageSettings(settings.image_network, settings.image_channels)
+        self.inputs = Inputs(leaves, images, initialize, normalized)
         num_inputs = self.inputs.num_features
         self.hidden: HiddenLayers | OwnTorso
         if settings.torso is None:
@@ -242,14 +247,13 @@ def policy_for(
     seen = [leaf for leaf in observation if leaf.path != mask]
     if not seen:
         raise ConfigError(f"data.action_mask=obs:{mask}: expected an observation besides the mask")
-    normalized = normalized_leaves(observation, mask, settings.normalize_observations)
-    seen = [_as_normalized(leaf) if leaf in normalized else leaf for leaf in seen]
+    normalized = normalized_leaves(seen, settings.normalize_observations, settings.image_channels)
     initialize = Initializer(generator, settings.orthogonal_init)
     distribution = distributions.for_action(action, settings.action_bounds)
-    torso = Torso(seen, settings.actor_hidden_sizes, settings, initialize)
+    torso = Torso(seen, settings.actor_hidden_sizes, settings, initialize, normalized)
     actor = Actor(torso, distribution, mask, settings, initialize)
     if not settings.shared_torso:
-        torso = Torso(seen, settings.critic_hidden_sizes, settings, initialize)
+        torso = Torso(seen, settings.critic_hidden_sizes, settings, initialize, normalized)
     return Policy(
         actor,
         Critic(torso, initialize),
@@ -258,8 +262,3 @@ def policy_for(
         ObservationNormalizer(normalized, settings.observation_clip) if normalized else None,
         RewardNormalizer(settings.gamma, settings.reward_clip) if settings.normalize_rewards else None,
     )
-
-
-def _as_normalized(leaf: Leaf) -> Leaf:
-    """The same leaf as it looks when it is normalised: floats without bounds."""
-    return replace(leaf, dtype="float32", low=-np.inf, high=np.inf)

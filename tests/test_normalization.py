@@ -432,19 +432,13 @@ def paths(leaves: tuple[Leaf, ...]) -> list[str]:
 
 
 def test_vectors_of_floats_are_normalised_if_asked_for() -> None:
-    assert paths(normalized_leaves(MIXED, "mask", True)) == ["position", "sensors.left/height"]
-    assert normalized_leaves(MIXED, "mask", False) == normalized_leaves(MIXED, "mask", []) == ()
-    assert normalized_leaves((box(3),), None, True) == normalized_leaves((box(3),), None, [""]) == (box(3),)
+    assert paths(normalized_leaves(MIXED, True)) == ["position", "sensors.left/height"]
+    assert normalized_leaves(MIXED, False) == normalized_leaves(MIXED, []) == ()
+    assert normalized_leaves((box(3),), True) == normalized_leaves((box(3),), [""]) == (box(3),)
 
 
 def test_named_leaves_are_exactly_these_in_the_order_of_the_observation() -> None:
-    assert paths(normalized_leaves(MIXED, "mask", ["pixels", "counts", "depths", "pixels"])) == ["counts", "pixels", "depths"]
-
-
-def test_mask_of_floats_is_not_normalised() -> None:
-    observation = (POSITION, box(4, path="mask"))
-    assert paths(normalized_leaves(observation, "mask", True)) == ["position"]
-    assert paths(normalized_leaves(observation, None, True)) == ["position", "mask"]
+    assert paths(normalized_leaves(MIXED, ["pixels", "counts", "depths", "pixels"])) == ["counts", "pixels", "depths"]
 
 
 @pytest.mark.parametrize(
@@ -455,7 +449,6 @@ def test_mask_of_floats_is_not_normalised() -> None:
         (MIXED, ["choice"], "expected leaves of numbers, got 'choice', a discrete"),
         (MIXED, ["choices"], "expected leaves of numbers, got 'choices', a multi_discrete"),
         (MIXED, ["bits"], "expected leaves of numbers, got 'bits', a multi_binary"),
-        (MIXED, ["mask"], "expected leaves of numbers, got the action mask, 'mask'"),
         (MIXED, "position", "expected true, false or a list of paths, got 'position'"),
         ((box(3),), "", "expected true, false or a list of paths, got ''"),
         (MIXED[2:], True, "not an image in the observation, got none; name some of 'counts', 'pixels', 'depths'$"),
@@ -464,7 +457,7 @@ def test_mask_of_floats_is_not_normalised() -> None:
 )
 def test_other_leaves_are_refused(observation: tuple[Leaf, ...], wanted: bool | list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^model.normalize_observations: .*{message}"):
-        normalized_leaves(observation, "mask", wanted)
+        normalized_leaves([leaf for leaf in observation if leaf.path != "mask"], wanted)
 
 
 # -- rewards

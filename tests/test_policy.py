@@ -91,6 +91,22 @@ def test_mask_alone_is_nothing_to_see() -> None:
     assert str(refused.value) == "data.action_mask=obs:mask: expected an observation besides the mask"
 
 
+# -- normalisation
+
+
+def test_mask_is_not_normalised_and_what_is_named_is_no_longer_scaled() -> None:
+    counts = box(2, path="counts", dtype="uint8", low=0, high=9)
+    mask = box(3, path="mask", low=0, high=1, dtype="int8")
+    spec = spec_of(box(2, path="seen"), counts, mask, action=discrete(3), mask="mask")
+    policy = policy_of(spec, PPOSettings(normalize_observations=["counts"]))
+    normalizer = policy.observation_normalizer
+    assert normalizer is not None
+    obs = {"seen": torch.ones(1, 2), "counts": torch.tensor([[9, 0]], dtype=torch.uint8), "mask": torch.ones(1, 3)}
+    assert policy.actor.torso.inputs(normalizer(obs)).tolist() == [[1, 1, 9, 0]]  # nothing is known yet
+    with pytest.raises(ConfigError, match="expected paths among 'seen', 'counts', got 'mask'"):
+        policy_of(spec, PPOSettings(normalize_observations=["mask"]))
+
+
 # -- continuous actions
 
 
