@@ -1,0 +1,81 @@
+"""Every kind of space and policy, killed from outside at two moments: what it leaves is what the undisturbed run leaves."""
+
+import json
+import os
+import signal
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.harness import LAST, CommandLine, child_of, outcome, wait_for
+from tests.test_modes import ANYTHING, MODES, Mode
+from tests.test_resume import differences
+
+PARTS = {
+    "own optimizer with scheduler": [
+        "--model.optimizer=torch.optim.AdamW",
+        "--model.optimizer.lr=0.01",
+        "--model.optimizer.weight_decay=0.1",
+        "--model.lr_scheduler=CosineAnnealingLR",
+        "--model.lr_scheduler.T_max=20",
+    ],
+    "own torso": ["--model.torso=tests.toy_parts.Torso", "--model.torso.width=8"],
+}
+
+
+def arguments_of(name: str) -> list[str]:
+    mode = MODES.get(name, Mode())
+    sizes: dict[str, Any] = {} if name == "own torso" else {"actor_hidden_sizes": [8], "critic_hidden_sizes": [8]}
+    options = {
+        "data.env_id": ANYTHING,
+        "data.env_kwargs": mode.env_kwargs,
+        "data.num_envs": 4,
+        "data.horizon": 32,
+        "data.evaluation_envs": 2,
+        **{f"data.{key}": value for key, value in mode.data.items()},
+        "model.minibatch_size": 32,
+        **{f"model.{key}": value for key, value in (sizes | mode.settings).items()},
+        "evaluation.every_n_updates": 4,
+        "evaluation.num_episodes": 2,
+        "checkpoint.every_n_updates": 8,
+        "solved.threshold": ".inf",
+        "trainer.max_epochs": 20,
+        "trainer.logger": False,
+        "curve.path": "curve.json",
+    }
+    plain = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
+    return ["fit", *plain, *PARTS.get(name, [])]
+
+
+@lru_cache(maxsize=1)  # of the kind whose tests run now
+def undisturbed(name: str, directory: Path) -> Any:
+    run = CommandLine(directory / "straight", *arguments_of(name))
+    ended = run.ended()
+    assert ended.code == 0, ended.err
+    return outcome(run.directory)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("who", ["worker", "trainer"])
+@pytest.mark.parametrize("name", [*MODES, *PARTS])
+def test_killed_run_ends_as_the_undisturbed_one(name: str, who: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = tmp_path_factory.mktemp(who)
+    run = CommandLine(directory / "killed", *arguments_of(name))
+    wait_for((run.directory / LAST).exists, "the first checkpoint")
+    if who == "worker":
+        for guard in run.workers():
+            try:
+                os.kill(child_of(guard), signal.SIGKILL)
+            except (OSError, IndexError):
+                continue  # a worker itself, which has no child
+        assert "is replaced" in run.ended().err
+    else:
+        run.process.kill()
+        assert run.ended(is_tidy=False).code == -signal.SIGKILL
+        again = CommandLine(run.directory, *arguments_of(name), "--ckpt_path=last")
+        ended = again.ended(is_tidy=False)
+        assert ended.code == 0, ended.err
+    assert differences(list(undisturbed(name, directory)), list(outcome(run.directory))) == []
