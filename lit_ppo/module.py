@@ -77,6 +77,7 @@ class PPOModule(LightningModule):
         self._gradients: EagerGradients | CompiledGradients | None = None  # made when fit starts
         self._learning_rate: LearningRate | None = None  # the same
         self._needs_closure = False  # a step of the optimizer computes the loss again
+        self._uses_set_optimizer = False  # or a subclass makes its own
         self.learnt_update: int | None = None  # number of the newest complete update of this run
         self.is_updating = False  # an update has begun and is not complete; stays True if it fails
         self.run_env_steps: int | None = None  # length of the run, for the schedules; None: unknown, and nothing decays
@@ -122,6 +123,7 @@ class PPOModule(LightningModule):
 
         A subclass may return an optimizer of its own, and schedulers, which make one step after each update.
         """
+        self._uses_set_optimizer = True
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = make_optimizer(trained, self.settings, self.device.type)
         scheduler = make_scheduler(optimizer, self.settings)
@@ -189,6 +191,8 @@ class PPOModule(LightningModule):
             part = getattr(self.settings, name)
             if isinstance(part, PartOfCheckpoint):
                 raise part.error()
+            if name in ("optimizer", "lr_scheduler") and part is not None and not self._uses_set_optimizer:
+                raise ConfigError(f"model.{name}: not used by {type(self).__name__}.configure_optimizers")
         optimizers, configs = self.trainer.optimizers, self.trainer.lr_scheduler_configs
         if len(optimizers) != 1:
             raise ConfigError(f"{type(self).__name__}.configure_optimizers: expected one optimizer, got {len(optimizers)}")

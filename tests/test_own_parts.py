@@ -228,6 +228,7 @@ def every_step(self: PPOModule) -> Any:
             None,
             "model.lr_scheduler.monitor=eval/return (evaluations are not restored exactly): expected one of loss/total, ",
         ),
+        ({"optimizer": adamw()}, OwnOptimizer.configure_optimizers, "model.optimizer: not used by Own.configure_optimizers"),
         ({}, two_optimizers, "Own.configure_optimizers: expected one optimizer, got 2"),
         ({}, every_step, "Own.configure_optimizers: schedulers make one step after each update; leave out interval"),
         (
