@@ -90,7 +90,8 @@ class OwnOptimizer(PPOModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(
-            [{"params": self.actor.parameters(), "lr": 0.02}, {"params": self.critic.parameters(), "lr": 0.5}], momentum=0.9
+            [{"params": self.policy.actor.parameters(), "lr": 0.02}, {"params": self.policy.critic.parameters(), "lr": 0.5}],
+            momentum=0.9,
         )
 
 
@@ -187,7 +188,7 @@ def plateau(**settings: Any) -> Any:
 
 
 def two_optimizers(self: PPOModule) -> Any:
-    return [torch.optim.SGD(self.actor.parameters()), torch.optim.SGD(self.critic.parameters())]
+    return [torch.optim.SGD(network.parameters()) for network in (self.policy.actor, self.policy.critic)]
 
 
 def every_step(self: PPOModule) -> Any:
@@ -281,8 +282,10 @@ class Width(PPOModule):
 
 
 def test_checkpoint_is_plain_data_and_asks_for_the_code_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    own: dict[str, Any] = {"optimizer": adamw(), "loss": lambda *args: None, "width": 5}
-    fit(1, RunCheckpoint(), module=small_module(Width, **own, torso=partial(toy_parts.Torso, width=128)))
+    torso = partial(toy_parts.Torso, width=128)
+    own: dict[str, Any] = {"optimizer": adamw(), "loss": lambda *args: toy_parts.loss(*args), "width": 5}
+    sizes = {"actor_hidden_sizes": (64, 64), "critic_hidden_sizes": (64, 64)}  # the default: a torso stands in their place
+    fit(1, RunCheckpoint(), module=small_module(Width, **own, **sizes, torso=torso))
     hparams = torch.load(LAST, weights_only=True)["hyper_parameters"]
     assert hparams["torso"] == {"class_path": "tests.toy_parts.Torso", "init_args": {"width": 128}}
     assert (hparams["width"], hparams["loss"]["init_args"]) == (5, None)
@@ -293,18 +296,18 @@ def test_checkpoint_is_plain_data_and_asks_for_the_code_that_it_needs(monkeypatc
     )
     with pytest.raises(ConfigError, match=message):
         Width.load_from_checkpoint(LAST)
-    module = Width.load_from_checkpoint(LAST, torso=toy_parts.Torso)
+    module = Width.load_from_checkpoint(LAST, torso=torso)
     assert "tests.toy_parts" not in sys.modules
-    assert module({"": torch.eye(3)}).shape == (3,)  # the policy needs neither optimizer nor loss
+    assert module({"": torch.eye(3)})[0].shape == (3,)  # the policy needs neither optimizer nor loss
     message = r"^model.optimizer: the checkpoint was made with torch.optim.adamw.AdamW\(lr=0.01, weight_decay=0.1\); pass it: "
     with pytest.raises(ConfigError, match=message):
         fit(1, module=module)
-    module = Width.load_from_checkpoint(LAST, torso=toy_parts.Torso, optimizer=adamw())
+    module = Width.load_from_checkpoint(LAST, torso=torso, optimizer=adamw())
     with pytest.raises(
         ConfigError, match=r"^model.loss: the checkpoint was made with tests.test_own_parts.*<lambda>; pass it: "
     ):
         fit(1, module=module)
-    fit(1, module=Width.load_from_checkpoint(LAST, torso=toy_parts.Torso, optimizer=adamw(), loss=toy_parts.loss))
+    fit(1, module=Width.load_from_checkpoint(LAST, torso=torso, optimizer=adamw(), loss=toy_parts.loss))
 
 
 def test_hyperparameter_that_a_checkpoint_cannot_hold_is_refused_by_name() -> None:
@@ -386,6 +389,7 @@ def test_part_that_cannot_be_used_ends_in_one_line_and_exit_code_2(
 PROGRAM = """
 from torch.optim import SGD
 from lit_ppo import LitPPOCLI, PPOModule
+from lit_ppo.update import ppo_loss
 
 class MyModule(PPOModule):
     def __init__(self, width: int = 3, **settings):
@@ -395,7 +399,8 @@ class MyModule(PPOModule):
     def configure_optimizers(self):
         return SGD(self.parameters(), lr=0.125)
 
-def my_loss(*args): ...
+def my_loss(*args):
+    return ppo_loss(*args)
 
 if __name__ == "__main__":
     LitPPOCLI(MyModule)

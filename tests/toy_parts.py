@@ -1,8 +1,10 @@
 """Classes and functions of a user, named in a command line or passed from Python."""
 
-from typing import Any
-
 from torch import Tensor, nn
+
+from lit_ppo.functional import PPOLoss
+from lit_ppo.rollout import Batch
+from lit_ppo.update import LossSettings, Predictions, ppo_loss
 
 
 class Torso(nn.Module):
@@ -24,7 +26,9 @@ def unannotated(inputs):  # type: ignore[no-untyped-def]
     return nn.Linear(inputs, 8)
 
 
-def loss(*args: Any, **settings: Any) -> Any: ...
+def loss(predictions: Predictions, minibatch: Batch, settings: LossSettings) -> PPOLoss:
+    """PPO's with twice the entropy bonus."""
+    return ppo_loss(predictions, minibatch, settings._replace(entropy_coefficient=2 * settings.entropy_coefficient))
 
 
 class Loss:
@@ -33,4 +37,5 @@ class Loss:
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = weight
 
-    def __call__(self, *args: Any, **settings: Any) -> Any: ...
+    def __call__(self, predictions: Predictions, minibatch: Batch, settings: LossSettings) -> PPOLoss:
+        return loss(predictions, minibatch, settings)
