@@ -138,7 +138,7 @@ class ObservationTree:
 
         def write(observation: object, info: object, env: int) -> None:
             # the usual case first: this runs in every step of every environment
-            if type(observation) is np.ndarray and observation.dtype == dtype and observation.shape == shape:
+            if type(observation) is np.ndarray and observation.dtype is dtype and observation.shape == shape:
                 array[env] = observation
             else:
                 array[env] = admit_leaf(observation, leaf, dtype, "obs")

@@ -106,7 +106,7 @@ def test_bad_lines_are_answered_and_harm_nothing() -> None:
         '{"cmd":"step","action":0}': "action: expected list, got 0",
         '{"cmd":"step","action":[0,1]}': "action: expected 1 actions of discrete, got [0, 1]",
         '{"cmd":"step","action":[true]}': "action: expected 1 actions of discrete, got [True]",
-        '{"cmd":"step","action":[2]}': "action: actions[0]: expected 0 to 1, got 2",
+        '{"cmd":"step","action":[2]}': "action: actions[0]: expected a value in [0, 1] (the action space), got 2",
         '{"cmd":"step","action":[0],"next_seed":"7"}': "next_seed: expected int, got '7'",
         '{"cmd":"step","action":[0],"next_seed":-7}': "next_seed: expected a non-negative integer, got -7",
     }
@@ -286,7 +286,7 @@ def test_every_wrong_value_of_a_step_is_refused(fault: str, monkeypatch: pytest.
     for step in range(3):
         violation = None
         try:
-            host.step(np.array([0, 1, 0]), [7, 8, 9], [1, 1, 1])
+            host.step(np.array([0, 1, 0]), np.array([7, 8, 9]), b"\x01\x01\x01")
             leaves = (Row(host.spec.observation).views(views[name]) for name in ("rows", "final_rows"))
             contract.check_values(*leaves, views["rewards"], views["flags"].tobytes(), bytes(3))
         except ContractViolation as error:
@@ -325,7 +325,7 @@ def test_what_raises_is_named_with_its_call(monkeypatch: pytest.MonkeyPatch) -> 
 def _provoke(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     host, _ = hosted(monkeypatch, fault="raise", call=call, row=1, at_step=0)
     host.reset([1, 2, 3])
-    host.step(np.zeros(3, np.int64), [7, 8, 9], [1, 1, 1])
+    host.step(np.zeros(3, np.int64), np.array([7, 8, 9]), b"\x01\x01\x01")
     host.close()
 
 
