@@ -158,6 +158,36 @@ def test_a_person_can_step_every_space() -> None:
     assert pushed["obs"] == [env.step(np.array([0.5], np.float32))[0].tolist()]
 
 
+@pytest.mark.parametrize(
+    ("action", "typed", "wrong", "message"),
+    [
+        ("box", [[0.5, -1, 0.25], [0, 0, 1]], [[0.5, -1, 2], [0, 0, 1]], "action: actions[1, 0, 2]: expected a value in"),
+        ("multi_discrete", [2, 3], [2, 4], "action: actions[1, 1]: expected a value in [0, 3]"),
+        ("multi_binary", [1, 0, 1, 1], [1, 0, -1, 1], "action: actions[1, 2]: expected a value in [0, 1]"),
+    ],
+)
+def test_a_person_can_type_every_action_and_read_parts_of_an_observation(
+    action: str, typed: list[Any], wrong: list[Any], message: str
+) -> None:
+    kwargs, keys = {"action": action}, ["camera", "pair"]
+    make = {"cmd": "make", "env_id": "tests.fault_envs:Sum-v0", "num_envs": 2, "env_kwargs": kwargs, "obs_keys": keys}
+    lines: list[str | dict[str, Any]] = [make, {"cmd": "describe"}, {"cmd": "reset", "seed": 3}]
+    lines += [{"cmd": "step", "action": both} for both in ([typed, wrong], [typed], [typed, typed])]
+    made, described, reset, outside, too_few, stepped = dialogue([], lines)
+    env = gymnasium.make("tests.fault_envs:Sum-v0", disable_env_checker=True, **kwargs)
+    assert made == described and described["action"]["kind"] == action
+    assert described["action"]["shape"] == list(env.action_space.shape or ())
+    assert [leaf["path"] for leaf in described["observation"]] == ["camera/left", "pair/0", "pair/1"]
+    assert refused(outside).startswith(message) and refused(too_few).startswith(f"action: expected 2 actions of {action}")
+    for row in (0, 1):
+        first, _ = env.reset(seed=3 + row)
+        successor, reward, *_ = env.step(np.array(typed, env.action_space.dtype))
+        for obs, answer in ((first, reset["obs"]), (successor, stepped["obs"]), (successor, stepped["next_obs"])):
+            assert answer["camera/left"][row] == obs["camera"]["left"].tolist()
+            assert [answer["pair/0"][row], answer["pair/1"][row]] == [obs["pair"][0].tolist(), obs["pair"][1]]
+        assert stepped["reward"][row] == reward and not stepped["terminated"][row]
+
+
 def test_an_unknown_environment_ends_the_worker_with_a_message() -> None:
     command = [sys.executable, "-m", "lit_ppo.bridge.worker", "Nowhere-v0"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, text=True, check=False)
