@@ -164,14 +164,14 @@ class ObservationTree:
 
     def _leaf_writer(self, path: str, array: NDArray[Any]) -> Writer:
         leaf, dtype, field = self._by_path[path], self._dtypes[path], field_of("obs", path)
-        shape = leaf.shape
+        shape, targets = leaf.shape, [array[env, ...] for env in range(len(array))]  # indexing takes as long as the copy
 
         def write(value: object, info: object, env: int) -> None:
             # the usual case first: this runs in every step of every environment
             if type(value) is np.ndarray and value.dtype is dtype and value.shape == shape:
-                array[env] = value
+                targets[env][...] = value
             else:
-                array[env] = admit_leaf(value, leaf, dtype, field)
+                targets[env][...] = admit_leaf(value, leaf, dtype, field)
 
         return write
 
