@@ -16,7 +16,7 @@ from typing import Final
 
 from benchmarks.report import ROOT, Row, machine, parse, peers_python, peers_versions, table, versions
 
-PARTS: Final = ("stepping", "scaling", "framework_tax", "training", "solving")
+PARTS: Final = ("stepping", "rows", "scaling", "framework_tax", "training", "solving")
 _DEADLINE_S: Final = 3600
 
 

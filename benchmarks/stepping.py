@@ -8,7 +8,7 @@ import argparse
 import itertools
 import multiprocessing
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -45,9 +45,9 @@ class Competitor:
         return num_steps / elapsed
 
 
-def bridge(env_id: str, num_envs: int, vectorization: Any, num_workers: int) -> Competitor:
+def bridge(env_id: str, num_envs: int, vectorization: Any, num_workers: int, **env_kwargs: Any) -> Competitor:
     settings = BridgeSettings(vectorization=vectorization, num_workers=num_workers)
-    env = EnvBridge(env_id, num_envs, lambda row, episode: row + 1000 * episode, settings=settings)
+    env = EnvBridge(env_id, num_envs, lambda row, episode: row + 1000 * episode, env_kwargs=env_kwargs, settings=settings)
     try:
         env.reset()
     except BaseException:
@@ -62,8 +62,8 @@ def in_process_native(env_id: str, num_envs: int) -> Competitor:
     return Competitor("native in process", env.step, env.close)
 
 
-def in_process_sync(env_id: str, num_envs: int) -> Competitor:
-    env = gymnasium.vector.SyncVectorEnv([_maker(env_id)] * num_envs)
+def in_process_sync(env_id: str, num_envs: int, **env_kwargs: Any) -> Competitor:
+    env = gymnasium.vector.SyncVectorEnv([_maker(env_id, **env_kwargs)] * num_envs)
     env.reset(seed=0)
     return Competitor("SyncVectorEnv", env.step, env.close)
 
@@ -98,13 +98,13 @@ def envpool_pool(env_id: str, num_envs: int, num_threads: int) -> Competitor:
     return Competitor(f"EnvPool, {num_threads} thread{'s' * (num_threads > 1)}", env.step, env.close)
 
 
-def _maker(env_id: str) -> Callable[[], gymnasium.Env[Any, Any]]:
+def _maker(env_id: str, **env_kwargs: Any) -> Callable[[], gymnasium.Env[Any, Any]]:
     # without Gymnasium's checker, as in the bridge: it costs more than our contract does
-    return partial(gymnasium.make, env_id, disable_env_checker=True)
+    return partial(gymnasium.make, env_id, disable_env_checker=True, **env_kwargs)
 
 
-def competitors(env_id: str, num_envs: int, native: bool, peers: bool) -> tuple[list[Competitor], list[tuple[str, str]]]:
-    """Those that can be made here, and why others cannot; without `peers`, the bridge and Gymnasium alone."""
+def competitors(env_id: str, num_envs: int, native: bool) -> tuple[list[Competitor], list[tuple[str, str]]]:
+    """Those that can be made here, and why others cannot."""
     makers: dict[str, Callable[[], Competitor]] = {}
     workers = (1, 2) if num_envs > 1 else (1,)
     if native:
@@ -115,14 +115,13 @@ def competitors(env_id: str, num_envs: int, native: bool, peers: bool) -> tuple[
         makers["SyncVectorEnv"] = lambda: in_process_sync(env_id, num_envs)
         for n in workers:
             makers[f"bridge sync, {n}"] = partial(bridge, env_id, num_envs, "sync", n)
-    if peers and num_envs <= 256:
+    if num_envs <= 256:
         makers["SB3 DummyVecEnv"] = lambda: sb3_dummy(env_id, num_envs)
         for n in workers:
             makers[f"EnvPool, {n}"] = partial(envpool_pool, env_id, num_envs, n)
     if num_envs <= _MOST_PROCESSES:
         makers["AsyncVectorEnv"] = lambda: gymnasium_async(env_id, num_envs)
-        if peers:
-            makers["SB3 SubprocVecEnv"] = lambda: sb3_subproc(env_id, num_envs)
+        makers["SB3 SubprocVecEnv"] = lambda: sb3_subproc(env_id, num_envs)
     # those that fork go first: a fork of a process with threads may hang
     forking = ("AsyncVectorEnv", "SB3 SubprocVecEnv")
     made, failed = [], []
@@ -152,27 +151,38 @@ _TARGETS: Final = {
 }
 
 
-def measure(
-    env_id: str, num_envs: int, num_actions: int, native: bool, rounds: int, seconds: float, peers: bool = True
-) -> list[Row]:
+def measure(env_id: str, num_envs: int, num_actions: int, native: bool, rounds: int, seconds: float) -> list[Row]:
     """One case: `rounds` turns of every competitor, after one that does not count."""
     actions = np.random.default_rng(0).integers(num_actions, size=(_ACTION_ROWS, num_envs))
-    made, failed = competitors(env_id, num_envs, native, peers)
+    made, failed = competitors(env_id, num_envs, native)
     case = f"stepping {env_id.rpartition(':')[2]} N={num_envs}"
     rows = {
         who.name: Row(case, who.name, "env steps/s", against=reference(who.name), target=_TARGETS.get((num_envs, who.name)))
         for who in made
     }
+    take_turns(made, rows, actions, rounds, seconds)
+    return [*rows.values(), *(Row(case, name, "env steps/s", note=note) for name, note in failed)]
+
+
+def take_turns(made: list[Competitor], rows: Mapping[str, Row], actions: Actions, rounds: int, seconds: float) -> None:
+    """Append the env steps per second of each competitor in each round to its row; then close them.
+
+    Args:
+        made: The competitors.
+        rows: By name of the competitor.
+        actions: Shape (steps, N).
+        rounds: Besides the first, which does not count.
+        seconds: Of a turn.
+    """
     try:
         for turn in range(rounds + 1):
             for who in made[turn % len(made) :] + made[: turn % len(made)]:  # nobody always comes after the same one
-                rate = num_envs * who.turn(actions, seconds)
+                rate = actions.shape[1] * who.turn(actions, seconds)
                 if turn:
                     rows[who.name].values.append(rate)
     finally:
         for who in made:
             who.close()
-    return [*rows.values(), *(Row(case, name, "env steps/s", note=note) for name, note in failed)]
 
 
 def against_process_per_env(rows: list[Row]) -> list[Row]:
@@ -234,8 +244,6 @@ def main() -> None:
     rows += against_process_per_env(rows)
     if not quick:
         rows += side_by_side(min(5, rounds), 4 * seconds)
-    # image observations: 84 x 84 bytes a step and environment
-    rows += measure("benchmarks.image_env:BlankScreen-v0", 8, 2, False, rounds, seconds, peers=False)
     show(rows)
 
 

@@ -150,27 +150,27 @@ class LeafRules:
                 self._high = np.minimum(self._high, np.clip(space_high, limits.min, limits.max).astype(self._dtype))
             limits = np.iinfo(self._dtype)  # if every value of the dtype is allowed, there is nothing to compare
             self.is_free = bool((self._low == limits.min).all() and (self._high == limits.max).all())
-        self._scratch = np.empty((2, 0), np.bool_)
+        self._compared_shape: tuple[int, ...] = ()
 
     def are_inside(self, values: NDArray[Any]) -> bool:
         """Whether all values, shape (N, *shape), are within the bounds."""
         if self._is_bool:
             values = values.view(np.uint8)
-        if self._scratch.shape[1:] != values.shape:
+        if values.shape != self._compared_shape:
+            self._compared_shape = values.shape
             self._scratch = np.empty((2, *values.shape), np.bool_)
+            self._above, self._below = self._scratch
             # bounds written out: comparing many rows with one costs more than comparing them with as many
             self._lows, self._highs = (np.broadcast_to(bound, values.shape).copy() for bound in (self._low, self._high))
-        inside, below = self._scratch
-        np.greater_equal(values, self._lows, out=inside)
-        np.less_equal(values, self._highs, out=below)
-        np.logical_and(inside, below, out=inside)
-        return b"\x00" not in inside.tobytes()  # a fifth of the price of `all`
+        np.greater_equal(values, self._lows, self._above)
+        np.less_equal(values, self._highs, self._below)
+        return 0 not in self._scratch.tobytes()  # a tenth of the price of `all`
 
     def hold(self, values: NDArray[Any]) -> bool:
         """As `are_inside`, for a few environments of which there are others the next time."""
         if self._is_bool:
             values = values.view(np.uint8)
-        return b"\x00" not in ((values >= self._low) & (values <= self._high)).tobytes()
+        return 0 not in ((values >= self._low) & (values <= self._high)).tobytes()
 
     def refuse(self, field: str, values: NDArray[Any], rows: NDArray[np.intp] | None = None) -> None:
         """Raise for the first bad component, if there is one.

@@ -368,6 +368,44 @@ class PartsEnv(gymnasium.Env[Any, int]):
         return obs, float(action), bool(self.np_random.random() < 0.1), self.steps >= 15, info
 
 
+class SumEnv(gymnasium.Env[Any, Any]):
+    """A nested observation with the sum of all numbers of all actions so far, which may not exceed 5, and a part to leave out.
+
+    Args:
+        action: A key of the spaces below.
+    """
+
+    def __init__(self, action: str = "box") -> None:
+        box = gymnasium.spaces.Box
+        self.observation_space = gymnasium.spaces.Dict(
+            {
+                "camera": gymnasium.spaces.Dict({"left": box(0, 255, (4, 4, 1), np.uint8)}),
+                "pair": gymnasium.spaces.Tuple((box(-5.0, 5.0, (1,), np.float64), gymnasium.spaces.Discrete(3))),
+                "always nan": box(0, 1, (2,)),
+            }
+        )
+        self.action_space = {
+            "box": box(-1, 1, (2, 3)),
+            "multi_discrete": gymnasium.spaces.MultiDiscrete([3, 4]),
+            "multi_binary": gymnasium.spaces.MultiBinary(4),
+        }[action]
+
+    def _observation(self) -> dict[str, Any]:
+        left = self.np_random.integers(0, 256, (4, 4, 1), np.uint8)
+        pair = (np.array([self.total]), np.int64(self.steps % 3))
+        return {"camera": {"left": left}, "pair": pair, "always nan": np.full(2, np.nan, np.float32)}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.total, self.steps = 0.0, 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> Returned:
+        assert self.action_space.contains(action)
+        self.total, self.steps = self.total + float(action.sum()), self.steps + 1
+        return self._observation(), self.total, False, False, {}
+
+
 # what becomes of the third observation and info of an episode
 CHANGES: dict[str, Any] = {
     "no flags": lambda obs, info: ({key: obs[key] for key in obs if key != "flags"}, info),
@@ -390,6 +428,7 @@ CHANGES: dict[str, Any] = {
 
 
 gymnasium.register("Parts-v0", entry_point=PartsEnv)
+gymnasium.register("Sum-v0", entry_point=SumEnv)
 gymnasium.register("Faulty-v0", entry_point=FaultyEnv)
 gymnasium.register("Noisy-v0", entry_point=FaultyEnv, kwargs={"fault": "noise", "at_step": None})
 gymnasium.register("NaN-v0", entry_point=FaultyEnv, kwargs={"fault": "obs nan", "at_step": 0})

@@ -210,9 +210,9 @@ def test_actions_inside_the_action_space_come_back_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("actions", "message"),
     [
-        (np.array([0, 3]), "actions[1]: expected 0 to 2, got 3"),
-        (np.array([-1, 9]), "actions[0]: expected 0 to 2, got -1"),
-        (np.array([0, -(2**63)]), f"actions[1]: expected 0 to 2, got {-(2**63)}"),
+        (np.array([0, 3]), "actions[1]: expected a value in [0, 2] (the action space), got 3"),
+        (np.array([-1, 9]), "actions[0]: expected a value in [0, 2] (the action space), got -1"),
+        (np.array([0, -(2**63)]), f"actions[1]: expected a value in [0, 2] (the action space), got {-(2**63)}"),
         (np.array([0, 1], np.int32), "actions: expected int64 of shape (N,), got int32 of shape (2,)"),
         (np.array([0.0, 1.0]), "actions: expected int64 of shape (N,), got float64 of shape (2,)"),
         (np.array([[0], [1]]), "actions: expected int64 of shape (N,), got int64 of shape (2, 1)"),
@@ -626,7 +626,7 @@ KINDS = Leaf("", "multi_discrete", (2,), "int64", (0, 5), (2, 6))
         (KINDS, [[0, 5], [3, 5]], "actions[1, 0]: expected a value in [0, 2] (the action space), got 3"),
         (KINDS, [[0, 4]], "actions[0, 1]: expected a value in [5, 6] (the action space), got 4"),
         (Leaf("", "multi_binary", (2,), "int8", 0, 1), [[0, 2]], "actions[0, 1]: expected a value in [0, 1]"),
-        (Leaf("", "discrete", (), "int64", -3, -1), [-3, 0], "actions[1]: expected -3 to -1, got 0"),
+        (Leaf("", "discrete", (), "int64", -3, -1), [-3, 0], "actions[1]: expected a value in [-3, -1] (the action space)"),
     ],
 )
 def test_actions_of_every_kind_are_checked_before_they_are_sent(leaf: Leaf, actions: list[Any], message: str) -> None:

@@ -1,11 +1,15 @@
 """Reports of faults, played again."""
 
+import json
+from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
 from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import EnvironmentFault
 from lit_ppo.replay import replay
 
@@ -16,13 +20,18 @@ def seed_of(env: int, episode: int) -> int:
     return 100 * env + episode + 1
 
 
-def report_of(env_kwargs: dict[str, Any]) -> dict[str, Any]:
+def report_of(
+    env_kwargs: dict[str, Any],
+    env_id: str = FAULTY,
+    actions: Callable[[], np.ndarray] = lambda: np.zeros(2, np.int64),
+    **options: Any,
+) -> dict[str, Any]:
     """The report of the fault that such an environment comes to, in two rows of which the second is at fault."""
-    with EnvBridge(FAULTY, 2, seed_of, env_kwargs=env_kwargs) as bridge:
+    with EnvBridge(env_id, 2, seed_of, env_kwargs=env_kwargs, **options) as bridge:
         try:
             bridge.reset()
             for _ in range(100):
-                bridge.step(np.zeros(2, np.int64))
+                bridge.step(actions())
         except EnvironmentFault as fault:
             return fault.report
     raise AssertionError("the fault did not happen")
@@ -34,6 +43,25 @@ def test_fault_of_one_episode_happens_again_in_its_step_or_in_the_reset_that_beg
     again = replay(report)
     assert again is not None and "the pole is on fire" in str(again)
     assert again.report["seed"] == report["seed"] and again.report["actions"] == report["actions"]
+
+
+@pytest.mark.parametrize("action", ["box", "multi_discrete", "multi_binary"])
+def test_fault_in_a_part_of_a_nested_observation_happens_again_after_the_same_actions(action: str) -> None:
+    space: Any = gymnasium.make("tests.fault_envs:Sum-v0", action=action).action_space
+    space.seed(3)
+    found = report_of(
+        {"action": action},
+        "tests.fault_envs:Sum-v0",
+        lambda: np.stack([0 * space.sample(), np.abs(space.sample())]),  # the sum of row 0 stays 0
+        obs_keys=["camera", "pair"],
+        contract=ContractSettings(check_membership="error"),
+    )
+    report = json.loads(json.dumps(found))  # as it stands in its file
+    again = replay(report)
+    assert len(report["actions"]) > 1 and report["env"] == 1 and report["obs_keys"] == ["camera", "pair"]
+    assert again is not None and report["field"] == "obs.pair/0[1, 0]" and again.report["field"] == "obs.pair/0[0, 0]"
+    assert again.report["value"] == report["value"]  # the sum of all actions, to the last bit
+    assert again.report["actions"] == report["actions"] and again.report["step"] == report["step"]
 
 
 def test_fault_that_does_not_happen_again_is_none() -> None:

@@ -217,8 +217,7 @@ class EnvBridge:
         for part in self.slices:
             self._recovery.retry(part, "reset", lambda part=part: self._reset_slice(part))  # type: ignore[misc]
             rows[part.rows] = part.obs_rows()
-        for env in range(self.num_envs):
-            self._journal.begin(env, int(self._journal.seeds[env]), rows[env])
+        self._journal.begin(range(self.num_envs), self._journal.seeds, rows)
         self._last_rows = rows
         return self._recorded.row.views(rows)
 
@@ -261,7 +260,7 @@ class EnvBridge:
             active = self._recovery.await_step(part, slot, actions, active, failure, deadline)
         while True:
             flags = slot.flags.tobytes()
-            any_ended = b"\x01" in flags[: 2 * self.num_envs]
+            any_ended = 1 in flags[: 2 * self.num_envs]
             if any_ended and restoration.resets_within_step:
                 for part in self.slices:
                     part.copy_final_rows(slot)
@@ -276,8 +275,8 @@ class EnvBridge:
         journal.append(actions, active)
         restoration.after_step(slot, ended)
         self._last_rows = slot.rows
-        all_valid = b"\x01" not in flags[3 * self.num_envs :]
-        valid = self._all_valid if all_valid else slot.flags[3] == 0
+        all_valid = 1 not in flags[3 * self.num_envs :]
+        valid = self._all_valid if all_valid else ~slot.invalid
         return VectorStep(slot.obs, slot.final_obs, slot.rewards, slot.terminated, slot.truncated, valid, any_ended, all_valid)
 
     def _refuse_if_closed(self, call: str) -> None:

@@ -24,6 +24,7 @@ class Slot(NamedTuple):
     final_obs: Leaves  # of the final rows; of `rows` where there are none
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
+    invalid: NDArray[np.bool_]
     parts: list[tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.uint8], NDArray[np.uint8]]]
     # rows, rewards, flags and final rows of each worker
 
@@ -52,10 +53,10 @@ class History:
 
     def _slot(self, k: int, row: Row, slices: list[slice]) -> Slot:
         rows, final_rows, rewards, flags = self._rows[k], self._final_rows[k], self._rewards[k], self._flags[k]
-        terminated, truncated = flags[:2].view(np.bool_)
+        terminated, truncated, _, invalid = flags.view(np.bool_)
         parts = [(rows[part], rewards[part], flags[:, part], final_rows[part]) for part in slices]
         obs, final_obs = row.views(rows), row.views(final_rows)
-        return Slot(rows, rewards, flags, obs, final_obs, terminated, truncated, parts)
+        return Slot(rows, rewards, flags, obs, final_obs, terminated, truncated, invalid, parts)
 
     def slot(self) -> Slot:
         """Where the step goes that is next in the journal."""

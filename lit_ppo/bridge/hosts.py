@@ -91,6 +91,7 @@ class SyncHost:
                 mask, leaf = (None, None) if action_mask is None else mask_leaf(action_mask, self.action)
                 self.tree = ObservationTree(env_id, made.observation_space, obs_keys, leaf)
             self.envs.append(made)
+        self._steps = [made.step for made in self.envs]
         first = self.envs[0]
         self.spaces = {"observation_space": shown(first.observation_space), "action_space": shown(first.action_space)}
         for env, other in enumerate(self.envs[1:], 1):
@@ -124,23 +125,29 @@ class SyncHost:
 
     def step_requested(self, requested: dict[str, NDArray[Any]]) -> None:
         """The step that stands in the shared frame."""
-        self.step(requested["actions"], requested["next_seeds"].tolist(), requested["active"].tolist())
+        self.step(requested["actions"], requested["next_seeds"], requested["active"].tobytes())
 
-    def step(self, actions: NDArray[Any], next_seeds: list[int], active: list[int]) -> None:
-        """Step the active environments; where an episode ends, begin the next one."""
-        self.flags[...] = 0
+    def step(self, actions: NDArray[Any], next_seeds: NDArray[np.int64], active: bytes) -> None:
+        """Step the active environments; where an episode ends, begin the next one.
+
+        Args:
+            actions: Shape (N, *shape).
+            next_seeds: Of the episodes that follow, shape (N,).
+            active: One byte for each environment: 1 to step it, 0 to leave it as it is.
+        """
+        self.flags.fill(0)
         # whole numbers, or arrays of their own: an environment may keep what it gets
         asked = actions.tolist() if self.action.kind == "discrete" else [row.astype(self._action_dtype) for row in actions]
-        rewards, write = self.rewards, self.write
+        steps, rewards, write = self._steps, self.rewards, self.write
         ended = []
         rows: Iterable[int] = range(self.num_envs)
-        if not all(active):  # rows that stay where they are
+        if 0 in active:  # rows that stay where they are
             self.invalid[...] = [1 - is_active for is_active in active]
             rewards[...] = 0.0
             rows = itertools.compress(rows, active)
         for env in rows:
             try:
-                returned = self.envs[env].step(asked[env])
+                returned = steps[env](asked[env])
             except Exception as error:
                 raise raised(env, "step", error) from None
             try:
@@ -157,7 +164,7 @@ class SyncHost:
                 raise _of_env(violation, env) from None
         for env in dict.fromkeys(ended):
             self.final_rows[env] = self.rows[env]
-            self._reset_one(env, next_seeds[env])
+            self._reset_one(env, int(next_seeds[env]))
             self.reset_flags[env] = 1
 
     def save(self) -> dict[str, Any]:

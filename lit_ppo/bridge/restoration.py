@@ -142,13 +142,13 @@ class Replay:
 
     def after_step(self, slot: Slot, ended: NDArray[np.intp] | None) -> None:
         if ended is not None:
-            for env in ended.tolist():
-                self._begin_episode(env, slot.rows[env])
+            self._begin_episodes(ended.tolist(), slot.rows.take(ended, axis=0))
 
-    def _begin_episode(self, env: int, first_row: NDArray[np.uint8]) -> None:
-        """The next episode of `env` has begun, from its seed."""
-        self._journal.begin(env, int(self._episodes.next_seeds[env]), first_row)
-        self._episodes.advance(env)
+    def _begin_episodes(self, envs: list[int], first_rows: NDArray[np.uint8]) -> None:
+        """The next episodes of K environments have begun, each from its seed, with first observations of shape (K, size)."""
+        self._journal.begin(envs, self._episodes.next_seeds.take(envs), first_rows)
+        for env in envs:
+            self._episodes.advance(env)
 
     def past_actions(self, env: int) -> list[Any]:
         return self._journal.actions(env)
@@ -195,8 +195,8 @@ class Replay:
             if complete.where["env"] in envs:
                 self._episodes.skip(complete.where["env"])
             raise complete from None
-        for env in sorted(envs):
-            self._begin_episode(env, first_rows[env - rows.start])
+        begun = sorted(envs)
+        self._begin_episodes(begun, first_rows[[env - rows.start for env in begun]])
         self._episodes.given_up += len(envs)
 
     def mark(self) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from lit_ppo.errors import ContractViolation, shown
 from lit_ppo.leaf_rules import admit_leaf, field_of
 from lit_ppo.spaces import Leaf, bound_of, require_supported_size
 
+Writer = Callable[[object, object, int], None]  # of what the environment returned there, its info, and the row
+
 INFO: Final = "info:"  # an action mask that is no part of the observation has the path "info:KEY"
 _HINTS: Final = {
     "Graph": "write a gymnasium.ObservationWrapper that returns arrays of fixed size",
@@ -113,49 +115,65 @@ class ObservationTree:
         where = f"part {path!r} of the observation space, a {kind}," if path else f"observation space {kind}"
         return f"env_id={self._env_id}: {where} is not supported: it has no arrays of fixed size; {hint}"
 
-    def writer(self, views: Mapping[str, NDArray[Any]]) -> Callable[[object, object, int], None]:
+    def writer(self, views: Mapping[str, NDArray[Any]]) -> Writer:
         """A function that admits one observation and writes its leaves into their arrays.
 
-        It takes what the environment returned as observation and info, and the row; it raises `ContractViolation` if a part is
-        missing, or not what was declared.
+        It raises `ContractViolation` if a part is missing, or not what was declared.
 
         Args:
             views: By path, shape (N, *shape) each.
         """
-        if self.is_bare:
-            return self._bare_writer(views[""])
+        write_parts = self._writer_of(self._space, "", views)
+        if self._mask is None:
+            return write_parts
+        masks = views[self._mask.path]
 
         def write(observation: object, info: object, env: int) -> None:
-            self._write(self._space, observation, "", views, env)
-            if self._mask is not None:
-                views[self._mask.path][env] = self._admit_mask(info)
+            write_parts(observation, info, env)
+            masks[env] = self._admit_mask(info)
 
         return write
 
-    def _bare_writer(self, array: NDArray[Any]) -> Callable[[object, object, int], None]:
-        [leaf], dtype = self.leaves, self._dtypes[""]
-        shape = leaf.shape
-
-        def write(observation: object, info: object, env: int) -> None:
-            # the usual case first: this runs in every step of every environment
-            if type(observation) is np.ndarray and observation.dtype == dtype and observation.shape == shape:
-                array[env] = observation
-            else:
-                array[env] = admit_leaf(observation, leaf, dtype, "obs")
-
-        return write
-
-    def _write(
-        self, space: gymnasium.Space[Any], value: object, path: str, views: Mapping[str, NDArray[Any]], env: int
-    ) -> None:
+    def _writer_of(self, space: gymnasium.Space[Any], path: str, views: Mapping[str, NDArray[Any]]) -> Writer:
+        """A writer for a part of the space, made once: walking the space in every step would cost more than the copies."""
         parts = parts_of(space)
         if parts is None:
-            views[path][env] = admit_leaf(value, self._by_path[path], self._dtypes[path], field_of("obs", path))
-            return
-        values = _parts_of_value(value, [name for name, _ in parts], isinstance(space, spaces.Dict), field_of("obs", path))
-        for (name, part), inner in zip(parts, values, strict=True):
-            if self._is_used(name, path):
-                self._write(part, inner, f"{path}/{name}" if path else name, views, env)
+            return self._leaf_writer(path, views[path])
+        field, expected = field_of("obs", path), {name for name, _ in parts}
+        writers = [
+            (k, name, self._writer_of(part, f"{path}/{name}" if path else name, views))
+            for k, (name, part) in enumerate(parts)
+            if self._is_used(name, path)
+        ]
+
+        def write_dict(value: object, info: object, env: int) -> None:
+            if not isinstance(value, dict) or value.keys() != expected:
+                keys = f"keys {sorted(map(shown, value))}" if isinstance(value, dict) else None
+                arrived = keys or f"{type(value).__name__} {shown(value)}"
+                raise ContractViolation(field, f"a dict with exactly the keys {sorted(expected)}", arrived)
+            for _, name, write in writers:
+                write(value[name], info, env)
+
+        def write_tuple(value: object, info: object, env: int) -> None:
+            if not isinstance(value, tuple) or len(value) != len(expected):
+                raise ContractViolation(field, f"a tuple of {len(expected)}", f"{type(value).__name__} {shown(value)}")
+            for k, _, write in writers:
+                write(value[k], info, env)
+
+        return write_dict if isinstance(space, spaces.Dict) else write_tuple
+
+    def _leaf_writer(self, path: str, array: NDArray[Any]) -> Writer:
+        leaf, dtype, field = self._by_path[path], self._dtypes[path], field_of("obs", path)
+        shape, targets = leaf.shape, [array[env, ...] for env in range(len(array))]  # indexing takes as long as the copy
+
+        def write(value: object, info: object, env: int) -> None:
+            # the usual case first: this runs in every step of every environment
+            if type(value) is np.ndarray and value.dtype is dtype and value.shape == shape:
+                targets[env][...] = value
+            else:
+                targets[env][...] = admit_leaf(value, leaf, dtype, field)
+
+        return write
 
     def _admit_mask(self, info: object) -> Any:
         assert self._mask is not None
@@ -167,20 +185,6 @@ class ObservationTree:
         if isinstance(value, tuple) and all(isinstance(part, np.ndarray) and part.ndim == 1 for part in value) and value:
             value = np.concatenate(value)  # of a MultiDiscrete, one array for each component
         return admit_leaf(value, self._mask, self._dtypes[path], path)
-
-
-def _parts_of_value(value: object, names: list[str], is_dict: bool, field: str) -> list[object]:
-    """The parts of a value that must have exactly these."""
-    if is_dict:
-        if not isinstance(value, dict) or value.keys() != set(names):
-            arrived = (
-                f"keys {sorted(map(shown, value))}" if isinstance(value, dict) else f"{type(value).__name__} {shown(value)}"
-            )
-            raise ContractViolation(field, f"a dict with exactly the keys {sorted(names)}", arrived)
-        return [value[name] for name in names]
-    if not isinstance(value, tuple) or len(value) != len(names):
-        raise ContractViolation(field, f"a tuple of {len(names)}", f"{type(value).__name__} {shown(value)}")
-    return list(value)
 
 
 def _is_supported(space: gymnasium.Space[Any]) -> bool:

@@ -265,7 +265,7 @@ class Worker:
         if next_seed < 0:
             raise ProtocolError(f"next_seed: expected a non-negative integer, got {next_seed}")
         actions = typed_actions(protocol.take(request, "action", list), host.spec, host.num_envs)
-        host.step(actions, [next_seed + env for env in range(host.num_envs)], [1] * host.num_envs)
+        host.step(actions, next_seed + np.arange(host.num_envs), b"\x01" * host.num_envs)
         rows, (terminated, truncated, _, invalid) = self.reply_arrays["rows"], self.reply_arrays["flags"].astype(bool)
         ended = (terminated | truncated)[:, None] & host.resets_within_step
         final_rows = self.reply_arrays["final_rows"] if host.resets_within_step else rows

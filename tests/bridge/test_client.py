@@ -1172,8 +1172,8 @@ def test_wrong_actions_and_masks_are_the_callers_fault_and_harm_nothing() -> Non
     refused["actions: expected int64 of shape (N,), got int64 of shape (2, 1)"] = (right[:, None], None)
     refused["actions: expected 2 of them, got 1"] = (right[:1], None)
     refused["actions: expected 2 of them, got 3"] = (np.zeros(3, np.int64), None)
-    refused["actions[1]: expected 0 to 1, got 2"] = (np.array([1, 2]), None)
-    refused["actions[0]: expected 0 to 1, got -1"] = (np.array([-1, 5]), None)
+    refused["actions[1]: expected a value in [0, 1] (the action space), got 2"] = (np.array([1, 2]), None)
+    refused["actions[0]: expected a value in [0, 1] (the action space), got -1"] = (np.array([-1, 5]), None)
     for name, active in {
         "array([ True, False])": np.array([True, False]),
         "array([1], dtype=uint8)": np.ones(1, np.uint8),

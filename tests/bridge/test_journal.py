@@ -78,7 +78,7 @@ class Driver:
         first_obs = self.rng.integers(0, 256, 8, np.uint8)
         self.seeds[env], self.first[env] = int(self.rng.integers(0, 2**62)), int(digest_rows(first_obs[None])[0])
         self.episodes[env] = []
-        self.journal.begin(env, self.seeds[env], first_obs)
+        self.journal.begin([env], np.array([self.seeds[env]]), first_obs[None])
 
     def step(self, active: np.ndarray | None, ended: list[int]) -> None:
         actions = self.rng.integers(0, 5, self.num_envs)
@@ -157,8 +157,7 @@ def test_rows_that_nobody_needs_any_more_are_dropped() -> None:
 
 def test_rows_where_an_environment_was_idle_are_skipped() -> None:
     journal = Journal(2)
-    for env in (0, 1):
-        journal.begin(env, 5 + env, np.zeros(4, np.uint8))
+    journal.begin([0, 1], np.array([5, 6]), np.zeros((2, 4), np.uint8))
     for k, active in enumerate(([1, 0], [0, 1], [0, 0], [1, 1])):
         journal.append(np.array([k, 10 + k]), np.array(active, np.uint8))
     journal.add_digests(np.zeros((4, 2, 4), np.uint8), np.arange(8.0).reshape(4, 2))
@@ -292,8 +291,7 @@ def test_mark_does_not_depend_on_the_length_of_the_episodes() -> None:
 def test_actions_of_any_kind_come_back(shape: tuple[int, ...], dtype: str) -> None:
     rng, journal = np.random.default_rng(0), Journal(2)
     journal.hold_actions(shape, np.dtype(dtype))
-    for env in (0, 1):
-        journal.begin(env, env, np.zeros(4, np.uint8))
+    journal.begin([0, 1], np.array([0, 1]), np.zeros((2, 4), np.uint8))
     actions = rng.integers(-100, 100, (1500, 2, *shape)).astype(dtype)
     for row in actions:
         journal.append(row, None)

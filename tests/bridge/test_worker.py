@@ -106,7 +106,7 @@ def test_bad_lines_are_answered_and_harm_nothing() -> None:
         '{"cmd":"step","action":0}': "action: expected list, got 0",
         '{"cmd":"step","action":[0,1]}': "action: expected 1 actions of discrete, got [0, 1]",
         '{"cmd":"step","action":[true]}': "action: expected 1 actions of discrete, got [True]",
-        '{"cmd":"step","action":[2]}': "action: actions[0]: expected 0 to 1, got 2",
+        '{"cmd":"step","action":[2]}': "action: actions[0]: expected a value in [0, 1] (the action space), got 2",
         '{"cmd":"step","action":[0],"next_seed":"7"}': "next_seed: expected int, got '7'",
         '{"cmd":"step","action":[0],"next_seed":-7}': "next_seed: expected a non-negative integer, got -7",
     }
@@ -156,6 +156,36 @@ def test_a_person_can_step_every_space() -> None:
     env = gymnasium.make("Pendulum-v1")
     env.reset(seed=3)
     assert pushed["obs"] == [env.step(np.array([0.5], np.float32))[0].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("action", "typed", "wrong", "message"),
+    [
+        ("box", [[0.5, -1, 0.25], [0, 0, 1]], [[0.5, -1, 2], [0, 0, 1]], "action: actions[1, 0, 2]: expected a value in"),
+        ("multi_discrete", [2, 3], [2, 4], "action: actions[1, 1]: expected a value in [0, 3]"),
+        ("multi_binary", [1, 0, 1, 1], [1, 0, -1, 1], "action: actions[1, 2]: expected a value in [0, 1]"),
+    ],
+)
+def test_a_person_can_type_every_action_and_read_parts_of_an_observation(
+    action: str, typed: list[Any], wrong: list[Any], message: str
+) -> None:
+    kwargs, keys = {"action": action}, ["camera", "pair"]
+    make = {"cmd": "make", "env_id": "tests.fault_envs:Sum-v0", "num_envs": 2, "env_kwargs": kwargs, "obs_keys": keys}
+    lines: list[str | dict[str, Any]] = [make, {"cmd": "describe"}, {"cmd": "reset", "seed": 3}]
+    lines += [{"cmd": "step", "action": both} for both in ([typed, wrong], [typed], [typed, typed])]
+    made, described, reset, outside, too_few, stepped = dialogue([], lines)
+    env = gymnasium.make("tests.fault_envs:Sum-v0", disable_env_checker=True, **kwargs)
+    assert made == described and described["action"]["kind"] == action
+    assert described["action"]["shape"] == list(env.action_space.shape or ())
+    assert [leaf["path"] for leaf in described["observation"]] == ["camera/left", "pair/0", "pair/1"]
+    assert refused(outside).startswith(message) and refused(too_few).startswith(f"action: expected 2 actions of {action}")
+    for row in (0, 1):
+        first, _ = env.reset(seed=3 + row)
+        successor, reward, *_ = env.step(np.array(typed, env.action_space.dtype))
+        for obs, answer in ((first, reset["obs"]), (successor, stepped["obs"]), (successor, stepped["next_obs"])):
+            assert answer["camera/left"][row] == obs["camera"]["left"].tolist()
+            assert [answer["pair/0"][row], answer["pair/1"][row]] == [obs["pair"][0].tolist(), obs["pair"][1]]
+        assert stepped["reward"][row] == reward and not stepped["terminated"][row]
 
 
 def test_an_unknown_environment_ends_the_worker_with_a_message() -> None:
@@ -286,7 +316,7 @@ def test_every_wrong_value_of_a_step_is_refused(fault: str, monkeypatch: pytest.
     for step in range(3):
         violation = None
         try:
-            host.step(np.array([0, 1, 0]), [7, 8, 9], [1, 1, 1])
+            host.step(np.array([0, 1, 0]), np.array([7, 8, 9]), b"\x01\x01\x01")
             leaves = (Row(host.spec.observation).views(views[name]) for name in ("rows", "final_rows"))
             contract.check_values(*leaves, views["rewards"], views["flags"].tobytes(), bytes(3))
         except ContractViolation as error:
@@ -325,7 +355,7 @@ def test_what_raises_is_named_with_its_call(monkeypatch: pytest.MonkeyPatch) -> 
 def _provoke(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     host, _ = hosted(monkeypatch, fault="raise", call=call, row=1, at_step=0)
     host.reset([1, 2, 3])
-    host.step(np.zeros(3, np.int64), [7, 8, 9], [1, 1, 1])
+    host.step(np.zeros(3, np.int64), np.array([7, 8, 9]), b"\x01\x01\x01")
     host.close()
 
 
