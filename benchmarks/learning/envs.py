@@ -115,7 +115,7 @@ class ParityBits(gymnasium.Env[NDArray[np.int8], NDArray[np.int8]]):
 class ColouredPads(gymnasium.Env[dict[str, Any], np.int64]):
     """Walk on a 5 x 5 grid to the pad of the wanted colour by a shortest path; three leaves, all of them needed.
 
-    `picture` shows a red, a green and a blue pad in three corners, `colour` says which is wanted, `position` where the walker
+    `picture` shows a red and a blue pad in two corners, `colour` says which is wanted, `position` where the walker
     is. A step that shortens the way is worth 1/d, where d is its length at the start; any other step costs 1/d. The episode
     ends on the pad, and after 20 steps.
 
@@ -124,6 +124,7 @@ class ColouredPads(gymnasium.Env[dict[str, Any], np.int64]):
 
     SIDE: Final = 5
     STEPS: Final = 20
+    CHANNELS: Final = np.array([0, 2])  # red and blue
     CORNERS: Final = np.array([(0, 0), (0, 4), (4, 0), (4, 4)])
     MOVES: Final = np.array([(-1, 0), (1, 0), (0, -1), (0, 1)])
 
@@ -131,12 +132,12 @@ class ColouredPads(gymnasium.Env[dict[str, Any], np.int64]):
         self.observation_space = Dict(
             {
                 "picture": Box(0, 255, (self.SIDE, self.SIDE, 3), np.uint8),
-                "colour": Discrete(3),
+                "colour": Discrete(2),
                 "position": Box(-1.0, 1.0, (2,), np.float32),
             }
         )
         self.action_space = Discrete(len(self.MOVES))
-        self._pads, self._colour, self._at = self.CORNERS[:3], 0, np.zeros(2, np.int64)
+        self._pads, self._colour, self._at = self.CORNERS[:2], 0, np.zeros(2, np.int64)
         self._way = 1  # length of the shortest path at the start
 
     def _distance(self) -> int:
@@ -144,14 +145,14 @@ class ColouredPads(gymnasium.Env[dict[str, Any], np.int64]):
 
     def _observation(self) -> dict[str, Any]:
         picture = np.zeros((self.SIDE, self.SIDE, 3), np.uint8)
-        picture[self._pads[:, 0], self._pads[:, 1], range(3)] = 255
+        picture[self._pads[:, 0], self._pads[:, 1], self.CHANNELS] = 255
         centre = (self.SIDE - 1) / 2
         return {"picture": picture, "colour": self._colour, "position": ((self._at - centre) / centre).astype(np.float32)}
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[dict[str, Any], Info]:
         super().reset(seed=seed)
-        self._pads = self.np_random.permutation(self.CORNERS)[:3]
-        self._colour = int(self.np_random.integers(3))
+        self._pads = self.np_random.permutation(self.CORNERS)[:2]
+        self._colour = int(self.np_random.integers(2))
         self._at = self.np_random.integers(self.SIDE, size=2)
         while not self._distance():
             self._at = self.np_random.integers(self.SIDE, size=2)

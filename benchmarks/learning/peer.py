@@ -10,26 +10,26 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium.wrappers import FilterObservation
 from numpy.typing import NDArray
-from sb3_contrib import MaskablePPO
+from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from torch import Tensor, nn
 
 from benchmarks.report import versions
 
 Settings = dict[str, Any]
-_ALGORITHMS: Final[dict[str, Any]] = {"PPO": PPO, "MaskablePPO": MaskablePPO}
+_ALGORITHMS: Final[dict[str, Any]] = {"PPO": PPO, "MaskablePPO": MaskablePPO, "RecurrentPPO": RecurrentPPO}
 _ACTIVATIONS: Final = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "gelu": nn.GELU}
 _PLAYED_AT_A_TIME: Final = 50
 _EVALUATION_SEEDS: Final = 1 << 20  # the first of them; training has those from the run's seed on
@@ -93,23 +93,47 @@ class Player:
         return np.concatenate([self._play(model, batch) for batch in batches])
 
     def _play(self, model: BaseAlgorithm, seeds: Sequence[int]) -> NDArray[np.float64]:
-        returns = np.zeros(len(seeds))
-        playing = {row: env.reset(seed=seed)[0] for row, (env, seed) in enumerate(zip(self._envs, seeds, strict=False))}
-        while playing:
-            actions = self._actions(model, list(playing), list(playing.values()))
-            for row, action in zip(list(playing), actions, strict=True):
-                playing[row], reward, terminated, truncated, _ = self._envs[row].step(action)
+        """One episode in each environment; one that has ended is not stepped, and keeps its last observation."""
+        envs = self._envs[: len(seeds)]
+        obs = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
+        returns, playing, memory = np.zeros(len(seeds)), np.ones(len(seeds), np.bool_), None
+        starts = playing.copy()
+        while playing.any():
+            state: dict[str, Any] = {"state": memory, "episode_start": starts} if isinstance(model, RecurrentPPO) else {}
+            if self._is_masked:
+                state["action_masks"] = np.stack([env.get_wrapper_attr("action_masks")() for env in envs])
+            actions, memory = model.predict(self._seen(model, obs), deterministic=True, **state)
+            starts = np.zeros_like(starts)
+            for row in np.flatnonzero(playing):
+                obs[row], reward, terminated, truncated, _ = envs[row].step(actions[row])
                 returns[row] += float(reward)
-                if terminated or truncated:
-                    del playing[row]
+                playing[row] = not (terminated or truncated)
         return returns
 
-    def _actions(self, model: BaseAlgorithm, rows: list[int], obs: list[Any]) -> Any:
+    @staticmethod
+    def _seen(model: BaseAlgorithm, obs: list[Any]) -> Any:
+        """Observations side by side, normalised as in training."""
         stacked = {key: np.stack([one[key] for one in obs]) for key in obs[0]} if isinstance(obs[0], dict) else np.stack(obs)
-        masks = {}
-        if self._is_masked:
-            masks["action_masks"] = np.stack([self._envs[row].get_wrapper_attr("action_masks")() for row in rows])
-        return model.predict(stacked, deterministic=True, **masks)[0]
+        statistics = model.get_vec_normalize_env()
+        return stacked if statistics is None else statistics.normalize_obs(stacked)
+
+
+class Kept(NamedTuple):
+    """A copy of a policy."""
+
+    parameters: dict[str, Any]
+    obs_statistics: Any  # of VecNormalize
+
+    @classmethod
+    def of(cls, model: BaseAlgorithm) -> "Kept":
+        normalize = model.get_vec_normalize_env()
+        return copy.deepcopy(cls(model.policy.state_dict(), None if normalize is None else normalize.obs_rms))
+
+    def restore(self, model: BaseAlgorithm) -> None:
+        """Make it the model's policy."""
+        model.policy.load_state_dict(self.parameters)
+        if (normalize := model.get_vec_normalize_env()) is not None:
+            normalize.obs_rms = self.obs_statistics
 
 
 class Evaluation(BaseCallback):
@@ -125,7 +149,7 @@ class Evaluation(BaseCallback):
         super().__init__()
         self._player, self._every_n_updates, self._num_episodes = player, every_n_updates, num_episodes
         self._updates, self._next_seed = 0, _EVALUATION_SEEDS
-        self.best: tuple[float, int, dict[str, Any]] | None = None  # mean return, env steps, parameters
+        self.best: tuple[float, int, Kept] | None = None  # mean return, env steps, policy
 
     def _on_step(self) -> bool:
         return True
@@ -145,7 +169,7 @@ class Evaluation(BaseCallback):
         self._next_seed = seeds.stop
         mean = float(self._player.returns(self.model, seeds).mean())
         if self.best is None or mean >= self.best[0]:
-            self.best = mean, self.num_timesteps, copy.deepcopy(self.model.policy.state_dict())
+            self.best = mean, self.num_timesteps, Kept.of(self.model)
 
 
 def _schedule(start: float, decay: str, rollout_share: float) -> Callable[[float], float]:
@@ -157,8 +181,10 @@ def _schedule(start: float, decay: str, rollout_share: float) -> Callable[[float
 
 def make_model(settings: Settings, seed: int) -> BaseAlgorithm:
     """An untrained model on its training environments."""
-    envs = DummyVecEnv([lambda: make_env(settings["env"]) for _ in range(settings["env"]["num_envs"])])
+    envs: VecEnv = DummyVecEnv([lambda: make_env(settings["env"]) for _ in range(settings["env"]["num_envs"])])
     envs.seed(seed)
+    if any(settings["normalize"].values()):
+        envs = VecNormalize(envs, gamma=settings["ppo"]["gamma"], **settings["normalize"])
     policy = dict(settings["policy"])
     policy["activation_fn"] = _ACTIVATIONS[policy.pop("activation")]
     policy["optimizer_kwargs"] = {"eps": policy.pop("adam_epsilon")}
@@ -170,7 +196,8 @@ def make_model(settings: Settings, seed: int) -> BaseAlgorithm:
     rollout_share = settings["ppo"]["n_steps"] * envs.num_envs / settings["total_env_steps"]
     schedules = {name: _schedule(*schedule, rollout_share) for name, schedule in settings["schedules"].items()}
     algorithm = _ALGORITHMS[settings["algorithm"]]
-    name = "MultiInputPolicy" if is_dict else "MlpPolicy"
+    name = ("MultiInput" if is_dict else "Mlp") + ("LstmPolicy" if algorithm is RecurrentPPO else "Policy")
+    policy |= settings["lstm"]
     return algorithm(name, envs, **settings["ppo"], **schedules, policy_kwargs=policy, seed=seed, device="cpu")  # type: ignore[no-any-return]
 
 
@@ -186,8 +213,8 @@ def main() -> None:
     judging = range(_JUDGING_SEEDS + 10_000 * seed, _JUDGING_SEEDS + 10_000 * seed + episodes)
     last = player.returns(model, judging)
     assert evaluation.best is not None
-    best_at, parameters = evaluation.best[1:]
-    model.policy.load_state_dict(parameters)
+    best_at, kept = evaluation.best[1:]
+    kept.restore(model)
     best = player.returns(model, judging)
     result = {
         "env_steps": model.num_timesteps,

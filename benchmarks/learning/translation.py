@@ -30,9 +30,9 @@ def to_sb3(settings: Settings) -> dict[str, Any]:
         raise NoCounterpart("model.normalize_advantages=rollout: Stable-Baselines3 normalises over minibatches or not at all")
     if data["num_envs"] * data["horizon"] % model["minibatch_size"]:
         raise NoCounterpart("model.minibatch_size: Stable-Baselines3 splits a rollout otherwise if it has no equal parts")
-    is_masked = data["action_mask"] is not None
+    is_masked, memory = data["action_mask"] is not None, model.get("memory", "none") != "none"
     return {
-        "algorithm": "MaskablePPO" if is_masked else "PPO",
+        "algorithm": "MaskablePPO" if is_masked else "RecurrentPPO" if memory else "PPO",
         "total_env_steps": settings["total_env_steps"],
         "env": {
             "env_id": data["env_id"],
@@ -53,6 +53,13 @@ def to_sb3(settings: Settings) -> dict[str, Any]:
             "max_grad_norm": 1e9 if model["max_grad_norm"] is None else model["max_grad_norm"],
             "normalize_advantage": model["normalize_advantages"] == "minibatch",
         },
+        "normalize": {
+            "norm_obs": model.get("normalize_observations", False),
+            "norm_reward": model.get("normalize_rewards", False),
+        },
+        "lstm": {"lstm_hidden_size": model["memory_size"]}
+        if memory
+        else {},  # sb3-contrib has no GRU: the LSTM stands for both
         "schedules": {
             "learning_rate": [model["learning_rate"], model["learning_rate_decay"]],
             "clip_range": [model["clip_epsilon"], model["clip_decay"]],

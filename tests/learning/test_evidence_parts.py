@@ -24,7 +24,7 @@ def best_rank(env: envs.MaskedRanks, obs: Any) -> int:
 
 def shortest_path(env: envs.ColouredPads, obs: Any) -> int:
     """From the observation alone."""
-    pad = np.argwhere(obs["picture"][:, :, obs["colour"]])[0]
+    pad = np.argwhere(obs["picture"][:, :, 2 * obs["colour"]])[0]
     row, column = pad - (obs["position"] * 2 + 2).round().astype(int)
     return (1 if row > 0 else 0) if row else (3 if column > 0 else 2)
 
