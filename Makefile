@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: fit test learn soak lint types bench bench-quick clean
+.PHONY: fit test learn soak lint types bench bench-quick evidence clean
 
 fit: $(STAMP)
 	$(BIN)/python -m lit_ppo fit
@@ -31,6 +31,10 @@ bench: $(STAMP)
 
 bench-quick: $(STAMP)
 	$(BIN)/python -m benchmarks.run --quick
+
+# What is learnt, beside SB3 and sb3-contrib, for every row without a result; says what to install if something is missing.
+evidence: $(STAMP)
+	$(BIN)/python -m benchmarks.learning
 
 # torch first and by its exact version: an open range may bring in gigabytes that are not needed
 $(STAMP): pyproject.toml constraints.txt

@@ -1,0 +1,75 @@
+"""Our settings in Stable-Baselines3's terms, as plain data for the process that runs it.
+
+Where the two differ: our value loss has the 1/2 inside, so `value_coefficient` c is their `vf_coef` c/2. Our schedules take the
+env steps before a rollout, theirs those after it, so theirs are shifted by one rollout (`peer._schedule`).
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+Settings = Mapping[str, Any]
+# what SB3 has no counterpart for, and the values with which ours does nothing different
+_WITHOUT_COUNTERPART: Final[Settings] = {"value_clip": None, "target_kl": None, "log_std": "parameter", "action_bounds": "clip"}
+
+
+class NoCounterpart(Exception):
+    """A setting that Stable-Baselines3 does not have."""
+
+
+def to_sb3(settings: Settings) -> dict[str, Any]:
+    """The settings of a run, as `fit --print_config` prints them, for `peer.py`.
+
+    Raises:
+        NoCounterpart: Stable-Baselines3 cannot run with them.
+    """
+    data, model = settings["data"], settings["model"]
+    for name, neutral in _WITHOUT_COUNTERPART.items():
+        if model[name] != neutral:
+            raise NoCounterpart(f"model.{name}={model[name]}: Stable-Baselines3 has no such setting")
+    if model["normalize_advantages"] == "rollout":
+        raise NoCounterpart("model.normalize_advantages=rollout: Stable-Baselines3 normalises over minibatches or not at all")
+    if data["num_envs"] * data["horizon"] % model["minibatch_size"]:
+        raise NoCounterpart("model.minibatch_size: Stable-Baselines3 splits a rollout otherwise if it has no equal parts")
+    is_masked, memory = data["action_mask"] is not None, model.get("memory", "none") != "none"
+    return {
+        "algorithm": "MaskablePPO" if is_masked else "RecurrentPPO" if memory else "PPO",
+        "total_env_steps": settings["total_env_steps"],
+        "env": {
+            "env_id": data["env_id"],
+            "env_kwargs": data["env_kwargs"] or {},
+            "obs_keys": data["obs_keys"],
+            "mask_key": data["action_mask"].partition(":")[2] if is_masked else None,
+            "num_envs": data["num_envs"],
+        },
+        "evaluation": {name: settings["evaluation"][name] for name in ("every_n_updates", "num_episodes")},
+        "ppo": {
+            "n_steps": data["horizon"],
+            "batch_size": model["minibatch_size"],
+            "n_epochs": model["update_epochs"],
+            "gamma": model["gamma"],
+            "gae_lambda": model["gae_lambda"],
+            "ent_coef": model["entropy_coefficient"],
+            "vf_coef": 0.5 * model["value_coefficient"],
+            "max_grad_norm": 1e9 if model["max_grad_norm"] is None else model["max_grad_norm"],
+            "normalize_advantage": model["normalize_advantages"] == "minibatch",
+        },
+        "normalize": {
+            "norm_obs": model.get("normalize_observations", False),
+            "norm_reward": model.get("normalize_rewards", False),
+        },
+        "lstm": {"lstm_hidden_size": model["memory_size"]}
+        if memory
+        else {},  # sb3-contrib has no GRU: the LSTM stands for both
+        "schedules": {
+            "learning_rate": [model["learning_rate"], model["learning_rate_decay"]],
+            "clip_range": [model["clip_epsilon"], model["clip_decay"]],
+        },
+        "policy": {
+            "net_arch": {"pi": model["actor_hidden_sizes"], "vf": model["critic_hidden_sizes"]},
+            "activation": model["activation"],
+            "ortho_init": model["orthogonal_init"],
+            "share_features_extractor": model["shared_torso"],
+            "log_std_init": model["log_std_init"],
+            "adam_epsilon": model["adam_epsilon"],
+        },
+    }
