@@ -61,4 +61,17 @@ ROWS: Final = (
     Row("pendulum", "pendulum", ">= -200", episodes=1000),
     Row("doorkey", "doorkey", ">= 0.95", extras=("minigrid",), is_quick=False),
     Row("inverted_pendulum", "inverted_pendulum", ">= 950", extras=("mujoco",), is_quick=False),
+    Row(
+        "cartpole_novel_gru_100k", "cartpole_novel_gru", ">= 475", Fraction(2, 3), ("--total_env_steps=100000",), is_quick=False
+    ),
+    Row("cartpole_novel_gru_200k", "cartpole_novel_gru", ">= 475", is_quick=False),
+    Row(
+        "cartpole_novel_lstm_100k",
+        "cartpole_novel_lstm",
+        ">= 475",
+        Fraction(2, 3),
+        ("--total_env_steps=100000",),
+        is_quick=False,
+    ),
+    Row("cartpole_novel_lstm_200k", "cartpole_novel_lstm", ">= 475", is_quick=False),
 )

@@ -7,9 +7,21 @@ env steps before a rollout, theirs those after it, so theirs are shifted by one 
 from collections.abc import Mapping
 from typing import Any, Final
 
+from lit_ppo.optimization import ADAM_EPSILON, LEARNING_RATE
+
 Settings = Mapping[str, Any]
 # what SB3 has no counterpart for, and the values with which ours does nothing different
-_WITHOUT_COUNTERPART: Final[Settings] = {"value_clip": None, "target_kl": None, "log_std": "parameter", "action_bounds": "clip"}
+_WITHOUT_COUNTERPART: Final[Settings] = {
+    "value_clip": None,
+    "target_kl": None,
+    "log_std": "parameter",
+    "action_bounds": "clip",
+    "torso": None,
+    "optimizer": None,
+    "lr_scheduler": None,
+    "loss": None,
+    "reward_scale": 1.0,
+}
 
 
 class NoCounterpart(Exception):
@@ -30,7 +42,9 @@ def to_sb3(settings: Settings) -> dict[str, Any]:
         raise NoCounterpart("model.normalize_advantages=rollout: Stable-Baselines3 normalises over minibatches or not at all")
     if data["num_envs"] * data["horizon"] % model["minibatch_size"]:
         raise NoCounterpart("model.minibatch_size: Stable-Baselines3 splits a rollout otherwise if it has no equal parts")
-    is_masked, memory = data["action_mask"] is not None, model.get("memory", "none") != "none"
+    is_masked, memory = data["action_mask"] is not None, model["memory"] is not None
+    if model["normalize_observations"] not in (True, False):
+        raise NoCounterpart("model.normalize_observations: Stable-Baselines3 normalises all of an observation or nothing")
     return {
         "algorithm": "MaskablePPO" if is_masked else "RecurrentPPO" if memory else "PPO",
         "total_env_steps": settings["total_env_steps"],
@@ -54,14 +68,14 @@ def to_sb3(settings: Settings) -> dict[str, Any]:
             "normalize_advantage": model["normalize_advantages"] == "minibatch",
         },
         "normalize": {
-            "norm_obs": model.get("normalize_observations", False),
-            "norm_reward": model.get("normalize_rewards", False),
+            "norm_obs": model["normalize_observations"],
+            "norm_reward": model["normalize_rewards"],
         },
         "lstm": {"lstm_hidden_size": model["memory_size"]}
         if memory
         else {},  # sb3-contrib has no GRU: the LSTM stands for both
         "schedules": {
-            "learning_rate": [model["learning_rate"], model["learning_rate_decay"]],
+            "learning_rate": [model["learning_rate"] or LEARNING_RATE, model["learning_rate_decay"] or "linear"],
             "clip_range": [model["clip_epsilon"], model["clip_decay"]],
         },
         "policy": {
@@ -70,6 +84,6 @@ def to_sb3(settings: Settings) -> dict[str, Any]:
             "ortho_init": model["orthogonal_init"],
             "share_features_extractor": model["shared_torso"],
             "log_std_init": model["log_std_init"],
-            "adam_epsilon": model["adam_epsilon"],
+            "adam_epsilon": model["adam_epsilon"] or ADAM_EPSILON,
         },
     }
