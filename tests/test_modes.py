@@ -162,3 +162,29 @@ def test_sequences_that_do_not_fit_are_refused(horizon: int, minibatch: int, mes
     with pytest.raises(Exception) as refused:
         fit(1, module=PPOModule(data.spec, minibatch_size=minibatch, **GRU), data=data)
     assert str(refused.value) == message
+
+
+def test_episode_that_cannot_be_restored_begins_anew_for_memory_and_statistics_too(tmp_path: Path) -> None:
+    drifting: dict[str, Any] = {
+        "env_id": "tests.fault_envs:Faulty-v0",
+        "env_kwargs": {"drift": True},
+        "num_envs": 2,
+        "horizon": 2,
+        "evaluation_envs": 2,
+    }
+    data = KeptData(**drifting)
+    module = KeptModule(data.spec, minibatch_size=4, **(GRU | {"sequence_length": 2}))
+    fit(1, RunCheckpoint(str(tmp_path)), module=module, data=data)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["KeptData"]
+    assert saved["begins"] == [False, False] and saved["statistics"]["lengths"] == [2, 2]
+    assert saved["policy_state"].any()
+    data = KeptData(**drifting)
+    module = KeptModule(data.spec, minibatch_size=4, **(GRU | {"sequence_length": 2}))
+    fit(2, RunCheckpoint(str(tmp_path)), module=module, data=data, ckpt_path=str(tmp_path / "last.ckpt"))
+    assert data.rollouts[0].begins.tolist() == [True, True]
+    assert data._statistics.state_dict()["lengths"] == [2, 2]
+    batch = module.batches[0]
+    # the old state is not seen: from zeros it comes out the same
+    assert batch.state is not None and batch.begins is not None and batch.begins.view(2, 2)[:, 0].all()
+    blank = module.policy(batch.obs, torch.zeros_like(batch.state), batch.begins)
+    assert blank.values.equal(module.policy(batch.obs, batch.state, batch.begins).values)
