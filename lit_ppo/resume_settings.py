@@ -35,6 +35,12 @@ _FIXED_ON_RESUME: Final = (
     "model.critic_hidden_sizes",
     "model.activation",
     "model.shared_torso",
+    "model.image_network",
+    "model.image_channels",
+    "model.memory",
+    "model.memory_size",
+    "model.normalize_observations",
+    "model.normalize_rewards",
     "model.log_std",
     "model.adam_epsilon",  # the optimizer's saved state would win
     *(f"model.{part}" for part in PARTS),
