@@ -18,19 +18,19 @@ Info = dict[str, Any]
 
 
 class MaskedRanks(gymnasium.Env[dict[str, Any], np.int64]):
-    """Of 32 actions 4 are legal in a step; the best of them by a hidden ranking is worth 1, another 0, an illegal one ends the
+    """Of 64 actions 4 are legal in a step; the best of them by a hidden ranking is worth 1, another 0, an illegal one ends the
     episode.
 
     `wanted` says whether the highest or the lowest rank is best in this step. Which actions are legal is drawn anew for each
     step and stands in `mask` alone.
 
-    Optimum: 10 in 10 steps. A policy that does not see the mask survives a step with probability 4/32 and gets at most 1 in it,
-    so its mean return is below 1/8 + 1/8^2 + ... = 1/7. Legal actions at random: 2.5.
+    Optimum: 10 in 10 steps. A policy that does not see the mask survives a step with probability 4/64 and gets at most 1 in it,
+    so its mean return is below 1/16 + 1/16^2 + ... = 1/15. Legal actions at random: 2.5.
     """
 
-    NUM_ACTIONS: Final = 32
+    NUM_ACTIONS: Final = 64
     NUM_LEGAL: Final = 4
-    RANKS: Final = np.random.default_rng(32).permutation(32)  # of each action
+    RANKS: Final = np.random.default_rng(64).permutation(64)  # of each action
 
     def __init__(self) -> None:
         self.observation_space = Dict({"wanted": Discrete(2), "mask": MultiBinary(self.NUM_ACTIONS)})
