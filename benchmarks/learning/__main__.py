@@ -27,7 +27,13 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    tasks = [(found, who, seed) for found in results for seed in seeds for who in RUNNERS if not found.of(who, seed)]
+    tasks = [
+        (found, who, seed)
+        for found in results
+        for seed in seeds
+        for who in RUNNERS
+        if not found.of(who, seed) and (who == "lit_ppo" or found.row.has_peer)
+    ]
     lock = threading.Lock()
 
     def run(task: tuple[RowResults, str, int]) -> bool:

@@ -43,6 +43,8 @@ def to_sb3(settings: Settings) -> dict[str, Any]:
     if data["num_envs"] * data["horizon"] % model["minibatch_size"]:
         raise NoCounterpart("model.minibatch_size: Stable-Baselines3 splits a rollout otherwise if it has no equal parts")
     is_masked, memory = data["action_mask"] is not None, model["memory"] is not None
+    if model["memory"] == "gru":
+        raise NoCounterpart("model.memory=gru: sb3-contrib has LSTMs only")
     if model["normalize_observations"] not in (True, False):
         raise NoCounterpart("model.normalize_observations: Stable-Baselines3 normalises all of an observation or nothing")
     return {
@@ -71,9 +73,7 @@ def to_sb3(settings: Settings) -> dict[str, Any]:
             "norm_obs": model["normalize_observations"],
             "norm_reward": model["normalize_rewards"],
         },
-        "lstm": {"lstm_hidden_size": model["memory_size"]}
-        if memory
-        else {},  # sb3-contrib has no GRU: the LSTM stands for both
+        "lstm": {"lstm_hidden_size": model["memory_size"]} if memory else {},
         "schedules": {
             "learning_rate": [model["learning_rate"] or LEARNING_RATE, model["learning_rate_decay"] or "linear"],
             "clip_range": [model["clip_epsilon"], model["clip_decay"]],
