@@ -83,6 +83,8 @@ def settings(**changes: Any) -> dict[str, Any]:
         "learning_rate_decay": "linear", "adam_epsilon": 1e-5, "gamma": 0.9, "gae_lambda": 0.95, "update_epochs": 4,
         "minibatch_size": 16, "clip_epsilon": 0.2, "clip_decay": "constant", "value_clip": None, "value_coefficient": 0.5,
         "entropy_coefficient": 0.0, "normalize_advantages": "minibatch", "max_grad_norm": 0.5, "target_kl": None,
+        "torso": None, "optimizer": None, "lr_scheduler": None, "loss": None, "reward_scale": 1.0, "memory": None,
+        "normalize_observations": False, "normalize_rewards": False,
     }  # fmt: skip
     for key, value in changes.items():
         (data if key in data else model)[key] = value
@@ -100,7 +102,9 @@ def test_masked_run_has_the_masked_peer() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"value_clip": 0.2}, {"target_kl": 0.1}, {"normalize_advantages": "rollout"}, {"minibatch_size": 15}], ids=str
+    "change",
+    [{"value_clip": 0.2}, {"target_kl": 0.1}, {"normalize_advantages": "rollout"}, {"minibatch_size": 15}, {"memory": "gru"}],
+    ids=str,
 )
 def test_setting_without_counterpart_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(NoCounterpart, match=f"model.{next(iter(change))}"):
