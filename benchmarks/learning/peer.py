@@ -196,7 +196,8 @@ def make_model(settings: Settings, seed: int) -> BaseAlgorithm:
     rollout_share = settings["ppo"]["n_steps"] * envs.num_envs / settings["total_env_steps"]
     schedules = {name: _schedule(*schedule, rollout_share) for name, schedule in settings["schedules"].items()}
     algorithm = _ALGORITHMS[settings["algorithm"]]
-    name = ("MultiInput" if is_dict else "Mlp") + ("LstmPolicy" if algorithm is RecurrentPPO else "Policy")
+    kind = "MultiInput" if is_dict else "Cnn" if is_image_space(envs.observation_space) else "Mlp"
+    name = kind + ("LstmPolicy" if algorithm is RecurrentPPO else "Policy")
     policy |= settings["lstm"]
     return algorithm(name, envs, **settings["ppo"], **schedules, policy_kwargs=policy, seed=seed, device="cpu")  # type: ignore[no-any-return]
 
