@@ -29,9 +29,9 @@ def main() -> int:
         return 2
     tasks = [
         (found, who, seed)
+        for who in RUNNERS  # ours first: a peer may take several times as long
         for found in results
         for seed in seeds
-        for who in RUNNERS
         if not found.of(who, seed) and (who == "lit_ppo" or found.row.has_peer)
     ]
     lock = threading.Lock()
