@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from functools import lru_cache
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -49,33 +49,43 @@ def arguments_of(name: str) -> list[str]:
     return ["fit", *plain, *PARTS.get(name, [])]
 
 
-@lru_cache(maxsize=1)  # of the kind whose tests run now
+_UNDISTURBED: dict[str, Any] = {}  # outcomes by name
+
+
 def undisturbed(name: str, directory: Path) -> Any:
-    run = CommandLine(directory / "straight", *arguments_of(name))
-    ended = run.ended()
-    assert ended.code == 0, ended.err
-    return outcome(run.directory)
+    if name not in _UNDISTURBED:
+        with closing(CommandLine(directory / "straight", *arguments_of(name))) as run:
+            ended = run.ended()
+            assert ended.code == 0, ended.err
+            _UNDISTURBED[name] = outcome(run.directory)
+    return _UNDISTURBED[name]
+
+
+def kill_workers(run: CommandLine) -> None:
+    """Those of training and of evaluation."""
+    for guard in run.workers():
+        try:
+            os.kill(child_of(guard), signal.SIGKILL)
+        except (OSError, IndexError):
+            continue  # a worker itself, which has no child
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("who", ["worker", "trainer"])
 @pytest.mark.parametrize("name", [*MODES, *PARTS])
-def test_killed_run_ends_as_the_undisturbed_one(name: str, who: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    directory = tmp_path_factory.mktemp(who)
-    run = CommandLine(directory / "killed", *arguments_of(name))
-    wait_for((run.directory / LAST).exists, "the first checkpoint")
-    if who == "worker":
-        for guard in run.workers():
-            try:
-                os.kill(child_of(guard), signal.SIGKILL)
-            except (OSError, IndexError):
-                continue  # a worker itself, which has no child
-        assert "is replaced" in run.ended().err
-    else:
-        run.process.kill()
-        assert run.ended(is_tidy=False).code == -signal.SIGKILL
-        again = CommandLine(run.directory, *arguments_of(name), "--ckpt_path=last")
-        ended = again.ended(is_tidy=False)
-        assert ended.code == 0, ended.err
-    assert differences(list(undisturbed(name, directory)), list(outcome(run.directory))) == []
+def test_killed_run_ends_as_the_undisturbed_one(name: str, who: str, tmp_path: Path) -> None:
+    with closing(CommandLine(tmp_path / "killed", *arguments_of(name))) as run:
+        wait_for((run.directory / LAST).exists, "the first checkpoint")
+        if who == "worker":
+            kill_workers(run)
+            ended = run.ended()
+            assert ended.code == 0 and "is replaced" in ended.err, ended.err
+        else:
+            run.process.kill()
+            assert run.ended(is_tidy=False).code == -signal.SIGKILL
+    if who == "trainer":
+        with closing(CommandLine(run.directory, *arguments_of(name), "--ckpt_path=last")) as again:
+            ended = again.ended(is_tidy=False)
+            assert ended.code == 0, ended.err
+    assert differences(list(undisturbed(name, tmp_path)), list(outcome(run.directory))) == []
