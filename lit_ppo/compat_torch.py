@@ -89,7 +89,7 @@ def backward_hook_owner(module: nn.Module) -> str | None:
 
 
 class Float64Buffers(nn.Module):
-    """A module some of whose buffers stay float64 whatever dtype it, or a module that contains it, is converted to.
+    """A module with buffers that stay float64 when it, or a module that contains it, is converted to another dtype.
 
     They follow the device. `Module.to`, `float`, `half` and the like all convert through `_apply`, and no public hook tells a
     module that it was converted as a part of another one.

@@ -316,7 +316,7 @@ class RolloutDataModule(LightningDataModule):
         assert self._bridge is not None
         self._statistics.load_state_dict(state["statistics"])
         obs, before = self._bridge.load_state_dict(state["bridge"]), state["bridge"]["episodes"]
-        # episodes that cannot be restored have begun anew
+        # an episode that could not be restored was replaced by a new one
         anew = [env for env, episode in enumerate(self._bridge.episodes) if episode != before[env]]
         begins = np.array(state["begins"], np.bool_)
         begins[anew] = True

@@ -318,7 +318,6 @@ class PPOModule(LightningModule):
         num_minibatches = math.ceil(len(batch.actions) / settings.minibatch_size)
         permutations = seeding.generator(settings.seed, "minibatches", update)
         passes: list[list[LearntMinibatch]] = []
-        # K passes over one rollout; older data would be off-policy
         for _ in range(settings.update_epochs):
             order = torch.randperm(batch.num_sequences, generator=permutations).to(self.device)
             passes.append([])

@@ -111,7 +111,7 @@ def deviation(moments: Moments) -> Tensor:
 
 
 class RunningMoments(Float64Buffers):
-    """Moments that are part of a module: moved and saved with it, float64 whatever dtype it is converted to.
+    """Moments as buffers of a module: moved and saved with it, but never converted from float64.
 
     Beside them are `center`, the mean, and `scale`, 1 / `deviation`, in the dtype of the module: what is needed to normalise
     quickly. They are not saved, but follow from the moments after `replace`, `load_state_dict` and conversions. They keep

@@ -1,6 +1,6 @@
 """The optimizer and its learning rate: Adam with linear decay, or a user's own optimizer and schedulers.
 
-The rate of a run has one owner: our decay, or the schedulers, or nobody, and then it stays what the optimizer was made with.
+Either our decay or the schedulers set the learning rate of a run; without both, it stays what the optimizer was made with.
 Schedulers make one step after each update. Lightning saves and restores their state and the optimizer's.
 """
 

@@ -72,7 +72,7 @@ class Torso(nn.Module):
 
     def forward(self, obs: Observation, state: Tensor | None, begins: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Features, shape (R, num_features), and the states after each row; arguments as in `Policy.forward`."""
-        # `forward` itself: calling a module takes as long as a tenth of a small network
+        # `forward` itself, here and in `act`: calling a module takes a tenth of a small network's time
         features = self.hidden.forward(self.inputs.forward(obs))
         if self.memory is None:
             return features, None
@@ -221,7 +221,7 @@ class Policy(nn.Module):
         """
         if state is None:
             obs, actor = self._seen(obs), self.actor
-            features, _ = actor.torso(obs, None, None)
+            features, _ = actor.torso.forward(obs, None, None)
             outputs: Tensor = actor(features, obs)
             return outputs, None
         outputs, _, after = self.forward(obs, state, begins)

@@ -171,11 +171,11 @@ def collect_rollout(
     # rows made once: indexing a tensor costs as much as adding two
     leaves_of_steps = zip(*(leaf[:-1].unbind() for leaf in stored.values()), strict=True)
     obs_of_steps = [dict(zip(stored, leaves, strict=True)) for leaves in leaves_of_steps]
-    begins = None if state is None else torch.from_numpy(start.begins).to(device)
+    begins, is_on_host = None if state is None else torch.from_numpy(start.begins).to(device), device.type == "cpu"
     states = [state]
     with torch.inference_mode():
         for t, (obs_now, noise_now) in enumerate(zip(obs_of_steps, noise.unbind(), strict=True)):
-            seen = {path: leaf.to(device) for path, leaf in obs_now.items()}
+            seen = obs_now if is_on_host else {path: leaf.to(device) for path, leaf in obs_now.items()}
             outputs, state = policy.act(seen, state, begins)
             chosen = distribution.sample(outputs, noise_now).cpu().numpy()
             step = bridge.step(distribution.to_env(chosen))
