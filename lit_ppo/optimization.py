@@ -5,8 +5,8 @@ Schedulers make one step after each update. Lightning saves and restores their s
 """
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from torch import nn
 from torch.optim import Adam, Optimizer
@@ -15,6 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from lit_ppo import functional
 from lit_ppo.errors import ConfigError
 from lit_ppo.ppo_settings import Decay, PPOSettings
+
+Part = TypeVar("Part")
 
 LEARNING_RATE: Final = 3e-3
 ADAM_EPSILON: Final = 1e-5
@@ -52,15 +54,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: PPOSettings, de
             eps=ADAM_EPSILON if settings.adam_epsilon is None else settings.adam_epsilon,
             fused=device_type in ("cpu", "cuda", "mps", "xpu"),
         )
-    try:
-        optimizer = settings.optimizer(parameters)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"model.optimizer: {error}") from error
-    if not isinstance(optimizer, Optimizer):
-        raise ConfigError(f"model.optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    return optimizer
+    return _made("optimizer", settings.optimizer, parameters, Optimizer)
 
 
 def make_scheduler(optimizer: Optimizer, settings: PPOSettings) -> LRScheduler | None:
@@ -69,17 +63,24 @@ def make_scheduler(optimizer: Optimizer, settings: PPOSettings) -> LRScheduler |
     Raises:
         ConfigError: The scheduler refuses its settings, or is none.
     """
-    if settings.lr_scheduler is None:
-        return None
+    return None if settings.lr_scheduler is None else _made("lr_scheduler", settings.lr_scheduler, optimizer, LRScheduler)
+
+
+def _made(setting: str, make: Callable[[Any], Any], argument: object, kind: type[Part]) -> Part:
+    """What a user's own callable makes of its first argument.
+
+    Raises:
+        ConfigError: It refuses its settings, or makes something else.
+    """
     try:
-        scheduler = settings.lr_scheduler(optimizer)
+        part = make(argument)
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"model.lr_scheduler: {error}") from error
-    if not isinstance(scheduler, LRScheduler):
-        raise ConfigError(f"model.lr_scheduler: expected a scheduler of torch.optim, got {type(scheduler).__name__}")
-    return scheduler
+        raise ConfigError(f"model.{setting}: {error}") from error
+    if not isinstance(part, kind):
+        raise ConfigError(f"model.{setting}: expected an object of class {kind.__name__}, got {type(part).__name__}")
+    return part
 
 
 def decay_of(settings: PPOSettings, has_own_optimizer: bool) -> Decay:

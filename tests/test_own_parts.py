@@ -216,8 +216,8 @@ def every_step(self: PPOModule) -> Any:
         ),
         ({"optimizer": 3}, None, "model.optimizer=3: expected a callable, or null"),
         ({"optimizer": adamw(lr=-1.0)}, None, "model.optimizer: Invalid learning rate: -1.0"),
-        ({"optimizer": lambda parameters: 3}, None, "model.optimizer: expected a torch.optim.Optimizer, got int"),
-        ({"lr_scheduler": lambda optimizer: 3}, None, "model.lr_scheduler: expected a scheduler of torch.optim, got int"),
+        ({"optimizer": lambda parameters: 3}, None, "model.optimizer: expected an object of class Optimizer, got int"),
+        ({"lr_scheduler": lambda optimizer: 3}, None, "model.lr_scheduler: expected an object of class LRScheduler, got int"),
         ({"lr_scheduler": plateau()}, None, "model.lr_scheduler: ReduceLROnPlateau has no monitor; use lightning.pytorch.cli."),
         (
             {"lr_scheduler": plateau(monitor="loss")},
