@@ -10,7 +10,7 @@ those exemptions, the real package is imported and replaces the stand-in; only m
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -75,6 +75,23 @@ def weight_and_bias(layer: nn.Linear) -> tuple[Tensor, Tensor]:
     """What `layer.weight` and `layer.bias` are: those take half a microsecond each, a tenth of a small network's time."""
     parameters = cast(dict[str, Tensor], layer._parameters)
     return parameters["weight"], parameters["bias"]
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """What `torch.nn.utils.clip_grad_norm_` does, bit for bit, without its time for several devices and dtypes: a third.
+
+    Args:
+        parameters: All on one device; those without a gradient are passed over.
+        max_norm: Largest norm of all gradients together.
+
+    Returns:
+        That norm, before clipping; scalar.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    with torch.no_grad():
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2.0)), 2.0)
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 def backward_hook_owner(module: nn.Module) -> str | None:

@@ -213,8 +213,9 @@ class Gaussian:
         """-0.5 * ((a - mean) / std)^2 - log(std) - log(2 pi) / 2, and 1/2 + log(2 pi) / 2 + log(std), summed."""
         means, log_stds = outputs.chunk(2, dim=-1)
         errors = (actions.reshape(means.shape) - means) * (-log_stds).exp()
-        log_probs = -0.5 * errors.square() - log_stds - _HALF_LOG_TWO_PI
-        return log_probs.sum(dim=-1), (log_stds + (0.5 + _HALF_LOG_TWO_PI)).sum(dim=-1)
+        size = self.low.size
+        log_probs = -size * _HALF_LOG_TWO_PI - torch.addcmul(log_stds, errors, errors, value=0.5).sum(dim=-1)
+        return log_probs, log_stds.sum(dim=-1) + size * (0.5 + _HALF_LOG_TWO_PI)
 
     def to_env(self, actions: NDArray[Any]) -> NDArray[Any]:
         if self.low.dtype.kind != "f":

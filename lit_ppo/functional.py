@@ -209,5 +209,6 @@ def linear_decay(start: float, env_steps: int, decay_steps: int | None) -> float
 
 def _require_same_vectors(*tensors: Tensor) -> None:
     """(B,) against (B, 1) would broadcast to (B, B) without an error."""
-    if any(tensor.dim() != 1 or tensor.shape != tensors[0].shape for tensor in tensors):
+    shapes = {tensor.shape for tensor in tensors}
+    if len(shapes) != 1 or len(tensors[0].shape) != 1:
         raise ValueError(f"expected tensors of one shape (B,), got {[tuple(tensor.shape) for tensor in tensors]}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_ppo import functional
+from lit_ppo.compat_torch import clip_gradients
 from lit_ppo.distributions import Distribution
 from lit_ppo.errors import ConfigError
 from lit_ppo.networks import seen_as
@@ -129,7 +130,7 @@ class EagerGradients:
         for parameter in self._parameters:
             parameter.grad = None
         self._backward(loss.total)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._limit)
+        norm = clip_gradients(self._parameters, self._limit)
         return MinibatchResult(functional.PPOLoss(*(part.detach() for part in loss)), log_ratio.detach(), norm)
 
 

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from lit_ppo import compat_lightning
-from lit_ppo.compat_torch import Float64Buffers, backward_hook_owner, weight_and_bias
+from lit_ppo.compat_torch import Float64Buffers, backward_hook_owner, clip_gradients, weight_and_bias
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.module import PPOModule
 from tests.runs import bare_trainer, small_data, small_module
@@ -108,6 +108,24 @@ def test_weight_and_bias_of_a_layer_are_found_also_while_they_are_replaced() -> 
 
     replaced = torch.func.functional_call(Probe(), {"layer.weight": torch.ones(3, 2), "layer.bias": torch.zeros(3)}, ())
     assert replaced[0].equal(torch.ones(3, 2)) and replaced[1].equal(torch.zeros(3)), message
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e3, float("inf")])
+def test_gradients_are_clipped_as_torch_does_bit_for_bit(max_norm: float) -> None:
+    nets = [nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    for net in nets:
+        net(torch.arange(6.0).view(3, 2)).square().sum().backward()
+    unused = nn.Parameter(torch.ones(2))
+    norms = (
+        clip_gradients([*nets[0].parameters(), unused], max_norm),
+        nn.utils.clip_grad_norm_(nets[1].parameters(), max_norm),
+    )
+    message = "compat_torch.clip_gradients: torch clips in another way now"
+    assert norms[0].equal(norms[1]) and norms[0] > 0.5, message
+    for ours, theirs in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None and ours.grad.equal(theirs.grad), message
+    assert unused.grad is None
 
 
 class TwoBuffers(Float64Buffers):
