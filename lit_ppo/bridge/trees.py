@@ -140,38 +140,45 @@ class ObservationTree:
         if parts is None:
             return self._leaf_writer(path, views[path])
         field, expected = field_of("obs", path), {name for name, _ in parts}
-        writers = [
-            (k, name, self._writer_of(part, f"{path}/{name}" if path else name, views))
-            for k, (name, part) in enumerate(parts)
-            if self._is_used(name, path)
-        ]
+        writers = []
+        for k, (name, part) in enumerate(parts):
+            if self._is_used(name, path):
+                inner = f"{path}/{name}" if path else name
+                # a leaf as it should be is copied here: another call would take as long
+                is_leaf = parts_of(part) is None
+                usual = (self._dtypes[inner], self._by_path[inner].shape) if is_leaf else (None, ())
+                writers.append((k, name, self._writer_of(part, inner, views), *usual, _rows(views[inner]) if is_leaf else []))
 
         def write_dict(value: object, info: object, env: int) -> None:
             if not isinstance(value, dict) or value.keys() != expected:
                 keys = f"keys {sorted(map(shown, value))}" if isinstance(value, dict) else None
                 arrived = keys or f"{type(value).__name__} {shown(value)}"
                 raise ContractViolation(field, f"a dict with exactly the keys {sorted(expected)}", arrived)
-            for _, name, write in writers:
-                write(value[name], info, env)
+            for _, name, write, dtype, shape, rows in writers:
+                part = value[name]
+                if type(part) is np.ndarray and part.dtype is dtype and part.shape == shape:
+                    rows[env][...] = part
+                else:
+                    write(part, info, env)
 
         def write_tuple(value: object, info: object, env: int) -> None:
             if not isinstance(value, tuple) or len(value) != len(expected):
                 raise ContractViolation(field, f"a tuple of {len(expected)}", f"{type(value).__name__} {shown(value)}")
-            for k, _, write in writers:
+            for k, _, write, *_ in writers:
                 write(value[k], info, env)
 
         return write_dict if isinstance(space, spaces.Dict) else write_tuple
 
     def _leaf_writer(self, path: str, array: NDArray[Any]) -> Writer:
         leaf, dtype, field = self._by_path[path], self._dtypes[path], field_of("obs", path)
-        shape, targets = leaf.shape, [array[env, ...] for env in range(len(array))]  # indexing takes as long as the copy
+        shape, rows = leaf.shape, _rows(array)
 
         def write(value: object, info: object, env: int) -> None:
             # the usual case first: this runs in every step of every environment
             if type(value) is np.ndarray and value.dtype is dtype and value.shape == shape:
-                targets[env][...] = value
+                rows[env][...] = value
             else:
-                targets[env][...] = admit_leaf(value, leaf, dtype, field)
+                rows[env][...] = admit_leaf(value, leaf, dtype, field)
 
         return write
 
@@ -185,6 +192,11 @@ class ObservationTree:
         if isinstance(value, tuple) and all(isinstance(part, np.ndarray) and part.ndim == 1 for part in value) and value:
             value = np.concatenate(value)  # of a MultiDiscrete, one array for each component
         return admit_leaf(value, self._mask, self._dtypes[path], path)
+
+
+def _rows(array: NDArray[Any]) -> list[NDArray[Any]]:
+    """The rows of an array as arrays, made once: indexing takes as long as the copy."""
+    return [array[env, ...] for env in range(len(array))]
 
 
 def _is_supported(space: gymnasium.Space[Any]) -> bool:
