@@ -1,5 +1,6 @@
 """One worker and its slice of the environments: started, asked, awaited, replaced."""
 
+import dataclasses
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
@@ -72,17 +73,19 @@ class WorkerSlice:
             settings.python,
             f"env worker {self.index} of {settings.num_workers} ({self._environment.env_id})",
             range(self.rows.start, self.rows.stop),
-            {"cwd": settings.worker_cwd, "rlimits": settings.rlimits or {}, "strict": settings.sandbox == "strict"},
+            {
+                "cwd": settings.worker_cwd,
+                "rlimits": settings.rlimits or {},
+                "strict": settings.sandbox == "strict",
+                "env": settings.worker_env or [],
+            },
         )
         worker.post(
             "make",
             settings.start_timeout_s,
-            env_id=self._environment.env_id,
             num_envs=self._num_rows,
             vectorization=settings.vectorization,
-            env_kwargs=self._environment.env_kwargs,
-            obs_keys=self._environment.obs_keys,
-            action_mask=self._environment.action_mask,
+            **dataclasses.asdict(self._environment),
         )
         return worker
 
