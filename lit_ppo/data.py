@@ -72,7 +72,7 @@ class RolloutDataModule(LightningDataModule):
         frame_stack: Number of observations that are joined to one; None for the newest alone.
         obs_keys: Paths of the parts of a Dict or Tuple observation that are used; None for all of them.
         action_mask: Where the mask of possible actions is: `info:KEY` or `obs:KEY`; None if all actions always are possible.
-        env_path: Directories from which the environment processes import modules first; None for none.
+        env_path: Directories, or one, from which the environment processes import modules first; None for none.
         num_envs: Number of environments stepped together, N.
         horizon: Steps of each environment in one rollout, T.
         seed: Seed of the episodes and of the sampled actions.
@@ -96,7 +96,7 @@ class RolloutDataModule(LightningDataModule):
         frame_stack: int | None = None,
         obs_keys: list[str] | None = None,
         action_mask: str | None = None,
-        env_path: list[str] | None = None,
+        env_path: list[str] | str | None = None,
         num_envs: int = 8,
         horizon: int = 32,
         seed: int = 0,

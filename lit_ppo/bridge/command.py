@@ -32,8 +32,8 @@ def worker_command(python: str | None, confinement: dict[str, Any]) -> tuple[lis
 
     Args:
         python: Interpreter; None for this one.
-        confinement: As in `guard.split`, and `env`: names of environment variables to let through; defaults are an empty working
-            directory, no limits, no sandbox, no further variables.
+        confinement: As in `guard.split`, and `env`: names of environment variables to let through. Defaults are an empty
+            working directory, no limits, no sandbox, no further variables.
     """
     confinement = {"cwd": None, "rlimits": {}, "strict": False, "env": []} | confinement
     # absolute, since the worker has another working directory

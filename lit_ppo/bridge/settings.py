@@ -24,7 +24,7 @@ class EnvironmentSettings:
         frame_stack: Number of observations that are joined to one; None for the newest alone.
         obs_keys: Names of the parts of a Dict or Tuple observation that are used; None for all.
         action_mask: Where the environment says which actions are possible: `info:KEY` or `obs:PATH`; None for nowhere.
-        env_path: Directories from which the worker imports modules first; None for none.
+        env_path: Directories, or one, from which the worker imports modules first; None for none.
         is_training: Whether it is made for training or for evaluation, for wrappers that want to know.
 
     Raises:
@@ -38,12 +38,14 @@ class EnvironmentSettings:
     frame_stack: int | None = None
     obs_keys: list[str] | None = None
     action_mask: str | None = None
-    env_path: list[str] | None = None
+    env_path: list[str] | str | None = None
     is_training: bool = True
 
     def __post_init__(self) -> None:
         if type(self.env_id) is not str:
             raise ConfigError(_not_an_id(self.env_id))
+        if isinstance(self.env_path, str):
+            object.__setattr__(self, "env_path", [self.env_path])
         for name, kinds in _KINDS.items():
             value = getattr(self, name)
             if value is not None and type(value) is not kinds:
@@ -84,8 +86,8 @@ class EnvironmentSettings:
         module = entry.partition(":")[0] if isinstance(entry, str) else str(getattr(entry, "__module__", "gymnasium"))
         if module == "__main__":
             raise ConfigError(
-                f"data.env_id={self.env_id}: it is registered in __main__ (a script or notebook), which environment processes do "
-                f"not run; move it and its gymnasium.register into a file my_env.py, and write env_id=my_env:{self.env_id}"
+                f"data.env_id={self.env_id}: it is registered in __main__ (a script or notebook), which environment processes "
+                f"do not run; move it and its gymnasium.register into a file my_env.py, and write env_id=my_env:{self.env_id}"
             )
         if module.partition(".")[0] != "gymnasium" and package_of(self.env_id) is None:
             raise ConfigError(
