@@ -35,7 +35,7 @@ class EnvBridge:
     The processes are spawned at once, boot and make their environments while the caller goes on; the first use waits for them.
 
     Args:
-        environment: What to make.
+        environment: What to make; an id alone has the default settings.
         num_envs: N.
         episode_seed: Seed of an episode, from the row of its environment and its number there (0, 1, ...).
         settings: How processes are run.
@@ -51,7 +51,7 @@ class EnvBridge:
 
     def __init__(
         self,
-        environment: EnvironmentSettings,
+        environment: EnvironmentSettings | str,
         num_envs: int,
         episode_seed: Callable[[int, int], int],
         *,
@@ -67,6 +67,8 @@ class EnvBridge:
             raise ConfigError(f"num_envs={num_envs}: expected at least 1")
         if num_envs % self.settings.num_workers:
             raise ConfigError(f"num_envs={num_envs}: expected a multiple of data.num_workers={self.settings.num_workers}")
+        if not isinstance(environment, EnvironmentSettings):
+            environment = EnvironmentSettings(environment)
         environment.require_known_elsewhere()
         self.environment, self.num_envs = environment, num_envs
         self._contract_settings = contract or ContractSettings()

@@ -126,7 +126,7 @@ class EnvironmentMaker:
         self.spec = vector.spec
         return vector  # type: ignore[no-any-return]
 
-    def call(self, row: int, setting: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def call(self, row: int, setting: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call into the environment's code while it is made; its exceptions become ours."""
         try:
             return function(*args, **kwargs)
