@@ -179,7 +179,7 @@ def _refuse_missing(error: Exception, setting: str) -> NoReturn:
     """
     cause = error if isinstance(error, ImportError) else error.__cause__ or error.__context__
     name = (getattr(cause, "name", None) or "").partition(".")[0]
-    if not name or (name in sys.modules and isinstance(error, ImportError)):  # there, but it cannot be used
+    if not name or sys.modules.get(name) is not None:  # it is there, but cannot be used
         raise ValueError(f"{setting}: {sys.executable} cannot import what it needs: {message_of(error)}") from None
     extra, plain = _EXTRAS.get(name, (None, name))
     try:
