@@ -717,6 +717,8 @@ def test_a_replay_that_differs_stops_the_run_if_so_set(on_violation: str) -> Non
 
 LIAR = """#!{python}
 import json, sys, zlib
+if len(sys.argv) == 3:  # asked which Python it is
+    exec(sys.argv[2])
 for line in sys.stdin.buffer:
     if not line.strip():
         continue
