@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.report import Row, show
 from lit_ppo.bridge.client import EnvBridge
-from lit_ppo.bridge.settings import BridgeSettings
+from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 
 Actions = NDArray[np.int64]
 _ACTION_ROWS: Final = 1024
@@ -47,7 +47,8 @@ class Competitor:
 
 def bridge(env_id: str, num_envs: int, vectorization: Any, num_workers: int, **env_kwargs: Any) -> Competitor:
     settings = BridgeSettings(vectorization=vectorization, num_workers=num_workers)
-    env = EnvBridge(env_id, num_envs, lambda row, episode: row + 1000 * episode, env_kwargs=env_kwargs, settings=settings)
+    environment = EnvironmentSettings(env_id, env_kwargs)
+    env = EnvBridge(environment, num_envs, lambda row, episode: row + 1000 * episode, settings=settings)
     try:
         env.reset()
     except BaseException:

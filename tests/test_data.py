@@ -305,4 +305,4 @@ def test_trainer_plays_greedy_episodes_and_reports_them(stage: str, prefix: str,
     assert metrics[f"{prefix}/return_min"] == min(data.results.returns)
     assert metrics[f"{prefix}/return_max"] == max(data.results.returns)
     assert metrics[f"{prefix}/length_mean"] == EPISODE_STEPS
-    assert data.env_id == IDENTITY and os.getpid() not in children() and children() == before
+    assert data.environment.env_id == IDENTITY and os.getpid() not in children() and children() == before

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_ppo import evaluation
-from lit_ppo.bridge.settings import BridgeSettings
+from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.contract import VectorStep
 from lit_ppo.distributions import Categorical
 from lit_ppo.errors import ConfigError, EnvironmentFault, EnvironmentRaised
@@ -56,7 +56,7 @@ def in_process(seeds: list[int]) -> EpisodeResults:
 
 @pytest.fixture(scope="module", params=[1, 3, 7])
 def player(request: pytest.FixtureRequest) -> Iterator[GreedyPlayer]:
-    player = GreedyPlayer("CartPole-v1", request.param, settings=BridgeSettings())
+    player = GreedyPlayer(EnvironmentSettings("CartPole-v1"), request.param, settings=BridgeSettings())
     yield player
     player.close()
 
@@ -84,9 +84,10 @@ def played(seeds: list[int], num_envs: int, broken: dict[int, str], **settings: 
     """Results and events of greedy episodes of which those of the seeds in `broken` raise."""
     events: list[str] = []
     player = GreedyPlayer(
-        FAULTY,
+        EnvironmentSettings(
+            FAULTY, {"fault": "raise", "at_step": 2, "of_seeds": {str(seed): call for seed, call in broken.items()}}
+        ),
         num_envs,
-        env_kwargs={"fault": "raise", "at_step": 2, "of_seeds": {str(seed): call for seed, call in broken.items()}},
         settings=BridgeSettings(on_violation="restart", **settings),
         on_event=events.append,
     )
@@ -140,7 +141,7 @@ def test_results_know_their_mean_and_spread() -> None:
 
 def test_native_environments_are_refused_for_evaluation() -> None:
     with pytest.raises(ConfigError, match="vectorization=native: evaluation needs sync, a seed for each episode"):
-        GreedyPlayer("CartPole-v1", 1, settings=BridgeSettings(vectorization="native"))
+        GreedyPlayer(EnvironmentSettings("CartPole-v1"), 1, settings=BridgeSettings(vectorization="native"))
 
 
 # -- masks, and observations of several leaves
@@ -156,8 +157,9 @@ MASKED = spec_of(
 class MaskedBridge:
     """Episodes of one step, worth the action; env i may not take action i, and only the rows that play may act at all."""
 
-    def __init__(self, env_id: str, num_envs: int, *args: Any, **settings: Any) -> None:
-        self.spec, self.settings, self._n, self.episodes = MASKED, settings, num_envs, [0] * num_envs
+    def __init__(self, environment: EnvironmentSettings, num_envs: int, *args: Any, **settings: Any) -> None:
+        assert not environment.is_training
+        self.spec, self._n, self.episodes = MASKED, num_envs, [0] * num_envs
 
     def reset(self) -> dict[str, np.ndarray]:
         self._obs = {"seen": np.zeros(self._n, np.int64), "mask": ~np.eye(self._n, 3, dtype=np.bool_)}
@@ -176,9 +178,8 @@ def test_greedy_episodes_keep_to_the_mask_and_to_the_environments_own_numbers(mo
     policy = policy_of(MASKED)
     with torch.no_grad():
         policy.actor.head.bias.copy_(torch.tensor([0.0, 9.0, 5.0]))  # the best action is the second, then the third
-    player = GreedyPlayer("Masked-v0", 3, obs_keys=["seen"], action_mask="obs:mask", settings=BridgeSettings())
+    player = GreedyPlayer(EnvironmentSettings("Masked-v0"), 3, settings=BridgeSettings())
     assert player.play(policy, [0, 1, 2, 3], CPU).returns == (6.0, 7.0, 6.0, 6.0)
-    assert (player.bridge.settings["obs_keys"], player.bridge.settings["action_mask"]) == (["seen"], "obs:mask")  # type: ignore[index]
 
 
 # -- memory
@@ -203,7 +204,7 @@ class Counting(nn.Module):
 def test_memory_begins_anew_with_each_episode(num_envs: int) -> None:
     """Each episode comes out as it does alone, however many are played in one row, one after the other."""
     seeds = list(range(7))
-    with contextlib.closing(GreedyPlayer("CartPole-v1", num_envs, settings=BridgeSettings())) as player:
+    with contextlib.closing(GreedyPlayer(EnvironmentSettings("CartPole-v1"), num_envs, settings=BridgeSettings())) as player:
         together = player.play(Counting(), seeds, CPU)  # type: ignore[arg-type]
     lengths = []
     for seed in seeds:

@@ -20,7 +20,8 @@ FLOORS = {
         seeding plot run_lock compat_torch ppo_settings policy normalization callables bridge bridge.settings bridge.protocol
         bridge.frame bridge.faults bridge.doorbell
         bridge.journal bridge.episodes bridge.restart_budget bridge.guard bridge.sandbox""",
-    1: """bridge.trees bridge.hosts bridge.typed bridge.worker bridge.command bridge.child bridge.channel bridge.process
+    1: """bridge.trees bridge.frame_stack bridge.atari bridge.making bridge.interpreter bridge.hosts bridge.typed
+        bridge.worker bridge.command bridge.child bridge.channel bridge.process
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.checkpoint bridge.client""",
     2: "rollout evaluation replay update optimization",
     3: """module data diagnostics checkpoint_io compat_lightning
@@ -74,14 +75,14 @@ NARROWER = {
             "guard",
             "sandbox",
             "command",
+            "interpreter",
             "child",
             "channel",
         ]
     },
     "lit_ppo.leaf_rules": {"numpy"},
-    "lit_ppo.bridge.trees": {"numpy", "gymnasium"},
-    "lit_ppo.bridge.hosts": {"numpy", "gymnasium"},
-    "lit_ppo.bridge.worker": {"numpy", "gymnasium"},
+    "lit_ppo.bridge.making": {"gymnasium"},
+    **{f"lit_ppo.bridge.{name}": {"numpy", "gymnasium"} for name in ("trees", "frame_stack", "atari", "hosts", "worker")},
 }
 
 
@@ -143,7 +144,7 @@ def test_file_imports_only_libraries_of_its_floor(module: str) -> None:
 
 def test_gymnasium_is_imported_by_the_worker_process_alone() -> None:
     users = {name for name, path in MODULES.items() if any(i.split(".")[0] == "gymnasium" for i in imported(path))}
-    assert users == {"lit_ppo.bridge.trees", "lit_ppo.bridge.hosts", "lit_ppo.bridge.worker"}
+    assert users == {f"lit_ppo.bridge.{name}" for name in ("trees", "frame_stack", "atari", "making", "hosts", "worker")}
 
 
 def test_worker_process_loads_neither_torch_nor_lightning() -> None:

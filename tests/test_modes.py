@@ -39,6 +39,10 @@ MODES = {
     "image": Mode({"observation": "image"}, settings={"shared_torso": True}),
     "nested Dict": Mode({"observation": "nested"}),
     "obs_keys": Mode({"observation": "nested"}, {"obs_keys": ["pair", "camera"]}),
+    "wrapped and stacked": Mode(
+        {"observation": "nested"},
+        {"wrappers": ["tests.toy_wrappers.Repeat"], "frame_stack": 3, "max_episode_steps": 4, "obs_keys": ["pair", "camera"]},
+    ),
     "gru": Mode(settings=GRU),
     "lstm": Mode(settings=LSTM),
     "masked": Mode({"masked": True}, MASKED),

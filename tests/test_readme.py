@@ -48,7 +48,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_readme_has_the_commands_that_these_tests_are_about() -> None:
-    assert len(COMMANDS) == 14
+    assert len(COMMANDS) == 16
     assert {line.split()[3] for line in COMMANDS} == {"fit", "test", "plot"}
 
 

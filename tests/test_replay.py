@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.bridge.settings import EnvironmentSettings
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import EnvironmentFault
 from lit_ppo.replay import replay
@@ -24,10 +25,11 @@ def report_of(
     env_kwargs: dict[str, Any],
     env_id: str = FAULTY,
     actions: Callable[[], np.ndarray] = lambda: np.zeros(2, np.int64),
+    obs_keys: list[str] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """The report of the fault that such an environment comes to, in two rows of which the second is at fault."""
-    with EnvBridge(env_id, 2, seed_of, env_kwargs=env_kwargs, **options) as bridge:
+    with EnvBridge(EnvironmentSettings(env_id, env_kwargs, obs_keys=obs_keys), 2, seed_of, **options) as bridge:
         try:
             bridge.reset()
             for _ in range(100):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_ppo import functional, rollout
 from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.bridge.settings import EnvironmentSettings
 from lit_ppo.contract import VectorStep
 from lit_ppo.distributions import Categorical
 from lit_ppo.policy import Policy, PolicyOutputs
@@ -279,7 +280,7 @@ def episode_seed(env: int, episode: int) -> int:
 
 @pytest.fixture(scope="module")
 def cartpole() -> Iterator[EnvBridge]:
-    with EnvBridge("CartPole-v1", 3, episode_seed, env_kwargs={"max_episode_steps": TIME_LIMIT}) as bridge:
+    with EnvBridge(EnvironmentSettings("CartPole-v1", max_episode_steps=TIME_LIMIT), 3, episode_seed) as bridge:
         yield bridge
 
 

@@ -28,7 +28,7 @@ from lit_ppo.bridge import child, guard, process, protocol
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.frame import REPLY_WORD, REQUEST_WORD, STATUS_WORD, FrameLayout
 from lit_ppo.bridge.process import WorkerProcess
-from lit_ppo.bridge.settings import BridgeSettings
+from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.errors import (
     BridgeError,
     ConfigError,
@@ -625,7 +625,7 @@ def test_all_workers_make_their_environments_before_anybody_asks_and_close_them(
         kill(worker)
 
     monkeypatch.setattr(WorkerProcess, "kill", kill_and_tell)
-    with EnvBridge("watched:Watched-v0", 2, lambda env, episode: episode, env_kwargs=kwargs, settings=settings):
+    with EnvBridge(EnvironmentSettings("watched:Watched-v0", kwargs), 2, lambda env, episode: episode, settings=settings):
         pipe = os.open(begun, os.O_WRONLY)  # returns once an environment reads, although nobody has asked for anything so far
         os.write(pipe, b"12")
     os.close(pipe)

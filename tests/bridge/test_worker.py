@@ -15,6 +15,7 @@ from lit_ppo.bridge.faults import error_to_json
 from lit_ppo.bridge.frame import FrameLayout
 from lit_ppo.bridge.hosts import NativeHost, SyncHost
 from lit_ppo.bridge.protocol import decode, encode
+from lit_ppo.bridge.settings import EnvironmentSettings
 from lit_ppo.bridge.worker import Worker
 from lit_ppo.contract import Contract, ContractSettings
 from lit_ppo.errors import ContractViolation, EnvironmentRaised, ProtocolError
@@ -192,7 +193,8 @@ def test_an_unknown_environment_ends_the_worker_with_a_message() -> None:
     command = [sys.executable, "-m", "lit_ppo.bridge.worker", "Nowhere-v0"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, text=True, check=False)
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.strip() == "env_id=Nowhere-v0: Environment `Nowhere` doesn't exist."
+    hint = "If a package registers it, name its module as well: env_id=module:EnvId"
+    assert done.stderr.strip() == f"env_id=Nowhere-v0: Environment `Nowhere` doesn't exist. {hint}"
 
 
 def test_a_trainer_must_send_checksums_and_gets_them() -> None:
@@ -297,7 +299,7 @@ def hosted(monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> tuple[SyncHost, di
     from tests.fault_envs import FaultyEnv
 
     monkeypatch.setattr(FaultyEnv, "made", 0)
-    host = SyncHost("Faulty-v0", "Faulty-v0", 3, kwargs)
+    host = SyncHost(EnvironmentSettings("tests.fault_envs:Faulty-v0", kwargs), 3)
     layout = FrameLayout(3, 12)
     views = layout.reply_views(bytearray(layout.reply_bytes), 0)
     host.allocate(Row(host.spec.observation), views)
@@ -371,7 +373,7 @@ def test_errors_become_plain_data() -> None:
 
 
 def test_native_environment_refuses_actions_itself_but_for_those_that_the_contract_has_looked_at() -> None:
-    host = NativeHost("CartPole-v1", "CartPole-v1", 3, {})
+    host = NativeHost(EnvironmentSettings("CartPole-v1"), 3)
     layout = FrameLayout(3, 16, resets_within_step=False)
     host.allocate(Row(host.spec.observation), layout.reply_views(bytearray(layout.reply_bytes), 0))
     host.reset([1, None, None])

@@ -18,7 +18,7 @@ import pytest
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.process import WorkerProcess
 from lit_ppo.bridge.settings import BridgeSettings
-from lit_ppo.errors import BridgeError
+from lit_ppo.errors import ConfigError
 from tests.faults.harness import child_of
 
 NUM_ENVS = 2
@@ -124,7 +124,7 @@ def test_start_that_fails_leaves_nothing() -> None:
     def fail() -> None:
         with (
             EnvBridge("CartPole-v1", 1, seed_of, settings=BridgeSettings(python="/bin/true", max_restarts=1)) as bridge,
-            pytest.raises(BridgeError),
+            pytest.raises(ConfigError),  # no interpreter
         ):
             bridge.reset()
 
