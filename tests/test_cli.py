@@ -444,6 +444,20 @@ def test_env_kwargs_reach_the_environment_and_a_resumed_run_unchanged(run: Run) 
     assert (ended.code, update_of("checkpoints/last.ckpt")) == (exit_codes.DONE, 3)
 
 
+def test_wrappers_keep_their_arguments_in_a_config_a_checkpoint_and_a_resumed_run(run: Run) -> None:
+    scale = {"class_path": "tests.toy_wrappers.Scale", "init_args": {"factor": 3.0}}
+    wrappers = ["tests.toy_wrappers.Repeat", scale]
+    typed = f"--data.wrappers={json.dumps(wrappers, separators=(',', ':'))} --data.max_episode_steps 4 --data.frame_stack 2"
+    constant = "--data.env_id tests.toy_envs:ConstantReward-v0"
+    Path("run.yaml").write_text(run(f"fit {SMALL} {constant} {typed} --print_config").out)
+    assert yaml.safe_load(Path("run.yaml").read_text())["data"]["wrappers"] == wrappers
+    assert run("fit --config run.yaml").code == exit_codes.DONE
+    assert read_checkpoint("checkpoints/last.ckpt")[CONFIG_KEY]["data"]["wrappers"] == wrappers
+    assert run("fit --ckpt_path last --trainer.max_epochs 3").code == exit_codes.DONE
+    tested = run("test --ckpt_path last --data.test_episodes 2")  # 4 steps of the reward 1 * 3, in evaluation
+    assert dict(row.rsplit(maxsplit=1) for row in tested.out.splitlines())["mean return"] == "12.00"
+
+
 def test_single_items_of_env_kwargs_are_read_as_yaml_and_added_to_the_mapping(run: Run) -> None:
     items = {"number": "3", "digits": '"123"', "word": '"null"', "nothing": "null", "flag": '"true"', "list": '["1",2]'}
     first, *others = [f"--data.env_kwargs.{name}={value}" for name, value in items.items()]
@@ -474,6 +488,8 @@ BAD = {
     "--data.num_envs four": "data.num_envs: expected an integer, got four",
     "--total_env_steps=1e3": "total_env_steps: expected an integer or null, got 1e3",
     "--data.env_kwargs=level": "data.env_kwargs: expected a mapping or null, got level",
+    "--data.wrappers=atari": "data.wrappers: expected a list or null, got atari",
+    "--data.frame_stack=0": "data.frame_stack=0: expected at least 1",
     "--data.rlimits=[1]": "data.rlimits: expected a mapping to integers or null, got [1]",
     "--model.activation sigmoid": "model.activation: expected tanh, relu, elu, silu or gelu, got sigmoid",
     "--trainer.min_epochs 3": "trainer.min_epochs=3: keeps a signal and total_env_steps from ending the run; leave it out",
@@ -612,6 +628,8 @@ def test_value_that_is_typed_again_unchanged_is_no_difference(run: Run, trained:
             "--data.env_id Acrobot-v1",
             "data.env_id=Acrobot-v1: the checkpoint's run has CartPole-v1, which cannot change on resume",
         ),
+        ("--data.frame_stack 2", "data.frame_stack=2: the checkpoint's run has None, which cannot change on resume"),
+        ("--data.wrappers [a.B]", "data.wrappers=['a.B']: the checkpoint's run has None, which cannot change on resume"),
         ("--model.activation relu", "model.activation=relu: the checkpoint's run has tanh, which cannot change on resume"),
         ("--model.memory gru", "model.memory=gru: the checkpoint's run has None, which cannot change on resume"),
         (

@@ -1,5 +1,6 @@
 """The last observations as one: images side by side along their channels, numbers one after the other."""
 
+import copy
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -62,12 +63,13 @@ class FrameStack(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(**kwargs)
-        self._frames.extend([obs] * (self._frames.maxlen or 0))
+        # copies, since an environment may write its next observation into the same arrays
+        self._frames.extend([copy.deepcopy(obs)] * (self._frames.maxlen or 0))
         return self._join(self._frames), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        self._frames.append(obs)
+        self._frames.append(copy.deepcopy(obs))
         return self._join(self._frames), reward, terminated, truncated, info
 
 

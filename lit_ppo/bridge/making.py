@@ -7,7 +7,6 @@ what the environment's own code raises is an `EnvironmentRaised`.
 import copy
 import difflib
 import importlib
-import importlib.metadata
 import inspect
 import re
 import sys
@@ -94,7 +93,8 @@ class EnvironmentMaker:
             target, fixed = (spec,), {"disable_env_checker": True}
         env = self.call(row, self._given, self._factory, *target, **fixed, **self._kwargs)
         _require_environment(env, self._env_id)
-        self.spec = env.spec  # of the environment itself: many wrappers cannot be described
+        if row == 0:
+            self.spec = env.spec  # of the environment itself: many wrappers cannot be described
         for path, wrapper, arguments in self._wrappers:
             env = self.call(row, f"wrappers: {path}", wrapper, env, **arguments)
             _require_environment(env, f"wrappers: {path}")
@@ -130,7 +130,7 @@ class EnvironmentMaker:
         """Call into the environment's code while it is made; its exceptions become ours."""
         try:
             return function(*args, **kwargs)
-        except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+        except (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled) as error:
             _refuse_missing(error, self._env_id)
         except TypeError as error:
             if (reason := _refused_arguments(error)) is not None:
@@ -180,12 +180,16 @@ def _refuse_missing(error: Exception, setting: str) -> NoReturn:
     cause = error if isinstance(error, ImportError) else error.__cause__ or error.__context__
     name = (getattr(cause, "name", None) or "").partition(".")[0]
     if not name or sys.modules.get(name) is not None:  # it is there, but cannot be used
-        raise ValueError(f"{setting}: {sys.executable} cannot import what it needs: {message_of(error)}") from None
+        raise ValueError(
+            f"{setting}: {sys.executable} cannot import what it needs: {' '.join(message_of(error).split())}"
+        ) from None
+    from importlib import metadata  # here, so that starting does not pay for it
+
     extra, plain = _EXTRAS.get(name, (None, name))
     try:
-        importlib.metadata.distribution("lit_ppo")
+        metadata.distribution("lit_ppo")
         requirement = plain if extra is None else f"lit_ppo[{extra}]"
-    except importlib.metadata.PackageNotFoundError:  # another interpreter
+    except metadata.PackageNotFoundError:  # another interpreter
         requirement = plain
     install = f"{sys.executable} -m pip install '{requirement}'"
     raise ValueError(f"{setting}: {sys.executable} has no package {name}; run: {install}") from None

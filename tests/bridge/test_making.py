@@ -1,7 +1,6 @@
 """How environments are made: ids, factories and wrappers, and whose fault it is when that fails."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from gymnasium import spaces
 
 from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.bridge.command import worker_command
 from lit_ppo.bridge.frame_stack import FrameStack
 from lit_ppo.bridge.hosts import NativeHost, SyncHost
 from lit_ppo.bridge.making import EnvironmentMaker
@@ -207,10 +207,11 @@ def test_native_environments_take_no_wrappers() -> None:
 
 
 class Counting(gymnasium.Env[Any, Any]):
-    """Observations of a space, filled with the number of the step."""
+    """Observations of a space, filled with the number of the step, in the same arrays every time."""
 
     def __init__(self, space: gymnasium.Space[Any]) -> None:
         self.observation_space, self.action_space = space, spaces.Discrete(2)
+        self.arrays: dict[int, np.ndarray] = {}
 
     def filled(self, space: gymnasium.Space[Any]) -> Any:
         if isinstance(space, spaces.Dict):
@@ -219,7 +220,11 @@ class Counting(gymnasium.Env[Any, Any]):
             return tuple(self.filled(part) for part in space)
         if isinstance(space, spaces.Discrete):
             return np.int64(self.steps)
-        return str(self.steps) if isinstance(space, spaces.Text) else np.full(space.shape or (), self.steps, space.dtype)
+        if isinstance(space, spaces.Text):
+            return str(self.steps)
+        array = self.arrays.setdefault(id(space), np.empty(space.shape or (), space.dtype))
+        array[...] = self.steps
+        return array
 
     def reset(self, **kwargs: Any) -> Any:
         self.steps = 1
@@ -376,10 +381,9 @@ def test_atari_rewards_are_signs_in_training_and_points_in_evaluation() -> None:
     assert max(rewards[False]) > 1 and [float(np.sign(reward)) for reward in rewards[False]] == rewards[True]
 
 
-def test_variables_of_the_trainer_are_part_of_what_a_worker_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lit_ppo.bridge.command import worker_command
-
+def test_variables_that_are_let_through_are_part_of_what_a_worker_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_LEVEL", "7")
-    (plain, without), (named, with_it) = worker_command(None, {}), worker_command(None, {"env": ["MY_LEVEL"]})
-    assert "MY_LEVEL" not in without and with_it["MY_LEVEL"] == "7" and (plain, without) != (named, with_it)
-    assert "7" not in " ".join(named[3:]) or os.environ["MY_LEVEL"] not in named[-1]  # names, not values, are in the command
+    (_, without), (command, through) = worker_command(None, {}), worker_command(None, {"env": ["MY_LEVEL"]})
+    assert through == without | {"MY_LEVEL": "7"} and "7" not in command[-1]  # the command has names only
+    monkeypatch.setenv("MY_LEVEL", "8")
+    assert worker_command(None, {"env": ["MY_LEVEL"]}) != (command, through)
