@@ -18,8 +18,8 @@ _MAX_STEPS = 1000
 class GridPolicy(Callback):
     """Writes the greedy action in each cell, and the greedy path, before and after training.
 
-    The files have TorchLean's formats: `{width, height, before, after, notes}`, with the actions row by row in the one file, and
-    the cells [row, column] of an episode in the other.
+    The files have TorchLean's formats: `{width, height, before, after, notes}`, with the actions row by row in the one file,
+    and the cells [row, column] of an episode in the other.
 
     Args:
         policy_path: File of the actions.

@@ -1,6 +1,6 @@
 """GridWorld: find the goal, cell by cell. Its rules are those of TorchLean's GridWorld.
 
-    python -m lit_ppo fit --data.env_id=lit_ppo.envs.grid_world:GridWorld-v0
+python -m lit_ppo fit --data.env_id=lit_ppo.envs.grid_world:GridWorld-v0
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,9 @@ class GridWorld(gymnasium.Env[NDArray[np.int64], np.int64]):
         self.observation_space = spaces.MultiDiscrete([height, width])
         self.action_space = spaces.Discrete(len(MOVES))
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.int64], dict[str, Any]]:
         super().reset(seed=seed)
         self._cell = self._start.copy()
         return self._cell.copy(), {}

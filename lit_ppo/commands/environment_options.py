@@ -1,0 +1,31 @@
+"""The options that name an environment, for the commands that do not train."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+from lit_ppo.bridge.settings import EnvironmentSettings
+from lit_ppo.exit_codes import USAGE, fail
+
+_NAMES = [field.name for field in dataclasses.fields(EnvironmentSettings) if field.name != "env_id"]
+
+
+def add_environment_options(parser: argparse.ArgumentParser) -> None:
+    """Add the fields of `EnvironmentSettings` besides the id, as YAML."""
+    for name in _NAMES:
+        parser.add_argument(f"--{name}", type=_yaml, metavar="YAML", help=f"as data.{name} of fit")
+
+
+def environment_of(env_id: str, options: argparse.Namespace) -> EnvironmentSettings:
+    """The environment that the options name."""
+    typed = {name: value for name in _NAMES if (value := getattr(options, name)) is not None}
+    return EnvironmentSettings(**{"env_id": env_id, "env_kwargs": {}, **typed})
+
+
+def _yaml(text: str) -> Any:
+    import yaml  # here, so that --help does not pay for it
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        fail(f"expected a value in YAML, got {text}", USAGE)
