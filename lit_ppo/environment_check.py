@@ -17,6 +17,7 @@ from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.contract import ContractSettings, VectorStep
 from lit_ppo.errors import ConfigError, EnvironmentFault
+from lit_ppo.leaf_rules import field_of
 from lit_ppo.random_actions import random_actions
 from lit_ppo.spaces import EnvSpec, Leaves, spec_to_json
 
@@ -109,11 +110,16 @@ def check_environment(
     settings = replace(settings or BridgeSettings(), vectorization="sync", num_workers=1, max_restarts=0)
     remarks: list[str] = []
 
-    def bridge(on_warning: Callable[[str], None] = lambda text: None) -> EnvBridge:
+    def seeds(env: int, episode: int) -> int:
+        return seeding.episode_seed(seed, "training", 0, env, episode)
+
+    def bridge(
+        episode_seed: Callable[[int, int], int] = seeds, on_warning: Callable[[str], None] = lambda text: None
+    ) -> EnvBridge:
         return EnvBridge(
             environment.env_id,
             1,
-            lambda env, episode: seeding.episode_seed(seed, "training", 0, env, episode),
+            episode_seed,
             env_kwargs=environment.env_kwargs,
             obs_keys=environment.obs_keys,
             action_mask=environment.action_mask,
@@ -122,15 +128,15 @@ def check_environment(
             on_warning=on_warning,
         )
 
-    with bridge(remarks.append) as first:
+    with bridge(on_warning=remarks.append) as first:
         report = EnvironmentReport(first.spec, first.versions, remarks=remarks)
         trial = _Trial(first.spec, num_steps, seed)
         try:
-            trial.play(first, report)
+            trial.play(first, seeds, report)
         except EnvironmentFault as fault:
             report.fault = str(fault)
     start = perf_counter()
-    with bridge() as second:
+    with bridge(lambda env, episode: trial.seed_to_replay) as second:
         _ = second.spec
         report.start_s = perf_counter() - start
         if report.fault is None:
@@ -140,6 +146,15 @@ def check_environment(
         report.gymnasium = _gymnasium_remarks(third, settings)
     report.settings = _settings_for(report, trial)
     return report
+
+
+@dataclass
+class _Episode:
+    """One episode: its seed, its actions, and what the environment answered: the reset, and each step."""
+
+    seed: int
+    actions: list[NDArray[Any]]
+    answers: list[dict[str, bytes]]  # digests of values, by name
 
 
 class _Trial:
@@ -154,42 +169,70 @@ class _Trial:
     def __init__(self, spec: EnvSpec, num_steps: int, seed: int) -> None:
         self._spec, self._num_steps = spec, num_steps
         self._generator = np.random.default_rng(seed)
-        self._actions: list[NDArray[Any]] = []
-        self._answers: list[dict[str, bytes]] = []  # digests of the values of each answer, by name
+        self._episodes: list[_Episode] = []
         self._vectors = [leaf.path for leaf in spec.observation if leaf.dtype.startswith("float") and len(leaf.shape) < 3]
         self.largest = 0.0  # of all numbers in vectors of floats
 
-    def play(self, bridge: EnvBridge, report: EnvironmentReport) -> None:
-        """Make the steps, and note what the environment answers and how long it takes."""
+    def play(self, bridge: EnvBridge, seeds: Callable[[int, int], int], report: EnvironmentReport) -> None:
+        """Make the steps, and note what the environment answers and how long it takes.
+
+        Args:
+            bridge: One environment.
+            seeds: Of its episodes.
+            report: Gets steps, episodes and costs, also if the environment fails.
+        """
         resets: list[float] = []
         steps: list[float] = []
         try:
             for _ in range(_NUM_RESETS):
                 obs = _timed(resets, bridge.reset)
-            self._answers.append(_digests("obs", obs))
+            self._episodes.append(_Episode(seeds(0, 0), [], [_digests(obs)]))
             for _ in range(self._num_steps):
                 actions = random_actions(self._spec, obs, self._generator)
                 step = _timed(steps, lambda actions=actions: bridge.step(actions))  # type: ignore[misc]
-                self._actions.append(actions)
-                self._answers.append(_answer(step))
-                obs, report.episodes = step.obs, report.episodes + step.any_ended
+                self._episodes[-1].actions.append(actions)
+                self._episodes[-1].answers.append(_answer(step))
+                obs = step.obs
                 for path in self._vectors:
                     self.largest = max(self.largest, float(np.abs(obs[path]).max()))
+                if step.any_ended:
+                    report.episodes += 1
+                    self._episodes.append(_Episode(seeds(0, bridge.episodes[0]), [], [_digests(obs)]))
         finally:
-            report.steps = len(self._actions)
+            report.steps = len(steps)
             report.reset, report.step = (Cost.of(seconds) if seconds else None for seconds in (resets, steps))
 
+    @property
+    def seed_to_replay(self) -> int:
+        """Of the episode that `difference` plays next."""
+        return self._episodes[-1].seed
+
     def difference(self, bridge: EnvBridge) -> str | None:
-        """Where a fresh process answers the same actions otherwise; None if nowhere."""
-        try:
-            found = _first_difference("the first reset", self._answers[0], _digests("obs", bridge.reset()))
-            for number, actions in enumerate(self._actions, 1):
-                if found:
-                    return found
-                found = _first_difference(f"step {number}", self._answers[number], _answer(bridge.step(actions)))
-        except EnvironmentFault as fault:
-            return f"the replay fails: {fault}"
-        return found
+        """Where a fresh process answers otherwise; None if nowhere.
+
+        The last episode is played first: what an environment keeps from one episode to the next is found, too. A resumed run
+        and a replaced worker start in the middle, and rely on an episode being a function of its seed and its actions.
+
+        Args:
+            bridge: One environment, whose episodes begin from `seed_to_replay`.
+        """
+        while self._episodes:
+            episode = self._episodes[-1]
+            where = f"the episode of seed {episode.seed}, in a fresh process without the episodes before"
+            try:
+                found = _first_difference(f"reset of {where}", episode.answers[0], _digests(bridge.reset()))
+                for number, actions in enumerate(episode.actions, 1):
+                    if found:
+                        break
+                    found = _first_difference(
+                        f"step {number} of {where}", episode.answers[number], _answer(bridge.step(actions))
+                    )
+            except EnvironmentFault as fault:
+                found = f"{where}: {fault}"
+            if found:
+                return found
+            self._episodes.pop()
+        return None
 
 
 def _timed(seconds: list[float], call: Callable[[], Any]) -> Any:
@@ -201,16 +244,13 @@ def _timed(seconds: list[float], call: Callable[[], Any]) -> Any:
 
 
 def _answer(step: VectorStep) -> dict[str, bytes]:
-    final = _digests("final_obs", step.final_obs) if step.any_ended else {}
+    """Digests of what a step of one environment returned; where it ended the episode, of the last observation."""
     values = {name: getattr(step, name).tobytes() for name in ("rewards", "terminated", "truncated")}
-    return {**_digests("obs", step.obs), **final, **values}
+    return {**_digests(step.final_obs if step.any_ended else step.obs), **values}
 
 
-def _digests(name: str, obs: Leaves) -> dict[str, bytes]:
-    return {
-        f"{name}.{path}" if path else name: hashlib.blake2b(leaf.tobytes(), digest_size=16).digest()
-        for path, leaf in obs.items()
-    }
+def _digests(obs: Leaves) -> dict[str, bytes]:
+    return {field_of("obs", path): hashlib.blake2b(leaf.tobytes(), digest_size=16).digest() for path, leaf in obs.items()}
 
 
 def _first_difference(where: str, mine: dict[str, bytes], other: dict[str, bytes]) -> str | None:

@@ -138,7 +138,7 @@ def check(
     if not isinstance(document, dict) or not isinstance(document.get("transitions"), list):
         raise ConfigError("expected a JSON object with a list of transitions")
     if spec is None:
-        if "spec" not in document:
+        if not isinstance(document.get("spec"), dict):
             raise ConfigError("the file does not say what the environment announces; name it with --env_id")
         try:
             spec = spec_from_json(document["spec"])
@@ -255,8 +255,9 @@ def _admitted(value: object, leaf: Leaf, field: str) -> NDArray[Any]:
         array = np.array(_numbers(value))
     except (ValueError, TypeError, OverflowError):
         raise ContractViolation(field, f"numbers in nested lists of shape {leaf.shape}", shown(value)) from None
-    if dtype.kind == "f" and array.dtype.kind in "iu":
-        array = array.astype(np.float64)  # JSON writes 1.0 as 1, too
+    if array.dtype.kind in "iu" and dtype.kind != "b":  # JSON has one kind of number: 1.0 may be written as 1
+        lossless = array.astype(np.float64 if dtype.kind == "f" else dtype)
+        array = lossless if (lossless == array).all() else array
     return np.asarray(admit_leaf(array, leaf, dtype, field))
 
 

@@ -35,6 +35,11 @@ def run(options: argparse.Namespace) -> None:
             options.json.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"--json={options.json}: cannot be written: {error}") from error
+    if report.fault is None and report.difference is not None:
+        fail(
+            f"{options.env_id}: not deterministic: it trains, but a resume or a crash loses its unfinished episodes",
+            ENVIRONMENT,
+        )
     if not report.is_fit:
         fail(f"{options.env_id}: not fit for training as it is", ENVIRONMENT)
 
