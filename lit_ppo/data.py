@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset
 from lit_ppo import seeding
 from lit_ppo.bridge.checkpoint import BridgeMark
 from lit_ppo.bridge.client import EnvBridge
-from lit_ppo.bridge.settings import BridgeSettings
+from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault
 from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
@@ -64,10 +64,15 @@ class RolloutDataModule(LightningDataModule):
     """N environments behind the bridge, and the rollouts collected in them.
 
     Args:
-        env_id: Gymnasium id, or `module:EnvId` to import a module first.
-        env_kwargs: Passed to `gymnasium.make`.
+        env_id: Gymnasium id, `module:EnvId` to import a module first, or `module:factory` for what a function or class returns.
+        env_kwargs: Passed to `gymnasium.make`, or to the factory.
+        wrappers: Wrappers of the environment in their order, each an import path, or a mapping of `class_path` and `init_args`;
+            `atari` is Atari's usual preprocessing. They are imported and made in the environment process.
+        max_episode_steps: Time limit in steps of the agent, instead of the environment's own; None for that.
+        frame_stack: Number of observations that are joined to one; None for the newest alone.
         obs_keys: Paths of the parts of a Dict or Tuple observation that are used; None for all of them.
         action_mask: Where the mask of possible actions is: `info:KEY` or `obs:KEY`; None if all actions always are possible.
+        env_path: Directories, or one, from which the environment processes import modules first; None for none.
         num_envs: Number of environments stepped together, N.
         horizon: Steps of each environment in one rollout, T.
         seed: Seed of the episodes and of the sampled actions.
@@ -86,8 +91,12 @@ class RolloutDataModule(LightningDataModule):
         self,
         env_id: str = "CartPole-v1",
         env_kwargs: dict[str, Any] | None = None,
+        wrappers: list[str | dict[str, Any]] | None = None,
+        max_episode_steps: int | None = None,
+        frame_stack: int | None = None,
         obs_keys: list[str] | None = None,
         action_mask: str | None = None,
+        env_path: list[str] | str | None = None,
         num_envs: int = 8,
         horizon: int = 32,
         seed: int = 0,
@@ -114,8 +123,10 @@ class RolloutDataModule(LightningDataModule):
             raise ConfigError(f"data.seed={seed}: expected at least 0")
         if num_envs % processes.num_workers:
             raise ConfigError(f"data.num_envs={num_envs}: expected a multiple of data.num_workers={processes.num_workers}")
-        self.env_id, self.env_kwargs, self.num_envs, self.horizon, self.seed = env_id, env_kwargs, num_envs, horizon, seed
-        self.obs_keys, self.action_mask = obs_keys, action_mask
+        self.environment = EnvironmentSettings(
+            env_id, env_kwargs, wrappers, max_episode_steps, frame_stack, obs_keys, action_mask, env_path
+        )
+        self.num_envs, self.horizon, self.seed = num_envs, horizon, seed
         self.bridge_settings, self.contract_settings = processes, contract
         self.evaluation_envs, self.report_dir = evaluation_envs, report_dir
         self.validation_episodes, self.test_episodes = validation_episodes, test_episodes
@@ -157,11 +168,8 @@ class RolloutDataModule(LightningDataModule):
         """Plays greedy episodes in a process of its own."""
         if self._player is None:
             self._player = GreedyPlayer(
-                self.env_id,
+                self.environment,
                 self.evaluation_envs,
-                env_kwargs=self.env_kwargs,
-                obs_keys=self.obs_keys,
-                action_mask=self.action_mask,
                 settings=_for_evaluation(self.bridge_settings),
                 contract=self.contract_settings,
                 on_event=log.warning,
@@ -213,12 +221,9 @@ class RolloutDataModule(LightningDataModule):
         self._stage = stage
         if stage == "fit" and self._bridge is None:
             self._bridge = EnvBridge(
-                self.env_id,
+                self.environment,
                 self.num_envs,
                 self._training_seed,
-                env_kwargs=self.env_kwargs,
-                obs_keys=self.obs_keys,
-                action_mask=self.action_mask,
                 settings=self.bridge_settings,
                 contract=self.contract_settings,
                 on_event=log.warning,

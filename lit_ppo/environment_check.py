@@ -117,12 +117,9 @@ def check_environment(
         episode_seed: Callable[[int, int], int] = seeds, on_warning: Callable[[str], None] = lambda text: None
     ) -> EnvBridge:
         return EnvBridge(
-            environment.env_id,
+            environment,
             1,
             episode_seed,
-            env_kwargs=environment.env_kwargs,
-            obs_keys=environment.obs_keys,
-            action_mask=environment.action_mask,
             settings=settings,
             contract=contract,
             on_warning=on_warning,

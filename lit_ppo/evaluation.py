@@ -1,5 +1,6 @@
 """Greedy episodes, which measure the policy without exploration."""
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from lit_ppo.bridge.client import EnvBridge
-from lit_ppo.bridge.settings import BridgeSettings
+from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import ConfigError, EnvironmentFault
 from lit_ppo.networks import seen_as
@@ -40,7 +41,8 @@ class GreedyPlayer:
     """Plays greedy episodes in its own environments, separate from the training environments.
 
     Args:
-        env_id, env_kwargs, obs_keys, action_mask, contract, on_event, on_warning, on_fault: As in `EnvBridge`.
+        environment: What to make, for evaluation whatever it says of itself.
+        contract, on_event, on_warning, on_fault: As in `EnvBridge`.
         num_envs: Number of episodes played at a time.
         settings: How the processes run; `vectorization` must be `sync`, because the rows of a native vector environment share
             one random stream and cannot be seeded one by one.
@@ -48,12 +50,9 @@ class GreedyPlayer:
 
     def __init__(
         self,
-        env_id: str,
+        environment: EnvironmentSettings,
         num_envs: int,
         *,
-        env_kwargs: dict[str, Any] | None = None,
-        obs_keys: list[str] | None = None,
-        action_mask: str | None = None,
         settings: BridgeSettings,
         contract: ContractSettings | None = None,
         on_event: Callable[[str], None] = lambda text: None,
@@ -65,12 +64,9 @@ class GreedyPlayer:
         self.num_envs = num_envs
         self._seeds: Sequence[int] = ()
         self._bridge = EnvBridge(
-            env_id,
+            dataclasses.replace(environment, is_training=False),
             num_envs,
             self._seed,
-            env_kwargs=env_kwargs,
-            obs_keys=obs_keys,
-            action_mask=action_mask,
             settings=settings,
             contract=contract,
             on_event=on_event,

@@ -16,10 +16,9 @@ from torch.nn import functional as F  # noqa: N812  the usual name
 
 from lit_ppo.compat_torch import weight_and_bias
 from lit_ppo.errors import ConfigError
-from lit_ppo.spaces import Leaf
+from lit_ppo.spaces import ChannelOrder, Leaf, channel_order
 
 Activation = Literal["tanh", "relu", "elu", "silu", "gelu"]
-ChannelOrder = Literal["auto", "first", "last"]
 ImageNetwork = Literal["auto", "nature", "small", "flat"]
 MemoryKind = Literal["gru", "lstm"]
 _ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
@@ -319,21 +318,6 @@ class Image(nn.Module):
             values = values.permute(0, 3, 1, 2)
         features: Tensor = self.layers(values)
         return features
-
-
-def channel_order(shape: tuple[int, ...], wanted: ChannelOrder = "auto") -> Literal["first", "last", "none"]:
-    """Where the channels of an image are: along the shorter end; of equal ends last if there are 1, 3 or 4.
-
-    Args:
-        shape: Of one image.
-        wanted: `first` or `last` decides for images with channels.
-    """
-    if len(shape) == 2:
-        return "none"
-    if wanted != "auto":
-        return wanted
-    first, last = (shape[end] < min(shape[1], shape[-1 - end]) for end in (0, -1))
-    return "last" if last or (not first and shape[-1] in (1, 3, 4)) else "first"
 
 
 def _channels_first(shape: tuple[int, ...], order: str) -> tuple[int, ...]:

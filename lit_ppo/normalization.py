@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lit_ppo.compat_torch import Float64Buffers
 from lit_ppo.errors import ConfigError
-from lit_ppo.networks import ChannelOrder, is_image
-from lit_ppo.spaces import Leaf
+from lit_ppo.networks import is_image
+from lit_ppo.spaces import ChannelOrder, Leaf
 
 _EPSILON: Final = 1e-8  # added to a variance, so that what never changes is not divided by 0
 # Numbers converted to float64 at a time, 32 MiB: a rollout of images would need eight times its own memory.

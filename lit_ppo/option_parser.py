@@ -37,6 +37,7 @@ _TYPES: Final = {
     "dict": "a mapping",
     "dict[str, int]": "a mapping to integers",
     "dict[str, lit_ppo.option_parser.Verbatim]": "a mapping",
+    "list[lit_ppo.option_parser.Verbatim]": "a list",
 }
 
 
@@ -190,11 +191,18 @@ def _in_words(kinds: Sequence[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def add_env_kwargs(group: Any) -> None:
-    """Add `--data.env_kwargs` to a parser or group."""
+def add_verbatim_options(group: Any) -> None:
+    """Add `--data.env_kwargs` and `--data.wrappers` to a parser or group."""
     group.add_argument(
         _VERBATIM,
         type=dict[str, Verbatim] | None,
         default=None,
         help="Keyword arguments of `gymnasium.make`, as one YAML mapping or one by one: '{level: 3}', or env_kwargs.level=3.",
+    )
+    group.add_argument(
+        "--data.wrappers",
+        type=list[Verbatim] | None,
+        default=None,
+        help="Wrappers of the environment in their order, imported in its process: import paths such as my_file.MyWrapper, "
+        "mappings '{class_path: my_file.MyWrapper, init_args: {size: 3}}', or atari for Atari's usual preprocessing.",
     )

@@ -12,7 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from lit_ppo.callables import PartOfCheckpoint, is_description
 from lit_ppo.distributions import ActionBounds
 from lit_ppo.errors import ConfigError
-from lit_ppo.networks import Activation, ChannelOrder, ImageNetwork, MemoryKind
+from lit_ppo.networks import Activation, ImageNetwork, MemoryKind
+from lit_ppo.spaces import ChannelOrder
 
 Decay = Literal["linear", "constant"]
 PARTS: Final = ("torso", "optimizer", "lr_scheduler", "loss")  # the settings that are a user's own code

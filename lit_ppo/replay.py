@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lit_ppo.bridge.client import EnvBridge
-from lit_ppo.bridge.settings import BridgeSettings
+from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import EnvironmentFault
 
@@ -32,12 +32,9 @@ def replay(report: dict[str, Any]) -> EnvironmentFault | None:
         BridgeError, ProtocolError: The worker failed as a process.
     """
     bridge = EnvBridge(
-        report["env_id"],
+        EnvironmentSettings.of(report),
         1,
         lambda env, episode: int(report["next_seed" if episode else "seed"]),
-        env_kwargs=report["env_kwargs"],
-        obs_keys=report["obs_keys"],
-        action_mask=report["action_mask"],
         settings=BridgeSettings(max_restarts=0),
         contract=ContractSettings(**report["contract"]),
     )

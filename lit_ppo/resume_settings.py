@@ -27,6 +27,9 @@ _TRAINER_KEYS_OF_A_RUN: Final = ("max_epochs", "max_steps", "precision", "determ
 _FIXED_ON_RESUME: Final = (
     "data.env_id",
     "data.env_kwargs",
+    "data.wrappers",
+    "data.max_episode_steps",
+    "data.frame_stack",
     "data.obs_keys",
     "data.action_mask",
     "data.num_envs",

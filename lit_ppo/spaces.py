@@ -19,6 +19,7 @@ from lit_ppo.bridge.protocol import take
 from lit_ppo.errors import ProtocolError, shown
 
 Kind = Literal["box", "discrete", "multi_discrete", "multi_binary"]
+ChannelOrder = Literal["auto", "first", "last"]
 Leaves = Mapping[str, NDArray[Any]]  # by path
 
 KINDS: Final[tuple[Kind, ...]] = ("box", "discrete", "multi_discrete", "multi_binary")
@@ -150,6 +151,21 @@ def _flat(bound: float | tuple[float, ...]) -> tuple[float, ...]:
 
 def _is_int64(value: float) -> bool:
     return isinstance(value, int) and -(1 << 63) <= value < 1 << 63
+
+
+def channel_order(shape: tuple[int, ...], wanted: ChannelOrder = "auto") -> Literal["first", "last", "none"]:
+    """Where the channels of an image are: along the shorter end; of equal ends last if there are 1, 3 or 4.
+
+    Args:
+        shape: Of one image.
+        wanted: `first` or `last` decides for images with channels.
+    """
+    if len(shape) == 2:
+        return "none"
+    if wanted != "auto":
+        return wanted
+    first, last = (shape[end] < min(shape[1], shape[-1 - end]) for end in (0, -1))
+    return "last" if last or (not first and shape[-1] in (1, 3, 4)) else "first"
 
 
 def require_supported_size(env_id: str, leaf: str, shape: tuple[int, ...]) -> None:

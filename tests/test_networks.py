@@ -16,12 +16,11 @@ from lit_ppo.networks import (
     Image,
     ImageSettings,
     Inputs,
-    channel_order,
     is_image,
     seen_as,
 )
 from lit_ppo.ppo_settings import PPOSettings
-from lit_ppo.spaces import Leaf
+from lit_ppo.spaces import Leaf, channel_order
 from tests.specs import box, discrete, generator, image, initializer, multi_binary, multi_discrete, policy_of, vector_spec
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from lit_ppo import cli
 from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.bridge.settings import EnvironmentSettings
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import ConfigError
 from lit_ppo.random_actions import random_actions
@@ -29,7 +30,7 @@ SPACES: dict[str, dict[str, Any]] = {
 
 def exported(env_id: str, num_steps: int = 40, **settings: Any) -> dict[str, Any]:
     generator = np.random.default_rng(0)
-    with EnvBridge(env_id, 2, lambda env, episode: 10 * env + episode, **settings) as bridge:
+    with EnvBridge(EnvironmentSettings(env_id, **settings), 2, lambda env, episode: 10 * env + episode) as bridge:
         spec = bridge.spec
         document = collect(
             bridge,
@@ -112,7 +113,7 @@ def test_file_of_torchlean_needs_the_environments_name() -> None:
     document = {"transitions": [{key: each[key] for key in list(each)[:6]} for each in CARTPOLE["transitions"]]}
     with pytest.raises(ConfigError, match="--env_id"):
         check(document)
-    with EnvBridge("CartPole-v1", 1, lambda env, episode: 0) as bridge:
+    with EnvBridge(EnvironmentSettings("CartPole-v1"), 1, lambda env, episode: 0) as bridge:
         report = check(document, bridge.spec)
     assert report.checked["obs: values"] == 80 and not report.violated and "order" not in report.checked
 

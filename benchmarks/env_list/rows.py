@@ -57,14 +57,12 @@ ROWS: Final = [
         "ALE, pixels",
         "ALE/Pong-v5 ALE/Breakout-v5 ALE/SpaceInvaders-v5 ALE/MsPacman-v5 ALE/Seaquest-v5 ALE/Qbert-v5 ALE/BeamRider-v5 "
         "ALE/Enduro-v5",
-        "ale_py:",
-        _ALE,
+        package=_ALE,
     ),
     *_rows(
         "ALE, RAM",
         "ALE/Pong-v5 ALE/Breakout-v5 ALE/SpaceInvaders-v5 ALE/MsPacman-v5 ALE/Seaquest-v5 ALE/Qbert-v5",
-        "ale_py:",
-        _ALE,
+        package=_ALE,
         env_kwargs={"obs_type": "ram"},
     ),
     *_rows(
@@ -72,29 +70,26 @@ ROWS: Final = [
         "MiniGrid-Empty-5x5-v0 MiniGrid-DoorKey-5x5-v0 MiniGrid-FourRooms-v0 MiniGrid-LavaGapS5-v0 MiniGrid-MultiRoom-N2-S4-v0 "
         "MiniGrid-Unlock-v0 MiniGrid-KeyCorridorS3R1-v0 MiniGrid-Dynamic-Obstacles-5x5-v0 MiniGrid-MemoryS7-v0 "
         "BabyAI-GoToRedBall-v0",
-        "minigrid:",
-        _MINIGRID,
+        package=_MINIGRID,
         wrappers=["minigrid.wrappers.ImgObsWrapper"],
     ),
     *_rows(
         "MiniGrid, flat",
         "MiniGrid-Empty-5x5-v0 MiniGrid-DoorKey-5x5-v0",
-        "minigrid:",
-        _MINIGRID,
+        package=_MINIGRID,
         wrappers=["minigrid.wrappers.FlatObsWrapper"],
     ),
     *_rows(
         "MiniGrid, parts",
         "MiniGrid-DoorKey-5x5-v0 BabyAI-GoToLocal-v0",
-        "minigrid:",
-        _MINIGRID,
+        package=_MINIGRID,
         obs_keys=["image", "direction"],
     ),
     *_rows(
         "highway",
         "highway-v0 highway-fast-v0 merge-v0 roundabout-v0 parking-v0 intersection-v0 racetrack-v0 exit-v0 two-way-v0 "
         "u-turn-v0",
-        "highway_env:",
+        "highway_env:",  # `highway-` alone is known, the others are not named after their package
         _HIGHWAY,
     ),
 ]

@@ -29,10 +29,10 @@ from tests.test_resume import differences
 
 _DEADLINE_S: Final = 240.0  # of one run
 _STEPS_OF_CHECK: Final = 60
-_TIME_LIMIT: Final = 24  # steps: episodes end within a rollout, and an evaluation without a way to the end stays short
 _OPTIONS: Final = {
     "data.num_envs": 2,
     "data.horizon": 16,
+    "data.max_episode_steps": 24,  # episodes end within a rollout, and no evaluation is long
     "data.evaluation_envs": 1,
     "model.minibatch_size": 16,
     "model.update_epochs": 2,
@@ -72,17 +72,9 @@ def trial(row: Row) -> dict[str, Any]:
     return result | {"wall_s": round(perf_counter() - start, 1), "versions": versions()}
 
 
-def _data(row: Row) -> dict[str, Any]:
-    return {**row.data, "env_kwargs": {**row.data.get("env_kwargs", {}), "max_episode_steps": _TIME_LIMIT}}
-
-
 def _measured(row: Row) -> dict[str, Any]:
     """Kinds of space, and what a step costs."""
-    try:
-        environment = EnvironmentSettings(**{"env_id": row.env_id, "env_kwargs": {}, **row.data})
-    except TypeError as error:
-        raise TrialFailed(str(error)) from None
-    report = check_environment(environment, num_steps=_STEPS_OF_CHECK)
+    report = check_environment(EnvironmentSettings(row.env_id, **row.data), num_steps=_STEPS_OF_CHECK)
     spec = report.spec
     leaves = [f"{leaf.kind} {list(leaf.shape)} {leaf.dtype}" for leaf in spec.observation]
     return {
@@ -129,7 +121,7 @@ def _fit(row: Row, directory: Path, *more: str) -> None:
         TrialFailed: It ended with an error, or at its deadline.
     """
     directory.mkdir()
-    options = {"data.env_id": row.env_id, **{f"data.{key}": value for key, value in _data(row).items()}, **_OPTIONS}
+    options = {"data.env_id": row.env_id, **{f"data.{key}": value for key, value in row.data.items()}, **_OPTIONS}
     typed = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
     process = _processes().Process(target=_run, args=(directory, ["fit", *typed, *more]))
     process.start()

@@ -1,7 +1,7 @@
 """What a checkpoint holds of the environments, and which environments may continue from it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,19 @@ from numpy.typing import NDArray
 
 from lit_ppo.bridge.journal import Journal, JournalMark, to_text
 from lit_ppo.bridge.restoration import Restoration
+from lit_ppo.bridge.settings import EnvironmentSettings
 from lit_ppo.errors import ConfigError
 
-_ALWAYS_FIXED = ("env_id", "num_envs", "vectorization", "obs_keys", "action_mask")
+_ALWAYS_FIXED = (
+    "env_id",
+    "wrappers",
+    "max_episode_steps",
+    "frame_stack",
+    "obs_keys",
+    "action_mask",
+    "num_envs",
+    "vectorization",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +64,7 @@ def require_same_environments(state: dict[str, Any], identity: dict[str, Any], f
     Raises:
         ConfigError: Says what differs.
     """
+    saved = {**state, **asdict(EnvironmentSettings.of(state))}
     for key in (*_ALWAYS_FIXED, *fixed_settings):
-        if state[key] != identity[key]:
-            raise ConfigError(f"data.{key}={identity[key]}: the checkpoint holds episodes with {key}={state[key]}; use that")
+        if saved[key] != identity[key]:
+            raise ConfigError(f"data.{key}={identity[key]}: the checkpoint holds episodes with {key}={saved[key]}; use that")

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_ppo.bridge import protocol
 from lit_ppo.bridge.checkpoint import BridgeMark, require_same_environments
 from lit_ppo.bridge.episodes import Episodes
 from lit_ppo.bridge.history import History
@@ -36,10 +35,9 @@ class EnvBridge:
     The processes are spawned at once, boot and make their environments while the caller goes on; the first use waits for them.
 
     Args:
-        env_id: Gymnasium id, or `module:EnvId`.
+        environment: What to make.
         num_envs: N.
         episode_seed: Seed of an episode, from the row of its environment and its number there (0, 1, ...).
-        env_kwargs, obs_keys, action_mask: As in `EnvironmentSettings`.
         settings: How processes are run.
         contract: Demands on values beyond the rules that always hold.
         on_event: Called with a line of text after a restart or an abandoned episode.
@@ -53,13 +51,10 @@ class EnvBridge:
 
     def __init__(
         self,
-        env_id: str,
+        environment: EnvironmentSettings,
         num_envs: int,
         episode_seed: Callable[[int, int], int],
         *,
-        env_kwargs: dict[str, Any] | None = None,
-        obs_keys: list[str] | None = None,
-        action_mask: str | None = None,
         settings: BridgeSettings | None = None,
         contract: ContractSettings | None = None,
         on_event: Callable[[str], None] = lambda text: None,
@@ -72,22 +67,16 @@ class EnvBridge:
             raise ConfigError(f"num_envs={num_envs}: expected at least 1")
         if num_envs % self.settings.num_workers:
             raise ConfigError(f"num_envs={num_envs}: expected a multiple of data.num_workers={self.settings.num_workers}")
-        self.env_id, self.num_envs = env_id, num_envs
-        environment = EnvironmentSettings(env_id, dict(env_kwargs or {}), obs_keys, action_mask)
-        try:
-            protocol.encode(environment.env_kwargs)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"env_kwargs: expected plain data that JSON can hold: {error}") from error
+        environment.require_known_elsewhere()
+        self.environment, self.num_envs = environment, num_envs
         self._contract_settings = contract or ContractSettings()
         self._on_event, self._on_warning = on_event, on_warning or on_event
         self._journal, self._episodes = Journal(num_envs), Episodes(num_envs, episode_seed)
         self._identity = {
-            "env_id": env_id,
+            **dataclasses.asdict(environment),
             "num_envs": num_envs,
             "vectorization": self.settings.vectorization,
             "num_workers": self.settings.num_workers,
-            "obs_keys": obs_keys,
-            "action_mask": action_mask,
         }
         run = {
             **dataclasses.asdict(environment),
@@ -186,7 +175,7 @@ class EnvBridge:
         slices = [part.rows for part in self.slices]
         self._history = History(row, self.num_envs, resets_within_step, slices, self._journal)
         self._recorded = Recorded(
-            self.env_id,
+            self.environment.env_id,
             self.settings,
             self.slices,
             row,

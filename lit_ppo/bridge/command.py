@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,18 +32,26 @@ def worker_command(python: str | None, confinement: dict[str, Any]) -> tuple[lis
 
     Args:
         python: Interpreter; None for this one.
-        confinement: As in `guard.split`; defaults are an empty working directory, no limits, no sandbox.
+        confinement: As in `guard.split`, and `env`: names of environment variables to let through. Defaults are an empty
+            working directory, no limits, no sandbox, no further variables.
     """
-    confinement = {"cwd": None, "rlimits": {}, "strict": False} | confinement
-    path = [entry or os.getcwd() for entry in sys.path] if python is None else [os.getcwd()]
+    confinement = {"cwd": None, "rlimits": {}, "strict": False, "env": []} | confinement
+    # absolute, since the worker has another working directory
+    path = [os.path.abspath(entry) for entry in sys.path] if python is None else [os.getcwd()]
     command = [python or sys.executable, "-c", _BOOT, str(_PACKAGE), json.dumps(path), json.dumps(confinement)]
-    return command, worker_environment()
+    return command, worker_environment(confinement["env"])
 
 
-def worker_environment() -> dict[str, str]:
-    """The environment variables that a worker is started with."""
+def worker_environment(named: Collection[str] = ()) -> dict[str, str]:
+    """The environment variables that a worker is started with.
+
+    Args:
+        named: Those to let through besides the harmless ones.
+    """
     passed_on = {
-        name: value for name, value in os.environ.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
+        name: value
+        for name, value in os.environ.items()
+        if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES) or name in named
     }
     # a worker steps small environments; threads of BLAS would only compete with the trainer
     return {

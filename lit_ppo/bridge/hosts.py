@@ -6,9 +6,7 @@ checks the values.
 
 import base64
 import dataclasses
-import importlib
 import itertools
-import sys
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -16,8 +14,10 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_ppo.bridge.faults import call, message_of, raised
+from lit_ppo.bridge.faults import call, raised
+from lit_ppo.bridge.making import EnvironmentMaker
 from lit_ppo.bridge.protocol import take
+from lit_ppo.bridge.settings import EnvironmentSettings
 from lit_ppo.bridge.trees import ObservationTree, action_leaf, mask_leaf
 from lit_ppo.contract import admit_flag, admit_reset, admit_reward, admit_step
 from lit_ppo.errors import ContractViolation, ProtocolError, shown
@@ -25,71 +25,36 @@ from lit_ppo.leaf_rules import admit_leaf
 from lit_ppo.spaces import EnvSpec, Kind, Leaf, Row
 
 
-def registered_name(env_id: str) -> str:
-    """The name under which Gymnasium knows the environment, once its module is imported.
-
-    Raises:
-        ValueError: There is no such module or environment.
-        EnvironmentRaised: The module raised an exception.
-    """
-    module, _, name = env_id.rpartition(":")
-    if module:  # "module:EnvId" imports the module first, as in gymnasium.make
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise raised(0, "import", error) from None
-            raise ValueError(f"env_id={env_id}: there is no module {error.name} on the path {sys.path[:3]}") from None
-        except Exception as error:
-            raise raised(0, "import", error) from None
-    try:
-        gymnasium.spec(name)
-    except gymnasium.error.Error as error:
-        raise ValueError(f"env_id={env_id}: {message_of(error)}") from None
-    return name
-
-
-def _announced(env_id: str, tree: ObservationTree, action: Leaf, mask: str | None, spec: Any) -> EnvSpec:
-    threshold = None if spec is None or spec.reward_threshold is None else float(spec.reward_threshold)
-    return EnvSpec(env_id, tree.leaves, action, mask, threshold, None if spec is None else spec.max_episode_steps)
+def _announced(maker: EnvironmentMaker, tree: ObservationTree, action: Leaf, mask: str | None) -> EnvSpec:
+    threshold, limit = getattr(maker.spec, "reward_threshold", None), getattr(maker.spec, "max_episode_steps", None)
+    if maker.settings.max_episode_steps is not None:
+        limit = maker.settings.max_episode_steps
+    return EnvSpec(maker.settings.env_id, tree.leaves, action, mask, None if threshold is None else float(threshold), limit)
 
 
 class SyncHost:
     """N environments, stepped one after the other; each episode starts from its own seed.
 
     Args:
-        env_id: As the caller calls it.
-        name: As Gymnasium knows it.
+        settings: Which environments.
         num_envs: N.
-        kwargs: Passed to `gymnasium.make`.
-        obs_keys: As in `ObservationTree`.
-        action_mask: `info:KEY` or `obs:PATH`; None for no mask.
 
     Raises:
         EnvironmentRaised: An environment cannot be made.
-        ValueError: Its spaces are not supported.
+        ValueError: A setting does not fit, a package is not installed, or the spaces are not supported.
     """
 
     resets_within_step: Final = True
 
-    def __init__(
-        self,
-        env_id: str,
-        name: str,
-        num_envs: int,
-        kwargs: dict[str, Any],
-        obs_keys: list[str] | None = None,
-        action_mask: str | None = None,
-    ) -> None:
-        self.num_envs = num_envs
+    def __init__(self, settings: EnvironmentSettings, num_envs: int) -> None:
+        self.num_envs, maker, env_id = num_envs, EnvironmentMaker(settings), settings.env_id
         self.envs: list[gymnasium.Env[Any, Any]] = []
         for env in range(num_envs):
-            # the checker looks at less than our contract does, and costs more
-            made = call(env, "make", gymnasium.make, name, disable_env_checker=True, **kwargs)
+            made = maker.make(env)
             if env == 0:  # refused before the others take their memory
                 self.action = action_leaf(env_id, made.action_space)
-                mask, leaf = (None, None) if action_mask is None else mask_leaf(action_mask, self.action)
-                self.tree = ObservationTree(env_id, made.observation_space, obs_keys, leaf)
+                mask, leaf = (None, None) if settings.action_mask is None else mask_leaf(settings.action_mask, self.action)
+                self.tree = ObservationTree(env_id, made.observation_space, settings.obs_keys, leaf)
             self.envs.append(made)
         self._steps = [made.step for made in self.envs]
         first = self.envs[0]
@@ -98,7 +63,7 @@ class SyncHost:
             if other.observation_space != first.observation_space or other.action_space != first.action_space:
                 arrived = f"{shown(other.observation_space)} and {shown(other.action_space)}"
                 raise ContractViolation("spaces", "the same spaces as env 0", arrived, env)
-        self.spec = _announced(env_id, self.tree, self.action, mask, first.spec)
+        self.spec = _announced(maker, self.tree, self.action, mask)
         self._action_dtype = first.action_space.dtype  # of the environment, for arrays of choices
 
     def allocate(self, row: Row, reply: dict[str, NDArray[Any]]) -> None:
@@ -197,21 +162,9 @@ class NativeHost:
 
     resets_within_step: Final = False
 
-    def __init__(
-        self,
-        env_id: str,
-        name: str,
-        num_envs: int,
-        kwargs: dict[str, Any],
-        obs_keys: list[str] | None = None,
-        action_mask: str | None = None,
-    ) -> None:
-        if obs_keys is not None or action_mask is not None:
-            raise ValueError("vectorization=native: obs_keys and action_mask need vectorization=sync")
-        self.num_envs = num_envs
-        self.vector: gymnasium.vector.VectorEnv[Any, Any, Any] = call(
-            0, "make", gymnasium.make_vec, name, num_envs, vectorization_mode="vector_entry_point", **kwargs
-        )
+    def __init__(self, settings: EnvironmentSettings, num_envs: int) -> None:
+        self.num_envs, maker, env_id = num_envs, EnvironmentMaker(settings), settings.env_id
+        self.vector = maker.make_vector(num_envs)
         mode = self.vector.metadata.get("autoreset_mode")
         if mode != gymnasium.vector.AutoresetMode.NEXT_STEP:
             raise ContractViolation("autoreset_mode", "NEXT_STEP", shown(mode), 0)
@@ -223,7 +176,7 @@ class NativeHost:
         [leaf] = tree.leaves
         kind: Kind = "multi_discrete" if leaf.kind == "discrete" else leaf.kind  # of all rows together it is an array
         self._batch = dataclasses.replace(leaf, kind=kind, shape=(num_envs, *leaf.shape))
-        self.spec = _announced(env_id, tree, self.action, None, self.vector.spec)
+        self.spec = _announced(maker, tree, self.action, None)
         self._action_dtype = action_space.dtype
         self._accept_checked_actions(self.vector.unwrapped.action_space)
 

@@ -1,28 +1,133 @@
-"""How the environment processes are run."""
+"""Which environments are made, and how their processes are run."""
 
-from dataclasses import dataclass
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from lit_ppo.errors import ConfigError
+from lit_ppo.errors import ConfigError, shown
 
 Vectorization = Literal["sync", "native"]
 
 
 @dataclass(frozen=True)
 class EnvironmentSettings:
-    """Which environment is made, and which parts of its observations are used.
+    """Which environment is made, and what is seen of it: plain data, as it stands in requests, reports and checkpoints.
 
     Attributes:
-        env_id: Gymnasium id, or `module:EnvId`.
-        env_kwargs: Passed to `gymnasium.make`.
+        env_id: Gymnasium id, `module:EnvId` or `module:factory`.
+        env_kwargs: Passed to `gymnasium.make`, or to the factory.
+        wrappers: Applied one after the other: import paths, or mappings with `class_path` and `init_args`; None for none.
+        max_episode_steps: Time limit outside all wrappers, in steps of the agent, instead of the environment's own.
+        frame_stack: Number of observations that are joined to one; None for the newest alone.
         obs_keys: Names of the parts of a Dict or Tuple observation that are used; None for all.
         action_mask: Where the environment says which actions are possible: `info:KEY` or `obs:PATH`; None for nowhere.
+        env_path: Directories, or one, from which the worker imports modules first; None for none.
+        is_training: Whether it is made for training or for evaluation, for wrappers that want to know.
+
+    Raises:
+        ConfigError: A setting is invalid.
     """
 
     env_id: str
-    env_kwargs: dict[str, Any]
+    env_kwargs: dict[str, Any] | None = None
+    wrappers: list[str | dict[str, Any]] | None = None
+    max_episode_steps: int | None = None
+    frame_stack: int | None = None
     obs_keys: list[str] | None = None
     action_mask: str | None = None
+    env_path: list[str] | str | None = None
+    is_training: bool = True
+
+    def __post_init__(self) -> None:
+        if type(self.env_id) is not str:
+            raise ConfigError(_not_an_id(self.env_id))
+        if isinstance(self.env_path, str):
+            object.__setattr__(self, "env_path", [self.env_path])
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            if value is not None and type(value) is not kinds:
+                raise ConfigError(f"data.{name}={shown(value)}: expected {_IN_WORDS[kinds]} or null")
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"data.{name}: expected plain data that JSON can hold: {error}") from error
+        for wrapper in self.wrappers or []:
+            if not _is_wrapper(wrapper):
+                raise ConfigError(
+                    f"data.wrappers: expected import paths, or mappings with class_path and init_args, got {shown(wrapper)}"
+                )
+        for name in ("max_episode_steps", "frame_stack"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"data.{name}={value}: expected at least 1")
+        if self.env_path is not None:  # absolute, since the worker has another working directory
+            for entry in self.env_path:
+                if not os.path.isdir(entry):
+                    raise ConfigError(f"data.env_path={entry}: expected a directory")
+            object.__setattr__(self, "env_path", [os.path.abspath(entry) for entry in self.env_path])
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "EnvironmentSettings":
+        """Those in a request, report or checkpoint; what is missing there, as in an old one, has its default."""
+        return cls(**{field.name: record[field.name] for field in fields(cls) if field.name in record})
+
+    def require_known_elsewhere(self) -> None:
+        """Refuse an environment that is registered in this process alone, where another process cannot find it.
+
+        Raises:
+            ConfigError: Says where to move it, or what to write.
+        """
+        gymnasium = sys.modules.get("gymnasium")  # if it is not imported, nothing is registered here
+        spec = getattr(gymnasium, "registry", {}).get(self.env_id)
+        entry: Any = getattr(spec, "entry_point", None)
+        module = entry.partition(":")[0] if isinstance(entry, str) else str(getattr(entry, "__module__", "gymnasium"))
+        if module == "__main__":
+            raise ConfigError(
+                f"data.env_id={self.env_id}: it is registered in __main__ (a script or notebook), which environment processes "
+                f"do not run; move it and its gymnasium.register into a file my_env.py, and write env_id=my_env:{self.env_id}"
+            )
+        if module.partition(".")[0] != "gymnasium" and package_of(self.env_id) is None:
+            raise ConfigError(
+                f"data.env_id={self.env_id}: it is registered in this process only; write env_id={module}:{self.env_id}, "
+                "the module that registers it, which the environment processes then import"
+            )
+
+
+_KINDS = {
+    "env_kwargs": dict,
+    "wrappers": list,
+    "max_episode_steps": int,
+    "frame_stack": int,
+    "obs_keys": list,
+    "action_mask": str,
+    "env_path": list,
+}
+_IN_WORDS = {dict: "a mapping", list: "a list", int: "an integer", str: "text"}
+# What an id begins with, and the package that has to be imported for it.
+_PACKAGES = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid", "highway-": "highway_env"}
+
+
+def package_of(env_id: str) -> str | None:
+    """The package that registers a well-known environment; None if Gymnasium itself does, or a module is named."""
+    return next((package for prefix, package in _PACKAGES.items() if env_id.startswith(prefix)), None)
+
+
+def _is_wrapper(value: object) -> bool:
+    if isinstance(value, dict):
+        arguments = value.get("init_args") or {}
+        return value.keys() <= {"class_path", "init_args"} and type(value.get("class_path")) is str and type(arguments) is dict
+    return type(value) is str
+
+
+def _not_an_id(value: object) -> str:
+    """Why an object cannot be an `env_id`, and what to write."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "<")
+    is_importable = callable(value) and module not in (None, "__main__") and name.isidentifier()
+    path = f"{module}:{name}" if is_importable else "my_env:make, a function of a file my_env.py that returns the environment"
+    return f"data.env_id={shown(value)}: expected text, since environments are made in another process; write env_id={path}"
 
 
 @dataclass(frozen=True)
@@ -47,6 +152,7 @@ class BridgeSettings:
         sandbox: `strict` denies the workers sockets, signals to other processes and new privileges.
         rlimits: Resource limits of a worker by their names in the `resource` module, such as `as` (bytes of address space),
             `nofile`, `fsize`; None for those of the trainer.
+        worker_env: Names of environment variables that the workers get besides the harmless ones; None for no others.
         worker_cwd: Working directory of the workers; None for an empty one that is removed at the end.
     """
 
@@ -63,6 +169,7 @@ class BridgeSettings:
     sandbox: Literal["off", "strict"] = "off"
     rlimits: dict[str, int] | None = None
     worker_cwd: str | None = None
+    worker_env: list[str] | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "restart_window"):

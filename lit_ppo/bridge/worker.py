@@ -43,7 +43,8 @@ from lit_ppo.bridge.frame import (
     FrameLayout,
 )
 from lit_ppo.bridge.gymnasium_checker import remarks_on
-from lit_ppo.bridge.hosts import HOSTS, NativeHost, SyncHost, registered_name
+from lit_ppo.bridge.hosts import HOSTS, NativeHost, SyncHost
+from lit_ppo.bridge.settings import EnvironmentSettings
 from lit_ppo.bridge.typed import shown_rows, typed_actions
 from lit_ppo.errors import ContractViolation, EnvironmentRaised, ProtocolError, shown
 from lit_ppo.spaces import Row, spec_to_json
@@ -190,17 +191,11 @@ class Worker:
         """Make the environments."""
         if "error" in self.confined:
             raise ValueError(self.confined["error"])
-        self.env_id, vectorization = protocol.take(request, "env_id", str), request.get("vectorization", "sync")
-        num_envs, kwargs = request.get("num_envs", 1), request.get("env_kwargs", {})
-        obs_keys, action_mask = request.get("obs_keys"), request.get("action_mask")
-        if vectorization not in HOSTS or type(num_envs) is not int or num_envs < 1 or type(kwargs) is not dict:
-            raise ProtocolError("make: expected vectorization sync or native, num_envs >= 1, env_kwargs an object")
-        if type(obs_keys) not in (list, type(None)) or type(action_mask) not in (str, type(None)):
-            raise ProtocolError("make: expected obs_keys a list or null, action_mask a string or null")
-        name = registered_name(self.env_id)
-        if vectorization == "native" and gymnasium.spec(name).vector_entry_point is None:
-            raise ValueError(f"vectorization=native: {self.env_id} has no native vector environment; use vectorization=sync")
-        self.host: SyncHost | NativeHost = HOSTS[vectorization](self.env_id, name, num_envs, kwargs, obs_keys, action_mask)
+        protocol.take(request, "env_id", str)
+        vectorization, num_envs = request.get("vectorization", "sync"), request.get("num_envs", 1)
+        if vectorization not in HOSTS or type(num_envs) is not int or num_envs < 1:
+            raise ProtocolError("make: expected vectorization sync or native, num_envs >= 1")
+        self.host: SyncHost | NativeHost = HOSTS[vectorization](EnvironmentSettings.of(request), num_envs)
         self.row, action = Row(self.host.spec.observation), self.host.action
         self.layout = FrameLayout(num_envs, self.row.size, action.shape, action.dtype, self.host.resets_within_step)
         self._write_results_to(self.layout.reply_views(bytearray(self.layout.reply_bytes), 0))

@@ -1,5 +1,6 @@
 """One worker and its slice of the environments: started, asked, awaited, replaced."""
 
+import dataclasses
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from lit_ppo.bridge import protocol
 from lit_ppo.bridge.frame import FrameLayout
 from lit_ppo.bridge.history import Slot
+from lit_ppo.bridge.interpreter import refusal, refusal_after_failure
 from lit_ppo.bridge.journal import digest_rows
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.errors import BridgeError, ConfigError, ProtocolError, WorkerExited, shown
@@ -72,17 +74,19 @@ class WorkerSlice:
             settings.python,
             f"env worker {self.index} of {settings.num_workers} ({self._environment.env_id})",
             range(self.rows.start, self.rows.stop),
-            {"cwd": settings.worker_cwd, "rlimits": settings.rlimits or {}, "strict": settings.sandbox == "strict"},
+            {
+                "cwd": settings.worker_cwd,
+                "rlimits": settings.rlimits or {},
+                "strict": settings.sandbox == "strict",
+                "env": settings.worker_env or [],
+            },
         )
         worker.post(
             "make",
             settings.start_timeout_s,
-            env_id=self._environment.env_id,
             num_envs=self._num_rows,
             vectorization=settings.vectorization,
-            env_kwargs=self._environment.env_kwargs,
-            obs_keys=self._environment.obs_keys,
-            action_mask=self._environment.action_mask,
+            **dataclasses.asdict(self._environment),
         )
         return worker
 
@@ -90,11 +94,16 @@ class WorkerSlice:
         """Wait until a fresh worker has made its environments, and share the frame with it; what they announce.
 
         Raises:
-            ConfigError: The environment cannot be made or trained on.
+            ConfigError: The environment cannot be made or trained on, or the interpreter is none that can run a worker.
             ProtocolError, BridgeError: The handshake failed.
         """
         settings, worker = self._settings, self.worker
-        announced = worker.reply("make", settings.start_timeout_s)
+        try:
+            announced = worker.reply("make", settings.start_timeout_s)
+        except (WorkerExited, ProtocolError) as error:
+            if settings.python is not None and (refused := refusal_after_failure(settings.python)) is not None:
+                raise ConfigError(refused) from error
+            raise
         expected = {"protocol": protocol.PROTOCOL_VERSION, "env_id": self._environment.env_id, "num_envs": self._num_rows}
         for key, value in expected.items():
             if protocol.take(announced, key, type(value)) != value:
@@ -108,6 +117,8 @@ class WorkerSlice:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.versions = protocol.take(announced, "versions", dict)
+        if (refused := refusal(settings.python, self.versions)) is not None:
+            raise ConfigError(refused)
         self.sandbox_layers = protocol.take(announced, "sandbox", dict)
         worker.attach(layout, settings.start_timeout_s)
         return spec

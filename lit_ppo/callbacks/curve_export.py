@@ -32,7 +32,7 @@ class CurveExport(Callback):
 
     def path_for(self, trainer: Trainer) -> Path | None:
         """The file of this run; None if none is written."""
-        return None if self.path is None else Path(self.path.replace("{env}", slug(data_of(trainer).env_id)))
+        return None if self.path is None else Path(self.path.replace("{env}", slug(data_of(trainer).environment.env_id)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._export(trainer)
@@ -57,12 +57,13 @@ class CurveExport(Callback):
 
     def _log(self, trainer: Trainer) -> TrainLog:
         data = data_of(trainer)
-        notes = [f"env {data.env_id}, seed {data.seed}, {data.num_envs} envs x {data.horizon} steps; x axis: env steps"]
+        env_id = data.environment.env_id
+        notes = [f"env {env_id}, seed {data.seed}, {data.num_envs} envs x {data.horizon} steps; x axis: env steps"]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, StopWhenSolved) and callback.solved_at is not None:
                 notes.append(f"solved at env step {callback.solved_at} (threshold {callback.threshold_for(trainer):g})")
         line = Series("avg_return", RETURN_COLOR, list(self._returns))
-        return TrainLog(f"PPO on {data.env_id}: greedy evaluation return", list(self._steps), [line], notes)
+        return TrainLog(f"PPO on {env_id}: greedy evaluation return", list(self._steps), [line], notes)
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": list(self._steps), "returns": list(self._returns)}

@@ -40,7 +40,7 @@ class GridPolicy(Callback):
         assert self._before is not None
         before, after = self._before, _played(trainer, pl_module)
         (height, width), data = _size(pl_module), data_of(trainer)
-        notes = [f"env {data.env_id}, seed {data.seed}, {data.env_steps} env steps"]
+        notes = [f"env {data.environment.env_id}, seed {data.seed}, {data.env_steps} env steps"]
         for path, key in ((self.policy_path, "actions"), (self.path_path, "path")):
             document = {"width": width, "height": height, "before": before[key], "after": after[key], "notes": notes}
             try:

@@ -37,7 +37,7 @@ class RunProgress(ProgressBar):
             total=_updates_of_the_run(trainer, pl_module),
             initial=data_of(trainer).update,
             unit="update",
-            desc=data_of(trainer).env_id,
+            desc=data_of(trainer).environment.env_id,
             disable=not self._enabled or sys.stderr is None or not sys.stderr.isatty(),
             mininterval=1 / _REFRESHES_PER_S,
             dynamic_ncols=True,

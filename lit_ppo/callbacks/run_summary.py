@@ -50,7 +50,7 @@ class RunSummary(Callback):
     def _verdict(self, trainer: Trainer, solved: StopWhenSolved) -> str:
         threshold = solved.threshold_for(trainer)
         if threshold is None:
-            return "no solve threshold: the environment has none and solved.threshold is not set"
+            return "no solve threshold: the environment has none; --solved.threshold=RETURN sets one"
         if threshold == math.inf:
             return "not solved: no threshold"
         if solved.solved_at is None:

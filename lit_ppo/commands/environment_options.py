@@ -7,7 +7,8 @@ from typing import Any
 from lit_ppo.bridge.settings import EnvironmentSettings
 from lit_ppo.exit_codes import USAGE, fail
 
-_NAMES = [field.name for field in dataclasses.fields(EnvironmentSettings) if field.name != "env_id"]
+# `is_training` is not typed
+_NAMES = [field.name for field in dataclasses.fields(EnvironmentSettings) if field.name not in ("env_id", "is_training")]
 
 
 def add_environment_options(parser: argparse.ArgumentParser) -> None:
@@ -16,10 +17,14 @@ def add_environment_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=_yaml, metavar="YAML", help=f"as data.{name} of fit")
 
 
+def typed_environment(options: argparse.Namespace) -> dict[str, Any]:
+    """Those of the options that were typed."""
+    return {name: value for name in _NAMES if (value := getattr(options, name)) is not None}
+
+
 def environment_of(env_id: str, options: argparse.Namespace) -> EnvironmentSettings:
     """The environment that the options name."""
-    typed = {name: value for name in _NAMES if (value := getattr(options, name)) is not None}
-    return EnvironmentSettings(**{"env_id": env_id, "env_kwargs": {}, **typed})
+    return EnvironmentSettings(env_id, **typed_environment(options))
 
 
 def _yaml(text: str) -> Any:

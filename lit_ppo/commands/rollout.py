@@ -1,13 +1,12 @@
 """`python -m lit_ppo rollout export | check`: transitions as TorchLean's JSON, and which of them keep the contract."""
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_ppo.bridge.settings import EnvironmentSettings
-from lit_ppo.commands.environment_options import add_environment_options, environment_of
+from lit_ppo.commands.environment_options import add_environment_options, environment_of, typed_environment
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.exit_codes import ENVIRONMENT, fail
 
@@ -66,14 +65,7 @@ def _export(options: argparse.Namespace) -> None:
     def seed_of(env: int, episode: int) -> int:
         return episode_seed(options.seed, "training" if choose is None else "evaluation", 0, env, episode)
 
-    with EnvBridge(
-        environment.env_id,
-        options.num_envs,
-        seed_of,
-        env_kwargs=environment.env_kwargs,
-        obs_keys=environment.obs_keys,
-        action_mask=environment.action_mask,
-    ) as bridge:
+    with EnvBridge(environment, options.num_envs, seed_of) as bridge:
         choose = choose or _random(bridge.spec, options.seed)
         document = collect(bridge, options.steps, choose, seed_of)
     _write(options.out, "--out", document)
@@ -111,9 +103,7 @@ def _policy_of(given: str, options: argparse.Namespace) -> "tuple[EnvironmentSet
         outputs, state = policy.act(seen, state, None if state is None else torch.from_numpy(begins))
         return policy.distribution.to_env(policy.distribution.mode(outputs).numpy())
 
-    typed = dataclasses.asdict(environment_of(data["env_id"], options))
-    saved = {name: data[name] for name in typed if data.get(name) is not None}
-    return EnvironmentSettings(**{**saved, **{name: value for name, value in typed.items() if value}}), choose
+    return EnvironmentSettings.of({**data, **typed_environment(options)}), choose
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -151,15 +141,7 @@ def _check(options: argparse.Namespace) -> None:
 def _announced(options: argparse.Namespace) -> "EnvSpec":
     from lit_ppo.bridge.client import EnvBridge
 
-    environment = environment_of(options.env_id, options)
-    with EnvBridge(
-        environment.env_id,
-        1,
-        lambda env, episode: 0,
-        env_kwargs=environment.env_kwargs,
-        obs_keys=environment.obs_keys,
-        action_mask=environment.action_mask,
-    ) as bridge:
+    with EnvBridge(environment_of(options.env_id, options), 1, lambda env, episode: 0) as bridge:
         return bridge.spec
 
 

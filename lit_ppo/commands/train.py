@@ -38,7 +38,7 @@ from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.exit_codes import fail
 from lit_ppo.module import PPOModule
-from lit_ppo.option_parser import HelpFormatter, OptionParser, add_env_kwargs, condensed
+from lit_ppo.option_parser import HelpFormatter, OptionParser, add_verbatim_options, condensed
 from lit_ppo.resume_settings import checkpoint_at, differences, refuse_fixed, resumed, saved_settings
 from lit_ppo.standard_streams import discard_unread_output
 
@@ -176,10 +176,11 @@ class LitPPOCLI(LightningCLI):
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Ours first, the Trainer's last."""
         parser.add_lightning_class_args(self._module_class, "model")
-        parser.add_class_arguments(RolloutDataModule, "data", fail_untyped=False, sub_configs=True, skip={"env_kwargs"})
+        skipped: set[str | int] = {"env_kwargs", "wrappers"}  # added below
+        parser.add_class_arguments(RolloutDataModule, "data", fail_untyped=False, sub_configs=True, skip=skipped)
         assert parser.groups is not None
         groups: dict[str, Any] = parser.groups
-        add_env_kwargs(groups["data"])
+        add_verbatim_options(groups["data"])
         for key, title in _TITLES.items():
             groups[key].title = title
         for key, (callback, title) in _CALLBACKS.items():

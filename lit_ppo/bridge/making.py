@@ -1,0 +1,217 @@
+"""From settings to environments, in the worker: modules imported, environments made and wrapped.
+
+Whose fault it is, is decided here. What a person can put right in the settings or by installing a package is a `ValueError`;
+what the environment's own code raises is an `EnvironmentRaised`.
+"""
+
+import copy
+import difflib
+import importlib
+import importlib.metadata
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Final, NoReturn
+
+import gymnasium
+
+from lit_ppo.bridge.faults import message_of, raised
+from lit_ppo.bridge.frame_stack import FrameStack
+from lit_ppo.bridge.settings import EnvironmentSettings, package_of
+from lit_ppo.errors import shown
+
+_SHORT_NAMES: Final = {"atari": "lit_ppo.bridge.atari.atari"}
+# For each package that an environment may lack: the extra of lit_ppo that brings it, and what to install without lit_ppo.
+_EXTRAS: Final = {
+    "ale_py": ("atari", "ale-py"),
+    "cv2": ("atari", "opencv-python-headless"),
+    "Box2D": ("box2d", "gymnasium[box2d]"),
+    "pygame": ("box2d", "gymnasium[box2d]"),
+    "mujoco": ("mujoco", "gymnasium[mujoco]"),
+    "minigrid": ("minigrid", "minigrid"),
+    "highway_env": ("highway", "highway-env"),
+}
+
+
+class EnvironmentMaker:
+    """Makes environments of one kind.
+
+    Args:
+        settings: What to make.
+
+    Raises:
+        ValueError: A module, environment or wrapper is not there, or a package is not installed.
+        EnvironmentRaised: A module raised an exception when it was imported.
+    """
+
+    def __init__(self, settings: EnvironmentSettings) -> None:
+        self.settings = settings
+        sys.path[:0] = [entry for entry in settings.env_path or [] if entry not in sys.path]
+        self._env_id, self._kwargs = f"env_id={settings.env_id}", settings.env_kwargs or {}
+        self._given = f"env_kwargs={shown(self._kwargs)}" if self._kwargs else self._env_id
+        self.name: str | None = None  # in Gymnasium's registry; None for a factory
+        self._factory = self._found()
+        self._wrappers = [_wrapper(wrapper, settings.is_training) for wrapper in settings.wrappers or []]
+
+    def _found(self) -> Callable[..., Any]:
+        """What makes an environment, once its module is imported; notes its registered name."""
+        module_name, _, name = self.settings.env_id.rpartition(":")
+        package = module_name or package_of(name)
+        module = _imported(package, self._env_id) if package else None
+        if module_name and name not in gymnasium.registry and callable(factory := getattr(module, name, None)):
+            return factory  # type: ignore[no-any-return]
+        try:
+            gymnasium.spec(name)
+        except gymnasium.error.Error as error:
+            message = message_of(error)
+            if "id you mean" not in message and (similar := difflib.get_close_matches(name, gymnasium.registry, 1)):
+                message = f"{message.rstrip('.')}. Did you mean: `{similar[0]}`?"
+            elif "id you mean" not in message and not package:
+                message += " If a package registers it, name its module as well: env_id=module:EnvId"
+            raise ValueError(f"{self._env_id}: {message}") from None
+        self.name = name
+        return gymnasium.make
+
+    def make(self, row: int) -> "gymnasium.Env[Any, Any]":
+        """One environment, wrapped.
+
+        Args:
+            row: Its number in this worker.
+
+        Raises:
+            ValueError: A setting, or what is installed, does not fit.
+            EnvironmentRaised: The environment cannot be made.
+        """
+        limit, fixed = self.settings.max_episode_steps, {}
+        target: tuple[Any, ...] = ()
+        if self.name is not None:
+            spec = copy.deepcopy(gymnasium.spec(self.name))
+            if limit is not None:
+                spec.max_episode_steps = None
+            # the checker looks at less than our contract does, and costs more
+            target, fixed = (spec,), {"disable_env_checker": True}
+        env = self.call(row, self._given, self._factory, *target, **fixed, **self._kwargs)
+        _require_environment(env, self._env_id)
+        self.spec = env.spec  # of the environment itself: many wrappers cannot be described
+        for path, wrapper, arguments in self._wrappers:
+            env = self.call(row, f"wrappers: {path}", wrapper, env, **arguments)
+            _require_environment(env, f"wrappers: {path}")
+        if self.settings.frame_stack is not None:
+            env = FrameStack(env, self.settings.frame_stack, self.settings.action_mask)
+        return env if limit is None else gymnasium.wrappers.TimeLimit(env, limit)
+
+    def make_vector(self, num_envs: int) -> "gymnasium.vector.VectorEnv[Any, Any, Any]":
+        """Gymnasium's own vector version of the environment.
+
+        Raises:
+            ValueError: It has none, or a setting needs ordinary environments.
+            EnvironmentRaised: It cannot be made.
+        """
+        settings, prefix = self.settings, "vectorization=native: "
+        for name in ("wrappers", "frame_stack", "obs_keys", "action_mask"):
+            if getattr(settings, name) is not None:
+                raise ValueError(f"{prefix}{name} needs vectorization=sync")
+        if not hasattr(gymnasium.vector, "AutoresetMode"):
+            version = gymnasium.__version__
+            raise ValueError(
+                f"{prefix}expected Gymnasium 1.1 or newer, got {version} in {sys.executable}; use vectorization=sync"
+            )
+        if self.name is None or gymnasium.spec(self.name).vector_entry_point is None:
+            raise ValueError(f"{prefix}{settings.env_id} has no native vector environment; use vectorization=sync")
+        limit = {} if settings.max_episode_steps is None else {"max_episode_steps": settings.max_episode_steps}
+        how = {"vectorization_mode": "vector_entry_point", **limit}
+        vector = self.call(0, self._given, gymnasium.make_vec, self.name, num_envs, **how, **self._kwargs)
+        self.spec = vector.spec
+        return vector  # type: ignore[no-any-return]
+
+    def call(self, row: int, setting: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call into the environment's code while it is made; its exceptions become ours."""
+        try:
+            return function(*args, **kwargs)
+        except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+            _refuse_missing(error, self._env_id)
+        except TypeError as error:
+            if (reason := _refused_arguments(error)) is not None:
+                raise ValueError(f"{setting}: {reason}") from None
+            raise raised(row, "make", error) from None
+        except Exception as error:
+            raise raised(row, "make", error) from None
+
+
+def _wrapper(wrapper: str | dict[str, Any], is_training: bool) -> tuple[str, Callable[..., Any], dict[str, Any]]:
+    """Import path, what it names, and the arguments besides the environment."""
+    path: str = wrapper if isinstance(wrapper, str) else wrapper["class_path"]
+    arguments: dict[str, Any] = {} if isinstance(wrapper, str) else dict(wrapper.get("init_args") or {})
+    module_name, dot, name = _SHORT_NAMES.get(path, path).replace(":", ".").rpartition(".")
+    if not dot:
+        known = ", ".join(_SHORT_NAMES)
+        raise ValueError(f"wrappers: expected an import path such as my_package.MyWrapper, or one of {known}, got {path}")
+    module = _imported(module_name, f"wrappers: {path}")
+    function = getattr(module, name, None)
+    if not callable(function):
+        similar = difflib.get_close_matches(name, dir(module), 1)
+        hint = f" (did you mean {module_name}.{similar[0]}?)" if similar else ""
+        raise ValueError(f"wrappers: {path}: there is no class or function {name} in {module_name}{hint}")
+    if "is_training" in inspect.signature(function).parameters:
+        arguments.setdefault("is_training", is_training)
+    return path, function, arguments
+
+
+def _imported(name: str, setting: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        root = (error.name or "").partition(".")[0]
+        if root not in _EXTRAS and f"{name}.".startswith(f"{error.name}."):
+            raise ValueError(f"{setting}: there is no module {error.name} on the path {sys.path[:3]}") from None
+        _refuse_missing(error, setting)
+    except Exception as error:
+        raise raised(0, "import", error) from None
+
+
+def _refuse_missing(error: Exception, setting: str) -> NoReturn:
+    """Say what is not installed, for which interpreter, and how to install it.
+
+    Raises:
+        ValueError: Always.
+    """
+    cause = error if isinstance(error, ImportError) else error.__cause__ or error.__context__
+    name = (getattr(cause, "name", None) or "").partition(".")[0]
+    if not name or (name in sys.modules and isinstance(error, ImportError)):  # there, but it cannot be used
+        raise ValueError(f"{setting}: {sys.executable} cannot import what it needs: {message_of(error)}") from None
+    extra, plain = _EXTRAS.get(name, (None, name))
+    try:
+        importlib.metadata.distribution("lit_ppo")
+        requirement = plain if extra is None else f"lit_ppo[{extra}]"
+    except importlib.metadata.PackageNotFoundError:  # another interpreter
+        requirement = plain
+    install = f"{sys.executable} -m pip install '{requirement}'"
+    raise ValueError(f"{setting}: {sys.executable} has no package {name}; run: {install}") from None
+
+
+def _refused_arguments(error: BaseException) -> str | None:
+    """The message of a call that refuses its arguments; None if the error comes from deeper inside.
+
+    The call is ours or Gymnasium's, or that of a constructor which passes unknown **kwargs on to another.
+    """
+    while isinstance(error.__cause__, TypeError):  # gymnasium.make raises another one
+        error = error.__cause__
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    assert trace is not None
+    frame, code = trace.tb_frame, trace.tb_frame.f_code
+    if frame.f_globals.get("__name__") in (__name__, gymnasium.make.__module__):
+        return str(error)
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if unknown is None or not code.co_flags & inspect.CO_VARKEYWORDS:
+        return None
+    index = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
+    return str(error) if unknown[1] in frame.f_locals.get(code.co_varnames[index], {}) else None
+
+
+def _require_environment(made: object, setting: str) -> None:
+    if not isinstance(made, gymnasium.Env):
+        raise ValueError(f"{setting}: expected it to return a gymnasium.Env, got {type(made).__module__}.{type(made).__name__}")
