@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: fit test learn soak lint types bench bench-quick evidence clean
+.PHONY: fit test learn soak lint types bench bench-quick evidence env-list clean
 
 fit: $(STAMP)
 	$(BIN)/python -m lit_ppo fit
@@ -35,6 +35,10 @@ bench-quick: $(STAMP)
 # What is learnt, beside SB3 and sb3-contrib, for every row without a result; says what to install if something is missing.
 evidence: $(STAMP)
 	$(BIN)/python -m benchmarks.learning
+
+# Sixty-six environments: each trains, loses its worker, resumes. Those without a result; FAMILIES="MuJoCo highway" for some.
+env-list: $(STAMP)
+	$(BIN)/python -m benchmarks.env_list $(FAMILIES)
 
 # torch first and by its exact version: an open range may bring in gigabytes that are not needed
 $(STAMP): pyproject.toml constraints.txt

@@ -13,14 +13,15 @@ from typing import Final, NoReturn
 from lit_ppo import __version__
 from lit_ppo.commands import DESCRIPTION, PROGRAM, TRAINING
 from lit_ppo.errors import CheckpointError
-from lit_ppo.exit_codes import CHECKPOINT, USAGE, fail
+from lit_ppo.exit_codes import CHECKPOINT, USAGE, fail, of
 
-_OTHERS: Final = ("plot", "replay")
+_OTHERS: Final = {"check-env": "check_env", "plot": "plot", "replay": "replay", "rollout": "rollout"}  # files in `commands/`
 _EXAMPLES: Final = f"""examples:
   {PROGRAM} fit
   {PROGRAM} fit --data.env_id=Acrobot-v1 --seed_everything=7
   {PROGRAM} fit --ckpt_path=last
   {PROGRAM} test --ckpt_path=best
+  {PROGRAM} check-env Acrobot-v1
   {PROGRAM} plot data/rl/ppo_cartpole_trainlog.json
 
 `{PROGRAM} COMMAND --help` lists the options of a command."""
@@ -46,8 +47,8 @@ def command_parser() -> CommandParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, summary in TRAINING.items():
         commands.add_parser(name, help=summary)
-    for name in _OTHERS:
-        command = import_module(f"lit_ppo.commands.{name}")
+    for name, file in _OTHERS.items():
+        command = import_module(f"lit_ppo.commands.{file}")
         subparser = commands.add_parser(name, help=command.SUMMARY, description=command.SUMMARY, allow_abbrev=False)
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)
@@ -89,4 +90,10 @@ def _run(given: list[str]) -> None:
         train()
     else:
         options = command_parser().parse_args(given)
-        options.run(options)
+        try:
+            options.run(options)
+        except Exception as error:
+            code = of(error)
+            if code is None:
+                raise
+            fail(str(error), code)

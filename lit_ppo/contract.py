@@ -206,21 +206,31 @@ class Contract:
         Returns:
             The rows in which an episode ended and the next one began; None if there is none.
         """
+        self.check_flags(flags, expected_invalid)
+        n, ended = len(expected_invalid), None
+        if self._resets_within_step and not flags.startswith(self._no_flags_set):
+            bits = np.frombuffer(flags, np.bool_)
+            [ended] = (bits[:n] | bits[n : 2 * n]).nonzero()
+            self._check_final_observations(final_obs, ended)
+        self.check_observations(obs)
+        self.check_rewards(rewards)
+        return ended
+
+    def check_flags(self, flags: bytes, expected_invalid: bytes) -> bytes:
+        """Flags of one step of N environments; arguments as in `check_values`."""
         n = len(expected_invalid)
         if self._num_flags != n:
             self._ones, self._no_flags_set = int.from_bytes(b"\x01" * n, "little"), bytes(3 * n)
             self._num_flags = n
         if not self._flags_hold(flags, expected_invalid):
             self._refuse_flags(np.frombuffer(flags, np.uint8).reshape(4, -1), expected_invalid)
-        ended = None
-        if self._resets_within_step and not flags.startswith(self._no_flags_set):
-            bits = np.frombuffer(flags, np.bool_)
-            [ended] = (bits[:n] | bits[n : 2 * n]).nonzero()
-            self._check_final_observations(final_obs, ended)
-        self.check_observations(obs)
+        return flags
+
+    def check_rewards(self, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Rewards of N environments, shape (N,)."""
         if not self._reward_rules.are_inside(rewards):
             self._refuse_rewards(rewards)
-        return ended
+        return rewards
 
     def _check_final_observations(self, final_obs: Leaves, ended: NDArray[np.intp]) -> None:
         """Check what episodes ended with; but no mask, since no action need be possible there."""

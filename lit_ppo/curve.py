@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 RETURN_COLOR: Final = "#4e79a7"
-_NON_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+NON_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @dataclass
@@ -115,8 +115,8 @@ def _encoded(value: float) -> float | str:
 
 
 def _decoded(value: object) -> float:
-    if isinstance(value, str) and value in _NON_FINITE:
-        return _NON_FINITE[value]
+    if isinstance(value, str) and value in NON_FINITE:
+        return NON_FINITE[value]
     _require(type(value) in (int, float) and math.isfinite(value), "a number, NaN, Infinity or -Infinity", value)  # type: ignore[arg-type]
     return float(value)  # type: ignore[arg-type]
 

@@ -5,9 +5,10 @@ Training draws nothing from a global generator, so other code in the process can
 """
 
 import hashlib
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Purpose = Literal["training", "evaluation", "test", "confirmation"]
 _PURPOSES: Final[tuple[Purpose, ...]] = ("training", "evaluation", "test", "confirmation")
@@ -28,6 +29,8 @@ def episode_seed(run_seed: int, purpose: Purpose, rank: int, env: int, episode: 
     )
 
 
-def generator(run_seed: int, purpose: Literal["weights", "actions", "minibatches"], *index: int) -> torch.Generator:
+def generator(run_seed: int, purpose: Literal["weights", "actions", "minibatches"], *index: int) -> "torch.Generator":
     """A new CPU generator for one purpose and index; its draws do not depend on the device or on earlier draws."""
+    import torch  # here, since seeds of episodes are needed without it
+
     return torch.Generator().manual_seed(_hash(purpose, run_seed, *index) % (1 << 63))

@@ -17,18 +17,21 @@ MODULES = {
 }
 FLOORS = {
     0: """errors exit_codes interrupts standard_streams spaces leaf_rules contract curve functional networks distributions
-        seeding plot run_lock compat_torch ppo_settings policy normalization callables bridge bridge.settings bridge.protocol
+        seeding random_actions plot run_lock compat_torch ppo_settings policy normalization callables
+        bridge bridge.settings bridge.protocol
         bridge.frame bridge.faults bridge.doorbell
         bridge.journal bridge.episodes bridge.restart_budget bridge.guard bridge.sandbox""",
-    1: """bridge.trees bridge.frame_stack bridge.atari bridge.making bridge.interpreter bridge.hosts bridge.typed
+    1: """envs envs.grid_world bridge.gymnasium_checker
+        bridge.trees bridge.frame_stack bridge.atari bridge.making bridge.interpreter bridge.hosts bridge.typed
         bridge.worker bridge.command bridge.child bridge.channel bridge.process
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.checkpoint bridge.client""",
-    2: "rollout evaluation replay update optimization",
+    2: "rollout evaluation replay transitions environment_check update optimization",
     3: """module data diagnostics checkpoint_io compat_lightning
-        callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation
+        callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_summary
         callbacks.stop_when_solved option_parser resume_settings""",
-    4: "commands commands.train commands.plot commands.replay",
+    4: """commands commands.environment_options commands.train commands.check_env commands.plot commands.replay
+        commands.rollout""",
     5: "cli __main__",
 }
 FLOOR_OF = {f"lit_ppo.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
@@ -55,6 +58,15 @@ NARROWER = {
     "lit_ppo.commands": set(),
     "lit_ppo.commands.plot": set(),
     "lit_ppo.commands.replay": set(),
+    "lit_ppo.commands.check_env": set(),
+    "lit_ppo.commands.environment_options": {"yaml"},
+    "lit_ppo.commands.rollout": {"numpy", "torch"},
+    "lit_ppo.envs": set(),
+    "lit_ppo.envs.grid_world": {"numpy", "gymnasium"},
+    "lit_ppo.random_actions": {"numpy"},
+    "lit_ppo.transitions": {"numpy"},
+    "lit_ppo.environment_check": {"numpy"},
+    "lit_ppo.bridge.gymnasium_checker": {"gymnasium"},
     "lit_ppo.option_parser": {"jsonargparse", "lightning", "yaml"},
     "lit_ppo.compat_torch": {"torch"},
     "lit_ppo.normalization": {"torch"},
@@ -144,7 +156,8 @@ def test_file_imports_only_libraries_of_its_floor(module: str) -> None:
 
 def test_gymnasium_is_imported_by_the_worker_process_alone() -> None:
     users = {name for name, path in MODULES.items() if any(i.split(".")[0] == "gymnasium" for i in imported(path))}
-    assert users == {f"lit_ppo.bridge.{name}" for name in ("trees", "frame_stack", "atari", "making", "hosts", "worker")}
+    in_the_bridge = ("gymnasium_checker", "trees", "frame_stack", "atari", "making", "hosts", "worker")
+    assert users == {*(f"lit_ppo.bridge.{name}" for name in in_the_bridge), "lit_ppo.envs.grid_world"}
 
 
 def test_worker_process_loads_neither_torch_nor_lightning() -> None:

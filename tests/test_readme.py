@@ -48,8 +48,8 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_readme_has_the_commands_that_these_tests_are_about() -> None:
-    assert len(COMMANDS) == 16
-    assert {line.split()[3] for line in COMMANDS} == {"fit", "test", "plot"}
+    assert len(COMMANDS) == 19
+    assert {line.split()[3] for line in COMMANDS} == {"fit", "test", "check-env", "rollout", "plot"}
 
 
 def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,15 +72,26 @@ def test_commands_from_a_first_run_to_a_plot_work_one_after_the_other() -> None:
     first, resume = (line for line in COMMANDS if "--total_env_steps" in line)
     [test] = [line for line in COMMANDS if " test " in line]
     [plot] = [line for line in COMMANDS if " plot " in line]
+    [check] = [line for line in COMMANDS if " check-env " in line]
+    export, check_file = (line for line in COMMANDS if " rollout " in line)
     settings = "--data.num_envs=2 --model.update_epochs=1 --evaluation.num_episodes=1 --evaluation.every_n_updates=50"
-    for command in (f"{first} {settings}".replace("=5000", "=1600"), resume.replace("=10000", "=3200"), test, plot):
+    for command in (
+        f"{first} {settings}".replace("=5000", "=1600"),
+        resume.replace("=10000", "=3200"),
+        test,
+        check,
+        export,
+        check_file,
+        plot,
+    ):
         ended = shell(command)
         assert ended.returncode == exit_codes.DONE, ended.stderr
     assert Path("curve.png").is_file()
 
 
 def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed("python -m lit_ppo fit --help", monkeypatch)
+    for command in ("fit", "check-env", "rollout export", "rollout check"):
+        parsed(f"python -m lit_ppo {command} --help", monkeypatch)
     helped = capsys.readouterr().out
     named = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)*)", README)) - {"help", "print_config"}
     named |= set(re.findall(r"`((?:data|model|checkpoint|trainer|solved|curve)\.[a-z_]+)`", README))

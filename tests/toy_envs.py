@@ -59,6 +59,27 @@ class VerbatimEnv(ConstantRewardEnv):
         super().__init__()
 
 
+class LeakyEnv(IdentityEnv):
+    """Keeps a number from one episode to the next, as physics engines that are not made anew do.
+
+    Args:
+        leaks: Whether it shows.
+    """
+
+    def __init__(self, leaks: bool = True) -> None:
+        super().__init__()
+        self.episodes, self.steps, self.leaks = 0, 0, leaks
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        obs, info = super().reset(seed=seed)
+        self.episodes, self.steps = self.episodes + (self.steps > 0), 0
+        return (obs * 0 + min(self.episodes, 1) if self.leaks else obs), info
+
+    def step(self, action: np.int64) -> Stepped:
+        self.steps += 1
+        return super().step(action)
+
+
 class AnythingEnv(gymnasium.Env[Any, Any]):
     """Observations and actions of one's choice. What is seen follows from seed and actions, bit for bit.
 
@@ -112,4 +133,5 @@ class AnythingEnv(gymnasium.Env[Any, Any]):
 gymnasium.register("Identity-v0", IdentityEnv, max_episode_steps=EPISODE_STEPS, reward_threshold=0.98 * EPISODE_STEPS)
 gymnasium.register("ConstantReward-v0", ConstantRewardEnv, max_episode_steps=EPISODE_STEPS)
 gymnasium.register("Verbatim-v0", VerbatimEnv, max_episode_steps=EPISODE_STEPS)
+gymnasium.register("Leaky-v0", LeakyEnv, max_episode_steps=EPISODE_STEPS)
 gymnasium.register("Anything-v0", AnythingEnv)

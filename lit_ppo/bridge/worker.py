@@ -42,6 +42,7 @@ from lit_ppo.bridge.frame import (
     Frame,
     FrameLayout,
 )
+from lit_ppo.bridge.gymnasium_checker import remarks_on
 from lit_ppo.bridge.hosts import HOSTS, NativeHost, SyncHost
 from lit_ppo.bridge.settings import EnvironmentSettings
 from lit_ppo.bridge.typed import shown_rows, typed_actions
@@ -67,6 +68,7 @@ _NEXT: Final[dict[State, dict[str, State]]] = {
     State.EMPTY: {"make": State.MADE, "close": State.CLOSED},
     State.MADE: {
         "describe": State.MADE,
+        "check": State.MADE,
         "save": State.MADE,
         "attach": State.ATTACHED,
         "reset": State.PLAYING,
@@ -78,7 +80,7 @@ _NEXT: Final[dict[State, dict[str, State]]] = {
         "close": State.CLOSED,
     },
     State.ATTACHED: {
-        **dict.fromkeys(("describe", "reset", "save", "restore"), State.ATTACHED),
+        **dict.fromkeys(("describe", "check", "reset", "save", "restore"), State.ATTACHED),
         "close": State.CLOSED,
     },
     State.CLOSED: {},
@@ -219,6 +221,12 @@ class Worker:
                 "numpy": np.__version__,
             },
         }
+
+    def check(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What Gymnasium's own checker says of the first environment, which is of no use afterwards."""
+        if not isinstance(self.host, SyncHost):
+            raise ValueError("vectorization=native: Gymnasium checks ordinary environments only; use vectorization=sync")
+        return {"remarks": remarks_on(self.host.envs[0])}
 
     def attach(self, request: dict[str, Any]) -> dict[str, Any]:
         """Use the shared frame for results from now on."""

@@ -1,0 +1,31 @@
+"""What Gymnasium's own checker, `gymnasium.utils.env_checker.check_env`, says of an environment."""
+
+import re
+import warnings
+from typing import Any, Final
+
+import gymnasium
+
+from lit_ppo.bridge.faults import message_of
+
+_COLORS: Final = re.compile(r"\x1b\[[0-9;]*m")
+_MAX_REMARKS: Final = 50
+
+
+def remarks_on(environment: gymnasium.Env[Any, Any]) -> list[str]:
+    """The checker's warnings in order, each once, and its error, which ends the check, as the last one: `error: ...`.
+
+    Args:
+        environment: Without the wrappers, which the checker would only complain of, it is checked, and left in any state.
+    """
+    from gymnasium.utils.env_checker import check_env  # here, so that a worker's start does not pay for it
+
+    error = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            check_env(environment.unwrapped, skip_render_check=True)
+        except Exception as failure:  # an AssertionError, or whatever the environment raises
+            error = [f"error: {type(failure).__name__}: {message_of(failure)}"]
+    said = [_COLORS.sub("", message_of(warning.message)).removeprefix("WARN: ") for warning in caught]  # type: ignore[arg-type]
+    return [" ".join(text.split()) for text in [*list(dict.fromkeys(said))[:_MAX_REMARKS], *error]]

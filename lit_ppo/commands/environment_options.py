@@ -1,0 +1,36 @@
+"""The options that name an environment, for the commands that do not train."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+from lit_ppo.bridge.settings import EnvironmentSettings
+from lit_ppo.exit_codes import USAGE, fail
+
+# `is_training` is not typed
+_NAMES = [field.name for field in dataclasses.fields(EnvironmentSettings) if field.name not in ("env_id", "is_training")]
+
+
+def add_environment_options(parser: argparse.ArgumentParser) -> None:
+    """Add the fields of `EnvironmentSettings` besides the id, as YAML."""
+    for name in _NAMES:
+        parser.add_argument(f"--{name}", type=_yaml, metavar="YAML", help=f"as data.{name} of fit")
+
+
+def typed_environment(options: argparse.Namespace) -> dict[str, Any]:
+    """Those of the options that were typed."""
+    return {name: value for name in _NAMES if (value := getattr(options, name)) is not None}
+
+
+def environment_of(env_id: str, options: argparse.Namespace) -> EnvironmentSettings:
+    """The environment that the options name."""
+    return EnvironmentSettings(env_id, **typed_environment(options))
+
+
+def _yaml(text: str) -> Any:
+    import yaml  # here, so that --help does not pay for it
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        fail(f"expected a value in YAML, got {text}", USAGE)

@@ -1,0 +1,285 @@
+"""Is an environment fit for training? Start it, step it under the contract, replay it, and measure it."""
+
+import hashlib
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from time import perf_counter
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_ppo import seeding
+from lit_ppo.bridge import protocol
+from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
+from lit_ppo.contract import ContractSettings, VectorStep
+from lit_ppo.errors import ConfigError, EnvironmentFault
+from lit_ppo.leaf_rules import field_of
+from lit_ppo.random_actions import random_actions
+from lit_ppo.spaces import EnvSpec, Leaves, spec_to_json
+
+_NUM_RESETS: Final = 5
+_DEFAULT_ENVS: Final = 8  # of `fit`
+_DEFAULT_HORIZON: Final = 32  # steps
+_ROLLOUT_S: Final = 10.0  # longest rollout that is no nuisance
+_SLOW_STEP_S: Final = 2e-4  # from here on a second process saves more than it costs
+_LARGE: Final = 10.0  # observations beyond this are too large for networks as they are
+
+
+@dataclass
+class Cost:
+    """Seconds that a call takes, as the trainer sees it."""
+
+    median_s: float
+    high_s: float  # 95 of 100 are faster
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> "Cost":
+        """The cost of a call that was made several times."""
+        return cls(statistics.median(seconds), float(np.quantile(seconds, 0.95)))
+
+
+@dataclass
+class EnvironmentReport:
+    """What was found out about an environment.
+
+    Attributes:
+        spec: What it announces.
+        versions: Of Python and its packages in the worker.
+        steps, episodes: How many random steps were made, and how many episodes ended in them.
+        fault: How it broke the contract or raised; None if it did not.
+        remarks: Warnings of the contract.
+        difference: Where the same actions from the same seeds, in a fresh process, came to something else; None if nowhere.
+        gymnasium: What Gymnasium's own checker says; the last may begin with `error: `.
+        reset, step: What the calls cost.
+        start_s: Seconds until a fresh process has made the environment.
+        settings: Options of `fit` that follow, with the reasons.
+    """
+
+    spec: EnvSpec
+    versions: dict[str, Any] = field(default_factory=dict)
+    steps: int = 0
+    episodes: int = 0
+    fault: str | None = None
+    remarks: list[str] = field(default_factory=list)
+    difference: str | None = None
+    gymnasium: list[str] = field(default_factory=list)
+    reset: Cost | None = None
+    step: Cost | None = None
+    start_s: float = 0.0
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether the environment can be trained on with all that a run guarantees."""
+        has_error = any(text.startswith("error: ") for text in self.gymnasium)
+        return self.fault is None and self.difference is None and not has_error
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("spec", "reset", "step")}
+        costs = {name: None if cost is None else asdict(cost) for name, cost in (("reset", self.reset), ("step", self.step))}
+        return {"is_fit": self.is_fit, "spec": spec_to_json(self.spec), **fields, **costs}
+
+
+def check_environment(
+    environment: EnvironmentSettings,
+    settings: BridgeSettings | None = None,
+    contract: ContractSettings | None = None,
+    num_steps: int = 1000,
+    seed: int = 0,
+) -> EnvironmentReport:
+    """Try an environment, with random actions.
+
+    Args:
+        environment: What to make.
+        settings: How its process is run.
+        contract: Demands beyond the rules that always hold.
+        num_steps: Random steps, and as many of the replay.
+        seed: Of episodes and actions.
+
+    Raises:
+        ConfigError: The environment cannot be made, or a setting is invalid.
+        BridgeError, ProtocolError: Its process failed.
+    """
+    if num_steps < 1 or seed < 0:
+        raise ConfigError(f"steps={num_steps}, seed={seed}: expected at least one step, and a seed of at least 0")
+    settings = replace(settings or BridgeSettings(), vectorization="sync", num_workers=1, max_restarts=0)
+    remarks: list[str] = []
+
+    def seeds(env: int, episode: int) -> int:
+        return seeding.episode_seed(seed, "training", 0, env, episode)
+
+    def bridge(
+        episode_seed: Callable[[int, int], int] = seeds, on_warning: Callable[[str], None] = lambda text: None
+    ) -> EnvBridge:
+        return EnvBridge(
+            environment,
+            1,
+            episode_seed,
+            settings=settings,
+            contract=contract,
+            on_warning=on_warning,
+        )
+
+    with bridge(on_warning=remarks.append) as first:
+        report = EnvironmentReport(first.spec, first.versions, remarks=remarks)
+        trial = _Trial(first.spec, num_steps, seed)
+        try:
+            trial.play(first, seeds, report)
+        except EnvironmentFault as fault:
+            report.fault = str(fault)
+    start = perf_counter()
+    with bridge(lambda env, episode: trial.seed_to_replay) as second:
+        _ = second.spec
+        report.start_s = perf_counter() - start
+        if report.fault is None:
+            report.difference = trial.difference(second)
+    with bridge() as third:
+        _ = third.spec
+        report.gymnasium = _gymnasium_remarks(third, settings)
+    report.settings = _settings_for(report, trial)
+    return report
+
+
+@dataclass
+class _Episode:
+    """One episode: its seed, its actions, and what the environment answered: the reset, and each step."""
+
+    seed: int
+    actions: list[NDArray[Any]]
+    answers: list[dict[str, bytes]]  # digests of values, by name
+
+
+class _Trial:
+    """Random steps, and what came of them.
+
+    Args:
+        spec: What the environment announces.
+        num_steps: How many.
+        seed: Of the actions.
+    """
+
+    def __init__(self, spec: EnvSpec, num_steps: int, seed: int) -> None:
+        self._spec, self._num_steps = spec, num_steps
+        self._generator = np.random.default_rng(seed)
+        self._episodes: list[_Episode] = []
+        self._vectors = [leaf.path for leaf in spec.observation if leaf.dtype.startswith("float") and len(leaf.shape) < 3]
+        self.largest = 0.0  # of all numbers in vectors of floats
+
+    def play(self, bridge: EnvBridge, seeds: Callable[[int, int], int], report: EnvironmentReport) -> None:
+        """Make the steps, and note what the environment answers and how long it takes.
+
+        Args:
+            bridge: One environment.
+            seeds: Of its episodes.
+            report: Gets steps, episodes and costs, also if the environment fails.
+        """
+        resets: list[float] = []
+        steps: list[float] = []
+        try:
+            for _ in range(_NUM_RESETS):
+                obs = _timed(resets, bridge.reset)
+            self._episodes.append(_Episode(seeds(0, 0), [], [_digests(obs)]))
+            for _ in range(self._num_steps):
+                actions = random_actions(self._spec, obs, self._generator)
+                step = _timed(steps, lambda actions=actions: bridge.step(actions))  # type: ignore[misc]
+                self._episodes[-1].actions.append(actions)
+                self._episodes[-1].answers.append(_answer(step))
+                obs = step.obs
+                for path in self._vectors:
+                    self.largest = max(self.largest, float(np.abs(obs[path]).max()))
+                if step.any_ended:
+                    report.episodes += 1
+                    self._episodes.append(_Episode(seeds(0, bridge.episodes[0]), [], [_digests(obs)]))
+        finally:
+            report.steps = len(steps)
+            report.reset, report.step = (Cost.of(seconds) if seconds else None for seconds in (resets, steps))
+
+    @property
+    def seed_to_replay(self) -> int:
+        """Of the episode that `difference` plays next."""
+        return self._episodes[-1].seed
+
+    def difference(self, bridge: EnvBridge) -> str | None:
+        """Where a fresh process answers otherwise; None if nowhere.
+
+        The last episode is played first: what an environment keeps from one episode to the next is found, too. A resumed run
+        and a replaced worker start in the middle, and rely on an episode being a function of its seed and its actions.
+
+        Args:
+            bridge: One environment, whose episodes begin from `seed_to_replay`.
+        """
+        while self._episodes:
+            episode = self._episodes[-1]
+            where = f"the episode of seed {episode.seed}, in a fresh process without the episodes before"
+            try:
+                found = _first_difference(f"reset of {where}", episode.answers[0], _digests(bridge.reset()))
+                for number, actions in enumerate(episode.actions, 1):
+                    if found:
+                        break
+                    found = _first_difference(
+                        f"step {number} of {where}", episode.answers[number], _answer(bridge.step(actions))
+                    )
+            except EnvironmentFault as fault:
+                found = f"{where}: {fault}"
+            if found:
+                return found
+            self._episodes.pop()
+        return None
+
+
+def _timed(seconds: list[float], call: Callable[[], Any]) -> Any:
+    """What a call returns; the seconds that it took are noted, unless it raises."""
+    start = perf_counter()
+    returned = call()
+    seconds.append(perf_counter() - start)
+    return returned
+
+
+def _answer(step: VectorStep) -> dict[str, bytes]:
+    """Digests of what a step of one environment returned; where it ended the episode, of the last observation."""
+    values = {name: getattr(step, name).tobytes() for name in ("rewards", "terminated", "truncated")}
+    return {**_digests(step.final_obs if step.any_ended else step.obs), **values}
+
+
+def _digests(obs: Leaves) -> dict[str, bytes]:
+    return {field_of("obs", path): hashlib.blake2b(leaf.tobytes(), digest_size=16).digest() for path, leaf in obs.items()}
+
+
+def _first_difference(where: str, mine: dict[str, bytes], other: dict[str, bytes]) -> str | None:
+    names = [name for name in {**mine, **other} if mine.get(name) != other.get(name)]
+    return f"{where}: {', '.join(names)} differ" if names else None
+
+
+def _gymnasium_remarks(bridge: EnvBridge, settings: BridgeSettings) -> list[str]:
+    reply = bridge.slices[0].worker.ask("check", settings.start_timeout_s)
+    return [protocol.take({"remark": remark}, "remark", str) for remark in protocol.take(reply, "remarks", list)]
+
+
+def _settings_for(report: EnvironmentReport, trial: _Trial) -> dict[str, str]:
+    """Options of `fit` that differ from the defaults, by what was measured."""
+    found, spec = {}, report.spec
+    if report.step is not None:
+        typical, rare = report.step.median_s, max(report.step.high_s, report.reset.high_s if report.reset else 0.0)
+        if typical > _SLOW_STEP_S and (os.cpu_count() or 1) > 1:
+            found["data.num_workers=2"] = f"a step takes {typical * 1e3:.2f} ms"
+        if typical * _DEFAULT_ENVS * _DEFAULT_HORIZON > _ROLLOUT_S:
+            horizon = max(8, int(_ROLLOUT_S / typical / _DEFAULT_ENVS))
+            found[f"data.horizon={horizon}"] = (
+                f"a step takes {typical:.2f} s, and each of {_DEFAULT_ENVS} environments makes them all"
+            )
+        if 10 * rare * _DEFAULT_ENVS > BridgeSettings.step_timeout_s:
+            found[f"data.step_timeout_s={10 * rare * _DEFAULT_ENVS:.0f}"] = f"a step or reset may take {rare:.2f} s"
+    if trial.largest > _LARGE:
+        found["model.normalize_observations=true"] = f"observations reach {trial.largest:.3g}"
+    if spec.reward_threshold is None:
+        found["solved.threshold=RETURN"] = (
+            "the environment does not say when it is solved; otherwise the run goes on to its end"
+        )
+    if report.fault is None and not report.episodes and spec.max_episode_steps is None:
+        found["data.max_episode_steps=STEPS"] = f"no episode ended in {report.steps} steps, and there is no time limit"
+    return found

@@ -1,0 +1,95 @@
+"""check-env: what it finds out about an environment, and how it ends."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_ppo import cli, environment_check
+from lit_ppo.bridge.settings import EnvironmentSettings
+from lit_ppo.environment_check import EnvironmentReport, check_environment
+from lit_ppo.errors import ConfigError
+
+FAULTY = "tests.fault_envs:Faulty-v0"
+
+
+def checked(env_id: str, num_steps: int = 60, **env_kwargs: Any) -> EnvironmentReport:
+    return check_environment(EnvironmentSettings(env_id, env_kwargs), num_steps=num_steps)
+
+
+def test_good_environment_is_fit() -> None:
+    report = checked("CartPole-v1", 200)
+    assert report.is_fit and report.fault is None and report.difference is None
+    assert report.steps == 200 and report.episodes > 3
+    assert report.reset is not None and report.step is not None and 0 < report.step.median_s <= report.step.high_s
+    assert any("infinity" in remark for remark in report.gymnasium)
+    assert report.settings == {} and report.spec.reward_threshold == 475
+
+
+def test_fault_ends_the_steps_and_is_named() -> None:
+    report = checked(FAULTY, fault="obs nan", at_step=3)
+    assert not report.is_fit and report.steps == 3
+    assert report.fault is not None and "expected a finite value, got nan" in report.fault and "step 3" in report.fault
+
+
+def test_first_step_that_another_process_answers_otherwise_is_named() -> None:
+    report = checked(FAULTY, drift=True)
+    assert not report.is_fit and report.fault is None
+    assert report.difference is not None and re.match(
+        r"(reset|step \d+) of the episode of seed \d+, .*: obs", report.difference
+    )
+
+
+@pytest.mark.parametrize(("leaks", "is_fit"), [(True, False), (False, True)])
+def test_what_an_environment_keeps_from_one_episode_to_the_next_is_found(leaks: bool, is_fit: bool) -> None:
+    report = checked("tests.toy_envs:Leaky-v0", 25, leaks=leaks)
+    assert report.is_fit is is_fit and report.episodes == 2
+    assert is_fit or (report.difference or "").startswith("reset of the episode")
+
+
+def test_settings_follow_from_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment_check, "_SLOW_STEP_S", 0.0)
+    monkeypatch.setattr(environment_check, "_ROLLOUT_S", 0.0)
+    monkeypatch.setattr(environment_check, "_LARGE", 0.0)
+    monkeypatch.setattr(environment_check.os, "cpu_count", lambda: 2)
+    settings = checked("Pendulum-v1", 5).settings
+    expected = ["data.num_workers=2", "data.horizon=8", "model.normalize_observations=true", "solved.threshold=RETURN"]
+    assert list(settings) == expected
+
+
+def test_environment_that_never_ends_needs_a_time_limit() -> None:
+    assert "data.max_episode_steps=STEPS" in checked("CliffWalking-v1", 20).settings
+
+
+@pytest.mark.parametrize("arguments", [{"num_steps": 0}, {"seed": -1}])
+def test_settings_that_make_no_sense_are_refused(arguments: dict[str, int]) -> None:
+    with pytest.raises(ConfigError):
+        check_environment(EnvironmentSettings("CartPole-v1", {}), **arguments)
+
+
+def test_command_prints_and_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "report.json"
+    cli.main(["check-env", FAULTY, "--steps=20", "--env_kwargs={drift: false}", "--json", str(path)])
+    said = capsys.readouterr().out
+    assert "contract      kept in 20 random steps" in said and "a fresh process answers the same bits" in said
+    report = json.loads(path.read_text())
+    assert report["is_fit"] is True and report["spec"]["env_id"] == FAULTY and report["steps"] == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([FAULTY, "--env_kwargs={fault: raise, at_step: 2}", "--steps=5"], 3, f"{FAULTY}: not fit for training as it is"),
+        (["Absent-v7"], 2, "env_id=Absent-v7"),
+        (["CartPole-v1", "--env_kwargs={"], 2, "expected a value in YAML"),
+    ],
+)
+def test_command_ends_with_one_line_and_whose_fault_it_is(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check-env", *arguments])
+    [line] = capsys.readouterr().err.splitlines()
+    assert ended.value.code == code and message in line
