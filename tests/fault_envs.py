@@ -156,6 +156,8 @@ ACTS: dict[str, Any] = {
     "hang": _hang,
     "hang blocked": lambda: _hang(blocked=True),
     "noise": _noise,
+    "speak and exit 7": lambda: (print("last words"), os._exit(7)),  # not flushed
+    "raise forged": lambda: _raise(RuntimeError("oh\nlit_ppo: error: forged")),
     "read stdin": lambda: sys.stdin.read() and _raise(RuntimeError("there was something to read")),
 }
 

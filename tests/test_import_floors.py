@@ -19,8 +19,10 @@ FLOORS = {
     0: """errors exit_codes interrupts standard_streams spaces leaf_rules contract curve functional networks distributions
         seeding plot run_lock compat_torch ppo_settings policy normalization callables bridge bridge.settings bridge.protocol
         bridge.frame bridge.faults bridge.doorbell
-        bridge.journal bridge.episodes bridge.restart_budget bridge.guard bridge.sandbox""",
+        bridge.journal bridge.episodes bridge.restart_budget bridge.dealing bridge.guard
+        bridge.sandbox""",
     1: """bridge.trees bridge.hosts bridge.typed bridge.worker bridge.command bridge.child bridge.channel bridge.process
+        bridge.inprocess
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.checkpoint bridge.client""",
     2: "rollout evaluation replay update optimization",
     3: """module data diagnostics checkpoint_io compat_lightning
@@ -71,6 +73,7 @@ NARROWER = {
             "faults",
             "doorbell",
             "restart_budget",
+            "dealing",
             "guard",
             "sandbox",
             "command",

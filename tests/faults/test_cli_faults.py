@@ -83,7 +83,8 @@ def test_environment_that_raises_ends_the_run_with_its_traceback_and_a_report_th
     for part in (
         f"env {told['env']} raised in step: RuntimeError: the pole is on fire",
         'tests/fault_envs.py", line',  # the environment's own traceback
-        f"(env {told['env']}, episode {told['episode']}, step 20, seed {told['seed']}, report data/reports/{report.name})",
+        f"(phase {told['phase']}, env {told['env']}, episode {told['episode']}, step 20, seed {told['seed']}, "
+        f"report data/reports/{report.name})",
     ):
         assert part in ended.err
     assert "lit_ppo/commands/train.py" not in ended.err  # and not ours
@@ -125,7 +126,8 @@ def test_value_that_breaks_the_contract_ends_the_run_before_it_is_used(fault: st
     report = report_in(tmp_path / "run")
     told = json.loads(report.read_text())
     assert message.endswith(
-        f" (env 1, episode {told['episode']}, step 20, seed {told['seed']}, report data/reports/{report.name})"
+        f" (phase {told['phase']}, env 1, episode {told['episode']}, step 20, seed {told['seed']}, "
+        f"report data/reports/{report.name})"
     )
     assert (told["env"], told["step"], len(told["actions"])) == (1, 20, 21)
     assert "Traceback" not in ended.err
@@ -136,7 +138,7 @@ def test_value_that_breaks_the_contract_ends_the_run_before_it_is_used(fault: st
 def test_first_observation_that_breaks_the_contract_ends_the_run(start: Start, tmp_path: Path) -> None:
     ended = start("run", *fit_of({"fault": "obs nan", **MIDWAY, "call": "reset"})).ended()
     assert ended.code == exit_codes.ENVIRONMENT
-    assert "obs[1, 1]: expected a finite value, got nan (env 1, episode 3, step " in ended.err
+    assert "obs[1, 1]: expected a finite value, got nan (phase training, env 1, episode 3, step " in ended.err
     assert update_of(tmp_path / "run") >= 1 and report_in(tmp_path / "run").is_file()
 
 
@@ -221,7 +223,7 @@ def test_spaces_that_change_when_a_worker_is_replaced_end_the_run(start: Start, 
 @pytest.mark.parametrize(
     ("lie", "code", "message"),
     [
-        ({"protocol": 1}, exit_codes.WORKER, "expected protocol 4, got 1"),
+        ({"protocol": 1}, exit_codes.WORKER, "expected protocol 5, got 1"),
         ({"num_envs": 3}, exit_codes.WORKER, "expected num_envs 1, got 3"),
         (
             {"action": ANNOUNCED["action"] | {"high": -2}},
