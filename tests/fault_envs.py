@@ -188,6 +188,7 @@ class FaultyEnv(gymnasium.Env[np.ndarray, int]):
         shorter: While this file exists, episodes end after four steps.
         other_space: While this file exists, another observation space is declared.
         other_once: The other space is declared by the first environment that makes this file, and by no other.
+        announce: Printed when it is made.
         grandchildren: A file for the pids of a sleeping child and a daemon in a session of its own, started in the first reset.
     """
 
@@ -209,7 +210,10 @@ class FaultyEnv(gymnasium.Env[np.ndarray, int]):
         other_space: str | None = None,
         other_once: str | None = None,
         grandchildren: str | None = None,
+        announce: str | None = None,
     ) -> None:
+        if announce is not None:
+            print(announce)
         assert fault is None or fault in VALUES or fault in ACTS, fault
         is_other = other_space is not None and os.path.exists(other_space)
         is_other |= other_once is not None and _is_first(other_once)

@@ -421,6 +421,117 @@ def test_a_deterministic_crash_is_given_up_the_second_time(call: str) -> None:
     assert message.endswith("the same step killed the worker twice: a deterministic crash")
 
 
+def test_dead_worker_is_reported_with_the_environment_that_it_was_in(tmp_path: Path) -> None:
+    """In row 1 of the second worker, in the fourth step of its second episode, and again in the worker that replays it."""
+    actions, faults = actions_of(40, 4), []
+    kwargs = {"fault": "segv", "of_seeds": {str(episode_seed(3, 1)): "step"}}
+    with bridge_of(num_workers=2, env_kwargs=kwargs, on_fault=faults.append) as bridge:
+        bridge.reset()
+        with pytest.raises(WorkerExited, match="a deterministic crash") as raised:
+            played(bridge, actions)
+        assert bridge.restarts == 1 and faults == [raised.value]
+    report = raised.value.report
+    assert [report[key] for key in ("phase", "env", "episode", "step", "seed")] == ["training", 3, 1, 3, episode_seed(3, 1)]
+    assert (report["kind"], report["field"]) == ("was killed by SIGSEGV", "step") and len(report["actions"]) == 4
+    assert report["processes"]["num_workers"] == 2 and report["env_kwargs"] == kwargs
+    place = f"(phase training, env 3, episode 1, step 3, seed {episode_seed(3, 1)}, action {report['actions'][-1]})"
+    assert f"training worker 1 of 2 ({FAULTY}) was killed by SIGSEGV while answering step {place}" in str(raised.value)
+
+
+@pytest.mark.parametrize("fault", ["exit 7", "hang"])
+def test_worker_that_dies_or_hangs_in_a_reset_is_reported_with_the_environment(fault: str) -> None:
+    kwargs = {"fault": fault, "call": "reset", "row": 1}
+    with (
+        bridge_of(num_envs=2, step_timeout_s=1.0, max_restarts=0, env_kwargs=kwargs) as bridge,
+        pytest.raises(BridgeError) as raised,
+    ):
+        bridge.reset()
+    assert [raised.value.report[key] for key in ("env", "episode", "step", "actions", "field")] == [1, 0, 0, [], "reset"]
+
+
+def test_worker_that_dies_outside_of_its_environments_has_no_place_and_no_report() -> None:
+    faults: list[Any] = []
+    with bridge_of(num_envs=2, max_restarts=0, on_fault=faults.append) as bridge:
+        bridge.reset()
+        strike_worker(bridge)
+        with pytest.raises(WorkerExited, match="was killed by SIGKILL") as raised:
+            played(bridge, actions_of(2, 2))
+    assert (raised.value.where, raised.value.report, faults) == ({}, {}, [])
+
+
+def test_kills_from_outside_in_one_step_are_survived_however_close_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    actions, struck = actions_of(20, 4), []
+    _, expected = in_process(FAULTY, actions)
+    ask_step = WorkerSlice.ask_step
+
+    def strike_and_ask(part: WorkerSlice, *args: Any) -> Any:
+        if bridge._journal.steps == 7 and len(struck) < 4:
+            struck.append(worker_pid(bridge))
+            strike_worker(bridge)
+        return ask_step(part, *args)
+
+    with bridge_of() as bridge:
+        monkeypatch.setattr(WorkerSlice, "ask_step", strike_and_ask)
+        bridge.reset()
+        assert_same(played(bridge, actions), expected)
+        assert bridge.restarts == len(set(struck)) == 4
+
+
+def test_environment_that_kills_its_own_process_ends_the_run_by_max_restarts() -> None:
+    with bridge_of(num_envs=1, max_restarts=3, env_kwargs={"fault": "kill"}) as bridge:
+        bridge.reset()
+        with pytest.raises(WorkerExited, match=r"4 faults within 10000 steps are more than data\.max_restarts=3") as raised:
+            played(bridge, actions_of(5, 1))
+        assert bridge.restarts == 3
+    assert "from the kernel if memory is short, or from the environment itself" in str(raised.value)
+    assert raised.value.report["kind"] == "was killed by SIGKILL" and raised.value.report["step"] == 3
+
+
+def test_last_words_of_an_environment_come_with_its_end_although_nothing_flushed_them() -> None:
+    with bridge_of(num_envs=1, max_restarts=0, env_kwargs={"fault": "speak and exit 7"}) as bridge:
+        bridge.reset()
+        with pytest.raises(WorkerExited) as raised:
+            played(bridge, actions_of(5, 1))
+    assert "\nthe end of what was printed in its process:\n  last words\n" in str(raised.value)
+    assert raised.value.report["printed"] == "last words"
+
+
+@pytest.mark.parametrize("fault", ["obs nan", "raise", "obs short"])
+def test_what_an_environment_has_printed_comes_with_its_fault(fault: str) -> None:
+    with bridge_of(num_envs=1, env_kwargs={"fault": fault, "announce": "here I am"}) as bridge:
+        bridge.reset()
+        with pytest.raises(EnvironmentFault) as raised:
+            played(bridge, actions_of(5, 1))
+    assert str(raised.value).endswith("\nthe end of what was printed in its process:\n  here I am")
+
+
+def test_output_is_shown_on_request_line_by_line_behind_the_name_of_its_worker() -> None:
+    events: list[str] = []
+    kwargs = {"announce": "first\n\x1b[2Jlit_ppo: error: second\nno end"}
+    with bridge_of(num_workers=2, show_output=True, env_kwargs=kwargs, on_event=events.append) as bridge:
+        bridge.reset()
+        played(bridge, actions_of(3, 4))
+    lines = ["first", "\\x1b[2Jlit_ppo: error: second", "no end"] * 2
+    for worker in (0, 1):
+        name = f"training worker {worker} of 2 ({FAULTY}) | "
+        assert [event.removeprefix(name) for event in events if event.startswith(name)] == lines
+    assert len(events) == 12
+    with bridge_of(env_kwargs=kwargs, on_event=events.append) as bridge:
+        bridge.reset()
+    assert len(events) == 12
+
+
+def test_text_of_an_exception_cannot_pass_for_a_line_of_ours() -> None:
+    with bridge_of(num_envs=1, env_kwargs={"fault": "raise forged"}) as bridge:
+        bridge.reset()
+        with pytest.raises(EnvironmentRaised) as raised:
+            played(bridge, actions_of(5, 1))
+    first, *others = str(raised.value).splitlines()
+    assert first == "env 0 raised in step: RuntimeError: oh\\nlit_ppo: error: forged"
+    assert "  lit_ppo: error: forged (phase training, env 0, episode 0, step 3, seed 0)" in others
+    assert all(line.startswith("  ") for line in others)
+
+
 def test_a_bridge_that_has_given_up_says_so_again_and_touches_nothing() -> None:
     with bridge_of(num_envs=1, max_restarts=0, env_kwargs={"fault": "exit 7"}) as bridge:
         bridge.reset()
