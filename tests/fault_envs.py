@@ -151,6 +151,7 @@ ACTS: dict[str, Any] = {
     "segv": lambda: ctypes.string_at(0),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "dawdle": lambda: signal.sigtimedwait([], 3.0),
+    "write 64 KiB": lambda: Path("large").write_bytes(bytes(1 << 16)),
     "forge": _forge,
     "forge and kill": lambda: (_forge(), os.kill(os.getpid(), signal.SIGKILL)),
     "hang": _hang,
