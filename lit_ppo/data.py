@@ -20,9 +20,10 @@ from torch.utils.data import IterableDataset
 from lit_ppo import seeding
 from lit_ppo.bridge.checkpoint import BridgeMark
 from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.bridge.reports import Fault
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.contract import ContractSettings
-from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault
+from lit_ppo.errors import ConfigError, ContractViolation
 from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
 from lit_ppo.policy import Policy
 from lit_ppo.replay import write_report
@@ -80,7 +81,7 @@ class RolloutDataModule(LightningDataModule):
         evaluation_envs: Number of greedy episodes played at a time.
         validation_episodes: Number of greedy episodes played by `validate`.
         test_episodes: Number of greedy episodes played by `test`.
-        report_dir: Directory for the reports of environment faults; None for no reports.
+        report_dir: Directory for the reports of faults, which `replay` plays again; None for no reports.
         **bridge: How the environment processes run: the fields of `BridgeSettings`.
 
     Raises:
@@ -121,7 +122,7 @@ class RolloutDataModule(LightningDataModule):
                 raise ConfigError(f"data.{name}={value}: expected at least 1")
         if seed < 0:
             raise ConfigError(f"data.seed={seed}: expected at least 0")
-        if num_envs % processes.num_workers:
+        if num_envs % processes.first_workers:
             raise ConfigError(f"data.num_envs={num_envs}: expected a multiple of data.num_workers={processes.num_workers}")
         self.environment = EnvironmentSettings(
             env_id, env_kwargs, wrappers, max_episode_steps, frame_stack, obs_keys, action_mask, env_path
@@ -142,6 +143,11 @@ class RolloutDataModule(LightningDataModule):
         self.is_waiting = False  # for an environment; a signal may interrupt it without loss
         self._stage: str | None = None
         self._statistics = EpisodeStatistics(num_envs)
+        if processes.bridge == "inprocess":
+            log.warning(
+                "data.bridge=inprocess: the environments run inside this process, and nothing isolates the run from them: "
+                "if one of them crashes or hangs, the run does"
+            )
 
     # -- the environments
 
@@ -197,7 +203,7 @@ class RolloutDataModule(LightningDataModule):
         self.is_waiting = False
         return results
 
-    def _report(self, fault: EnvironmentFault) -> None:
+    def _report(self, fault: Fault) -> None:
         """Write a report from which the fault can be replayed."""
         if self.report_dir is not None:
             try:

@@ -19,19 +19,33 @@ class ConfigError(ValueError):
     """An invalid setting or combination of settings; the message names key, value and what is allowed."""
 
 
-class EnvironmentFault(RuntimeError):
-    """The environment broke its contract or raised; `where` says which env, and when, once the bridge knows it."""
+class _Fault(RuntimeError):
+    """A failure in or of the environments.
+
+    Attributes:
+        where: Phase of the run, env, episode, step and seed, once the bridge knows them.
+        report: What the fault can be replayed from, once the bridge knows it.
+        reason: Why the run does not go on after it, if it could have.
+        printed: The end of what the worker's environments have printed.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.where: dict[str, Any] = {}
         self.report: dict[str, Any] = {}
+        self.reason = self.printed = ""
 
     def __str__(self) -> str:
         text = str(self.args[0])
-        if not self.where:
-            return text
-        return f"{text} ({', '.join(f'{key} {value}' for key, value in self.where.items())})"
+        if self.where:
+            text += f" ({', '.join(f'{key} {value}' for key, value in self.where.items())})"
+        if self.printed:
+            text += f"\nthe end of what was printed in its process:\n{indented(self.printed)}"
+        return f"{text}\n{self.reason}" if self.reason else text
+
+
+class EnvironmentFault(_Fault):
+    """The environment broke its contract or raised."""
 
 
 class ContractViolation(EnvironmentFault):
@@ -60,7 +74,7 @@ class EnvironmentRaised(EnvironmentFault):
     """
 
     def __init__(self, during: str, exception: str, traceback: str, env: int) -> None:
-        super().__init__(f"env {env} raised in {during}: {exception}\n{traceback.rstrip()}")
+        super().__init__(f"env {env} raised in {during}: {exception}\n{indented(traceback.rstrip())}")
         self.during, self.exception, self.traceback, self.env = during, exception, traceback, env
 
 
@@ -68,12 +82,27 @@ class ProtocolError(RuntimeError):
     """Bytes that are not a message of the bridge's protocol, or not the one that was due."""
 
 
-class BridgeError(RuntimeError):
-    """The worker process failed as a process."""
+class BridgeError(_Fault):
+    """The worker process failed as a process.
+
+    Attributes:
+        outcome: What became of the process: `was killed by SIGSEGV`.
+        env: Row of the environment that the worker was stepping or resetting; None if it was doing neither.
+    """
+
+    def __init__(self, message: str, outcome: str = "", env: int | None = None) -> None:
+        super().__init__(message)
+        self.outcome, self.env = outcome, env
 
 
 class WorkerExited(BridgeError):
-    """The worker process ended although it was still needed."""
+    """The worker process ended although it was still needed.
+
+    Attributes:
+        is_killed: By a signal that others send to a process: what the worker was doing then need not be the reason.
+    """
+
+    is_killed = False
 
 
 class WorkerTimeout(BridgeError):
@@ -86,6 +115,11 @@ class NonFiniteUpdate(RuntimeError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read, or is not one of ours."""
+
+
+def indented(text: str) -> str:
+    """Text of the environment, in which no line can be taken for one of ours."""
+    return "\n".join(f"  {line}" for line in text.splitlines())
 
 
 def shown(value: object) -> str:

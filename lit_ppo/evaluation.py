@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.bridge.reports import Fault
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import ConfigError, EnvironmentFault
@@ -57,7 +58,7 @@ class GreedyPlayer:
         contract: ContractSettings | None = None,
         on_event: Callable[[str], None] = lambda text: None,
         on_warning: Callable[[str], None] | None = None,
-        on_fault: Callable[[EnvironmentFault], None] = lambda fault: None,
+        on_fault: Callable[[Fault], None] = lambda fault: None,
     ) -> None:
         if settings.vectorization != "sync":
             raise ConfigError(f"vectorization={settings.vectorization}: evaluation needs sync, a seed for each episode")
@@ -69,6 +70,7 @@ class GreedyPlayer:
             self._seed,
             settings=settings,
             contract=contract,
+            phase="evaluation",
             on_event=on_event,
             on_warning=on_warning,
             on_fault=on_fault,

@@ -6,6 +6,7 @@ from typing import Final, NoReturn
 from lit_ppo.errors import BridgeError, CheckpointError, ConfigError, EnvironmentFault, NonFiniteUpdate, ProtocolError
 
 DONE: Final = 0
+NOT_THE_SAME: Final = 1  # replay: the reported fault did not happen again
 USAGE: Final = 2  # an invalid setting
 ENVIRONMENT: Final = 3  # the environment broke its contract or raised
 WORKER: Final = 4  # an environment process failed more often than it may

@@ -151,11 +151,14 @@ ACTS: dict[str, Any] = {
     "segv": lambda: ctypes.string_at(0),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "dawdle": lambda: signal.sigtimedwait([], 3.0),
+    "write 64 KiB": lambda: Path("large").write_bytes(bytes(1 << 16)),
     "forge": _forge,
     "forge and kill": lambda: (_forge(), os.kill(os.getpid(), signal.SIGKILL)),
     "hang": _hang,
     "hang blocked": lambda: _hang(blocked=True),
     "noise": _noise,
+    "speak and exit 7": lambda: (print("last words"), os._exit(7)),  # not flushed
+    "raise forged": lambda: _raise(RuntimeError("oh\nlit_ppo: error: forged")),
     "read stdin": lambda: sys.stdin.read() and _raise(RuntimeError("there was something to read")),
 }
 
@@ -186,6 +189,7 @@ class FaultyEnv(gymnasium.Env[np.ndarray, int]):
         shorter: While this file exists, episodes end after four steps.
         other_space: While this file exists, another observation space is declared.
         other_once: The other space is declared by the first environment that makes this file, and by no other.
+        announce: Printed when it is made.
         grandchildren: A file for the pids of a sleeping child and a daemon in a session of its own, started in the first reset.
     """
 
@@ -207,7 +211,10 @@ class FaultyEnv(gymnasium.Env[np.ndarray, int]):
         other_space: str | None = None,
         other_once: str | None = None,
         grandchildren: str | None = None,
+        announce: str | None = None,
     ) -> None:
+        if announce is not None:
+            print(announce)
         assert fault is None or fault in VALUES or fault in ACTS, fault
         is_other = other_space is not None and os.path.exists(other_space)
         is_other |= other_once is not None and _is_first(other_once)

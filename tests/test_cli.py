@@ -322,10 +322,15 @@ def test_config_in_configs_is_accepted_and_each_line_of_it_counts(path: Path, ru
     assert (printed.code, printed.err) == (exit_codes.DONE, "")
     printed_config = yaml.safe_load(printed.out)
 
-    def check(asked: dict[str, Any], got: dict[str, Any]) -> None:
-        for key, value in asked.items():
-            check(value, got[key]) if isinstance(value, dict) and key != "env_kwargs" else None
-            assert isinstance(value, dict) or got[key] == value
+    def check(asked: Any, got: Any) -> None:
+        if isinstance(asked, dict):
+            for key, value in asked.items():
+                check(value, got[key])
+        elif isinstance(asked, list):
+            for value, other in zip(asked, got, strict=True):
+                check(value, other)
+        else:
+            assert got == asked
 
     check(yaml.safe_load(path.read_text()), printed_config)
 
@@ -751,7 +756,7 @@ def test_help_writes_null_as_it_is_typed(run: Run) -> None:
 def test_examples_of_the_help_are_valid(run: Run, trained: None) -> None:
     Path("my.yaml").write_text("trainer: {max_epochs: 3}")
     examples = [line.strip() for help in ("--help", "fit --help") for line in run(help).out.splitlines() if line[:4] == "  py"]
-    assert len(examples) == 10
+    assert len(examples) == 11
     for example in examples:
         line = example.partition(" > ")[0].removeprefix("python -m lit_ppo ")
         if line.partition(" ")[0] in ("fit", "test"):

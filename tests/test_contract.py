@@ -175,7 +175,7 @@ def test_an_environments_fault_says_where_once_that_is_known() -> None:
     violation.where = {"env": 3, "step": 17}
     assert str(violation) == "rewards[3]: expected a finite value, got nan (env 3, step 17)"
     raised = EnvironmentRaised("reset", "KeyError: 1", "Traceback\n  KeyError: 1\n\n", 2)
-    assert str(raised) == "env 2 raised in reset: KeyError: 1\nTraceback\n  KeyError: 1"
+    assert str(raised) == "env 2 raised in reset: KeyError: 1\n  Traceback\n    KeyError: 1"
     assert isinstance(violation, EnvironmentFault) and isinstance(raised, EnvironmentFault)
 
 

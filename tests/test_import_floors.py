@@ -20,10 +20,10 @@ FLOORS = {
         seeding random_actions plot run_lock compat_torch ppo_settings policy normalization callables
         bridge bridge.settings bridge.protocol
         bridge.frame bridge.faults bridge.doorbell
-        bridge.journal bridge.episodes bridge.restart_budget bridge.guard bridge.sandbox""",
+        bridge.journal bridge.episodes bridge.restart_budget bridge.dealing bridge.guard bridge.sandbox""",
     1: """envs envs.grid_world bridge.gymnasium_checker
         bridge.trees bridge.frame_stack bridge.atari bridge.making bridge.interpreter bridge.hosts bridge.typed
-        bridge.worker bridge.command bridge.child bridge.channel bridge.process
+        bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.inprocess
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.checkpoint bridge.client""",
     2: "rollout evaluation replay transitions environment_check update optimization",
     3: """module data diagnostics checkpoint_io compat_lightning
@@ -84,6 +84,7 @@ NARROWER = {
             "faults",
             "doorbell",
             "restart_budget",
+            "dealing",
             "guard",
             "sandbox",
             "command",

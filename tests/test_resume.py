@@ -40,9 +40,9 @@ def differences(first: Any, second: Any, where: str = "") -> list[str]:
 
 
 class Run:
-    """Fits in parts, each in fresh objects; what the last part left."""
+    """Fits in parts, each in fresh objects and with settings of its own if `data` is a list; what the last part left."""
 
-    def __init__(self, directory: str, parts: list[int], data: dict[str, Any], **settings: Any) -> None:
+    def __init__(self, directory: str, parts: list[int], data: dict[str, Any] | list[dict[str, Any]], **settings: Any) -> None:
         Path(directory).mkdir()
         self.curve = Path(directory) / "curve.json"
         self.rollouts: list[Any] = []
@@ -59,7 +59,7 @@ class Run:
                 updates,
                 *callbacks,
                 module=cartpole_module(learning_rate=0.01, total_env_steps=2000, **settings),
-                data=small_data("CartPole-v1", **data),
+                data=small_data("CartPole-v1", **(data[number] if isinstance(data, list) else data)),
                 ckpt_path=ckpt_path,
             )
             self.rollouts += self.data.rollouts

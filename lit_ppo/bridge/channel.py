@@ -1,4 +1,4 @@
-"""The pipes to one worker: lines in, lines out, a tail of its standard error, and one deadline for every wait.
+"""The pipes to one worker: lines in, lines out, what its environments print, and one deadline for every wait.
 
 Nothing here trusts the other side: what arrives is bounded, a flood is not kept, and no wait outlasts its deadline, which is
 one monotonic moment for all of a wait, never a time for each read.
@@ -6,13 +6,15 @@ one monotonic moment for all of a wait, never a time for each read.
 
 import os
 import select
+from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
+from lit_ppo.bridge.faults import printable
 from lit_ppo.bridge.protocol import MAX_LINE_BYTES
 from lit_ppo.errors import ProtocolError
 
-_STDERR_TAIL_BYTES: Final = 16_384
+_PRINTED_TAIL_BYTES: Final = 16_384
 _READ_BYTES: Final = 1 << 16
 _READS_AT_A_TIME: Final = 64  # an environment that never stops printing must not keep us here
 LONGEST_SLEEP_S: Final = 0.5  # a signal that comes just before a sleep does not end it; its handler runs after the sleep
@@ -24,14 +26,16 @@ class Channel:
     Args:
         requests: Written by us.
         replies: Written by the worker.
-        stderr: Written by the worker and by its environments.
+        stderr: Written by the worker and by its environments, whose standard output it is as well.
         pidfd: Readable once the process has ended.
     """
 
     def __init__(self, requests: int, replies: int, stderr: int, pidfd: int) -> None:
         self._requests, self._replies, self._stderr, self._pidfd = requests, replies, stderr, pidfd
         self._unread = b""
-        self.stderr_tail = b""
+        self._printed = b""  # its newest part
+        self._unshown = b""  # a line that is not complete yet
+        self.show: Callable[[str], None] | None = None  # called with each line that is printed
         for descriptor in (requests, replies, stderr):
             os.set_blocking(descriptor, False)
         self._poll = select.poll()
@@ -101,7 +105,7 @@ class Channel:
 
     def _receive(self) -> bool:
         """Read what has arrived on both pipes, bounded; whether the replies have ended."""
-        self.drain_stderr()
+        self.drain_printed()
         while len(self._unread) <= MAX_LINE_BYTES:
             try:
                 data = os.read(self._replies, _READ_BYTES)
@@ -112,17 +116,30 @@ class Channel:
             self._unread += data
         return False
 
-    def drain_stderr(self) -> None:
-        """Keep the newest part of what the worker wrote to its standard error."""
+    def printed(self) -> str:
+        """The end of what the environments have printed so far, without control characters."""
+        return printable(self._printed.decode("utf-8", "replace").strip())
+
+    def drain_printed(self) -> None:
+        """Read what the environments have printed: show it if that is wanted, and keep the newest part."""
         for _ in range(_READS_AT_A_TIME):
             try:
                 data = os.read(self._stderr, _READ_BYTES)
             except BlockingIOError:
                 return
             if not data:
+                if self.show is not None and self._unshown:
+                    self.show(printable(self._unshown.decode("utf-8", "replace").rstrip()))
+                    self._unshown = b""
                 try:
                     self._poll.unregister(self._stderr)
                 except KeyError:
                     pass
                 return
-            self.stderr_tail = (self.stderr_tail + data)[-_STDERR_TAIL_BYTES:]
+            self._printed = (self._printed + data)[-_PRINTED_TAIL_BYTES:]
+            if self.show is not None:
+                *lines, self._unshown = (self._unshown + data).split(b"\n")
+                if len(self._unshown) > _PRINTED_TAIL_BYTES:  # a line without an end
+                    lines, self._unshown = [*lines, self._unshown], b""
+                for line in lines:
+                    self.show(printable(line.decode("utf-8", "replace").rstrip()))

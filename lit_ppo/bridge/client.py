@@ -7,30 +7,35 @@ happened.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
-from time import monotonic
-from typing import Any
+from time import monotonic, perf_counter
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lit_ppo.bridge.checkpoint import BridgeMark, require_same_environments
+from lit_ppo.bridge.dealing import Dealing
 from lit_ppo.bridge.episodes import Episodes
 from lit_ppo.bridge.history import History
+from lit_ppo.bridge.inprocess import started_in_process
 from lit_ppo.bridge.journal import Journal, from_text
 from lit_ppo.bridge.process import started_worker
 from lit_ppo.bridge.recovery import Recovery
-from lit_ppo.bridge.reports import FaultReports
+from lit_ppo.bridge.reports import Fault, FaultReports
 from lit_ppo.bridge.restoration import RESTORATIONS, Recorded, Restoration
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.bridge.worker_slice import StartWorker, WorkerSlice
 from lit_ppo.contract import Contract, ContractSettings, VectorStep
-from lit_ppo.errors import BridgeError, ConfigError, ContractViolation, EnvironmentFault
+from lit_ppo.errors import BridgeError, ConfigError, ContractViolation, EnvironmentFault, ProtocolError
 from lit_ppo.spaces import EnvSpec, Leaves, Row
+
+_STARTERS: Final[dict[str, StartWorker]] = {"process": started_worker, "inprocess": started_in_process}
 
 
 class EnvBridge:
-    """N environments of one kind, in `num_workers` processes.
+    """N environments of one kind, in one or several processes.
 
     The processes are spawned at once, boot and make their environments while the caller goes on; the first use waits for them.
 
@@ -40,10 +45,12 @@ class EnvBridge:
         episode_seed: Seed of an episode, from the row of its environment and its number there (0, 1, ...).
         settings: How processes are run.
         contract: Demands on values beyond the rules that always hold.
-        on_event: Called with a line of text after a restart or an abandoned episode.
+        phase: Which part of the run the environments are for, `training` or `evaluation`: in messages and reports.
+        on_event: Called with a line of text after a restart or an abandoned episode, and for what the environments print.
         on_warning: Called with the contract's warning (see `ContractSettings.check_membership`); None for `on_event`.
-        on_fault: Called with each fault of an environment, once it has its place and its report.
-        start_worker: Starts a worker process.
+        on_fault: Called with each fault of an environment, and with a failure of a worker that ends the run, once it has its
+            place and its report.
+        start_worker: Starts a worker; None for what `settings.bridge` says.
 
     Raises:
         ConfigError: A setting is invalid, or the environment cannot be made or trained on (on first use).
@@ -57,15 +64,16 @@ class EnvBridge:
         *,
         settings: BridgeSettings | None = None,
         contract: ContractSettings | None = None,
+        phase: str = "training",
         on_event: Callable[[str], None] = lambda text: None,
         on_warning: Callable[[str], None] | None = None,
-        on_fault: Callable[[EnvironmentFault], None] = lambda fault: None,
-        start_worker: StartWorker = started_worker,
+        on_fault: Callable[[Fault], None] = lambda fault: None,
+        start_worker: StartWorker | None = None,
     ) -> None:
         self.settings = settings or BridgeSettings()
         if num_envs < 1:
             raise ConfigError(f"num_envs={num_envs}: expected at least 1")
-        if num_envs % self.settings.num_workers:
+        if num_envs % self.settings.first_workers:
             raise ConfigError(f"num_envs={num_envs}: expected a multiple of data.num_workers={self.settings.num_workers}")
         if not isinstance(environment, EnvironmentSettings):
             environment = EnvironmentSettings(environment)
@@ -78,29 +86,42 @@ class EnvBridge:
             **dataclasses.asdict(environment),
             "num_envs": num_envs,
             "vectorization": self.settings.vectorization,
-            "num_workers": self.settings.num_workers,
+            "num_workers": self.settings.first_workers,
         }
         run = {
             **dataclasses.asdict(environment),
-            "vectorization": self.settings.vectorization,
+            "processes": dataclasses.asdict(self.settings),
             "contract": dataclasses.asdict(self._contract_settings),
         }
-        self._reports = FaultReports(run, self._episodes, self._journal, on_fault)
+        self._reports = FaultReports(phase, run, self._episodes, self._journal, on_fault)
         self._recovery = Recovery(self.settings, self._journal, self._reports, on_event)
         self._restoration_kind = RESTORATIONS[self.settings.vectorization]
         self._contract: Contract | None = None
         self._start_failure: Exception | None = None
         self._is_closed = self._was_reset = False
-        self.slices = [
+        self._phase = phase
+        self._start_worker = start_worker or _STARTERS[self.settings.bridge]
+        is_open = self.settings.num_workers == "auto" and (self.settings.vectorization, self.settings.bridge) == (
+            "sync",
+            "process",
+        )
+        self._dealing = Dealing(num_envs, len(os.sched_getaffinity(0))) if is_open else None
+        self.slices = self._start_slices(self.settings.first_workers)
+
+    def _start_slices(self, num_workers: int) -> list[WorkerSlice]:
+        """Deal the environments out to fresh workers."""
+        return [
             WorkerSlice(
+                f"{self._phase} worker {index} of {num_workers} ({self.environment.env_id})",
                 index,
-                num_envs // self.settings.num_workers,
-                environment,
+                self.num_envs // num_workers,
+                self.environment,
                 self.settings,
                 self._restoration_kind.resets_within_step,
-                start_worker,
+                self._start_worker,
+                self._on_event,
             )
-            for index in range(self.settings.num_workers)
+            for index in range(num_workers)
         ]
 
     # -- what is known
@@ -172,14 +193,23 @@ class EnvBridge:
         contract = Contract(
             specs[0], self._contract_settings, resets_within_step=resets_within_step, on_warning=self._on_warning
         )
-        row, action = Row(specs[0].observation), specs[0].action
+        action = specs[0].action
         self._journal.hold_actions(action.shape, np.dtype(action.dtype))
-        slices = [part.rows for part in self.slices]
-        self._history = History(row, self.num_envs, resets_within_step, slices, self._journal)
+        self._contract, self._recovery.spec = contract, specs[0]
+        self._all_valid = np.ones(self.num_envs, np.bool_)
+        self._record(self.slices)
+
+    def _record(self, slices: list[WorkerSlice]) -> None:
+        """Use these workers from now on."""
+        contract = self._contract
+        assert contract is not None
+        self.slices, row = slices, Row(contract.spec.observation)
+        resets_within_step = self._restoration_kind.resets_within_step
+        self._history = History(row, self.num_envs, resets_within_step, [part.rows for part in slices], self._journal)
         self._recorded = Recorded(
             self.environment.env_id,
             self.settings,
-            self.slices,
+            slices,
             row,
             self._journal,
             self._history,
@@ -190,9 +220,7 @@ class EnvBridge:
             self._recovery.retry,
         )
         self._restoration: Restoration = self._restoration_kind(self._recorded)
-        self._recovery.spec, self._recovery.restoration = specs[0], self._restoration
-        self._all_valid = np.ones(self.num_envs, np.bool_)
-        self._contract = contract
+        self._recovery.restoration = self._restoration
 
     # -- reset and step
 
@@ -217,12 +245,13 @@ class EnvBridge:
         try:
             self._recorded.check_first_obs(part, part.reset(self._restoration.first_seeds(part)))
             self._restoration.after_reset(part)
-        except EnvironmentFault as fault:
-            complete = self._reports.complete(fault, part.rows.start, [])
-            env = complete.where["env"]
-            self._journal.seeds[env] = self._episodes.next_seeds[env]
-            self._episodes.skip(env)
-            raise complete from None
+        except (EnvironmentFault, BridgeError) as fault:
+            self._reports.complete(fault, part, [])
+            if isinstance(fault, EnvironmentFault):
+                env = fault.where["env"]
+                self._journal.seeds[env] = self._episodes.next_seeds[env]
+                self._episodes.skip(env)
+            raise
 
     def step(self, actions: NDArray[Any], active: NDArray[np.uint8] | None = None) -> VectorStep:
         """One step of all environments, or of those where `active` is 1.
@@ -243,12 +272,14 @@ class EnvBridge:
         if len(actions) != self.num_envs:
             raise ValueError(f"actions: expected {self.num_envs} of them, got {len(actions)}")
         next_seeds, rows = restoration.before_step(active)
+        start = perf_counter()
         deadline = monotonic() + self.settings.step_timeout_s
         failures = [part.ask_step(actions, next_seeds, rows, deadline) for part in self.slices]
         self._history.digest_when_due()  # the workers are busy now anyway
         slot = self._history.slot()
         for part, failure in zip(self.slices, failures, strict=True):
             active = self._recovery.await_step(part, slot, actions, active, failure, deadline)
+        took_s = perf_counter() - start
         while True:
             flags = slot.flags.tobytes()
             any_ended = 1 in flags[: 2 * self.num_envs]
@@ -261,14 +292,48 @@ class EnvBridge:
                 break
             except ContractViolation as violation:
                 part = self.slices[(violation.env or 0) * len(self.slices) // self.num_envs]
-                fault = self._recovery.completed(violation, part, actions)
-                active = self._recovery.await_step(part, slot, actions, active, fault, deadline)
+                self._recovery.complete(violation, part, actions)
+                active = self._recovery.await_step(part, slot, actions, active, violation, deadline)
         journal.append(actions, active)
         restoration.after_step(slot, ended)
         self._last_rows = slot.rows
+        if self._dealing is not None:
+            self._deal(took_s)
         all_valid = 1 not in flags[3 * self.num_envs :]
         valid = self._all_valid if all_valid else ~slot.invalid
         return VectorStep(slot.obs, slot.final_obs, slot.rewards, slot.terminated, slot.truncated, valid, any_ended, all_valid)
+
+    def _deal(self, step_s: float) -> None:
+        """Share the environments among more workers once it is known that this pays."""
+        assert self._dealing is not None
+        num_workers = self._dealing.workers_after(step_s)
+        if num_workers is None:
+            return
+        self._dealing = None
+        if num_workers > 1 and not self._journal.lost.any():
+            self._share_among(num_workers)
+
+    def _share_among(self, num_workers: int) -> None:
+        """Restore all environments in several fresh workers; if that fails, go on with the one that hosts them now."""
+        self._history.digest()
+        settings = dataclasses.replace(self.settings, on_replay_mismatch="error")  # no episode is given up for this
+        slices, is_done = self._start_slices(num_workers), False
+        restoration = self._restoration_kind(dataclasses.replace(self._recorded, slices=slices, settings=settings))
+        try:
+            for part in slices:
+                if (spec := part.await_made()) != self._recovery.spec:
+                    raise ContractViolation("spaces", f"those of the first worker: {self._recovery.spec}", str(spec))
+            for part in slices:
+                restoration.rebuild(part, set())
+            is_done = True
+        except (BridgeError, ProtocolError, EnvironmentFault, ConfigError) as error:
+            self._on_event(f"data.num_workers=auto: one worker goes on alone, since {num_workers} cannot be used: {error}")
+        finally:  # also after an interrupt
+            unused = self.slices if is_done else slices
+            for part in unused:
+                part.worker.close(self.settings.close_timeout_s)
+        if is_done:
+            self._record(slices)
 
     def _refuse_if_closed(self, call: str) -> None:
         if self._is_closed:

@@ -82,14 +82,19 @@ def error_from_json(error: dict[str, Any], rows: range) -> Exception:
             raise ProtocolError(f"env: expected 0 to {len(rows) - 1}, got {shown(env)}")
         env = rows[env]
     if kind == "violation":
-        field, rule, value = (printable(take(error, key, str)) for key in ("field", "rule", "value"))
+        field, rule, value = (one_line(take(error, key, str)) for key in ("field", "rule", "value"))
         return ContractViolation(field, rule, value, env)
     if kind == "raised":
-        during, exception, trace = (printable(take(error, key, str)) for key in ("during", "exception", "traceback"))
-        return EnvironmentRaised(during, exception, trace, take({"env": env}, "env", int))
+        during, exception = (one_line(take(error, key, str)) for key in ("during", "exception"))
+        return EnvironmentRaised(during, exception, printable(take(error, "traceback", str)), take({"env": env}, "env", int))
     if kind == "refused":
-        return ConfigError(printable(take(error, "message", str)))
+        return ConfigError(one_line(take(error, "message", str)))
     raise ProtocolError(f"error: unknown kind {shown(kind)}")
+
+
+def one_line(text: str) -> str:
+    """Printable text on one line: what follows a newline could be taken for a line of ours."""
+    return printable(text).replace("\n", "\\n")
 
 
 def printable(text: str) -> str:

@@ -4,7 +4,10 @@ Every field starts on its own cache line::
 
     header    magic, request number, reply number, status        8 bytes each, a cache line apart
     request   actions (N, *shape), next_seeds (N,) i64, active (N,) u8
-    reply     rows (N, size) u8, final_rows (N, size) u8, rewards (N,) f64, terminated, truncated, reset, invalid (4, N) u8
+    reply     rows (N, size) u8, final_rows (N, size) u8, rewards (N,) f64, terminated, truncated, reset, invalid (4, N) u8,
+              busy_with (1,) i64
+
+`busy_with` is 1 + the row whose environment is being called, 0 for none: it says which environment a dead worker died in.
 
 `rows` are the observations to act on next, each a row of bytes (`spaces.Row`). Where an episode ended within the step,
 `final_rows` has the observation that it ended with; native environments reset in a step of their own, and have none.
@@ -79,6 +82,7 @@ class FrameLayout:
                 "final_rows": ((n if self.resets_within_step else 0, self.row_bytes), "uint8"),
                 "rewards": ((n,), "float64"),
                 "flags": ((4, n), "uint8"),
+                "busy_with": ((1,), "int64"),
             },
         )
         for name, value in {

@@ -71,6 +71,7 @@ class SyncHost:
         self.rows, self.final_rows, self.rewards, self.flags = (
             reply[name] for name in ("rows", "final_rows", "rewards", "flags")
         )
+        self.busy_with = reply["busy_with"].data  # a store costs half of an array's
         self.write = self.tree.writer(row.views(self.rows))
         self.terminated, self.truncated, self.reset_flags, self.invalid = self.flags
 
@@ -79,8 +80,10 @@ class SyncHost:
         for env, seed in enumerate(seeds):
             if seed is not None:
                 self._reset_one(env, seed)
+        self.busy_with[0] = 0
 
     def _reset_one(self, env: int, seed: int) -> None:
+        self.busy_with[0] = env + 1
         returned = call(env, "reset", self.envs[env].reset, seed=seed)
         try:
             obs, info = admit_reset(returned)
@@ -103,7 +106,7 @@ class SyncHost:
         self.flags.fill(0)
         # whole numbers, or arrays of their own: an environment may keep what it gets
         asked = actions.tolist() if self.action.kind == "discrete" else [row.astype(self._action_dtype) for row in actions]
-        steps, rewards, write = self._steps, self.rewards, self.write
+        steps, rewards, write, busy_with = self._steps, self.rewards, self.write, self.busy_with
         ended = []
         rows: Iterable[int] = range(self.num_envs)
         if 0 in active:  # rows that stay where they are
@@ -111,6 +114,7 @@ class SyncHost:
             rewards[...] = 0.0
             rows = itertools.compress(rows, active)
         for env in rows:
+            busy_with[0] = env + 1
             try:
                 returned = steps[env](asked[env])
             except Exception as error:
@@ -131,6 +135,7 @@ class SyncHost:
             self.final_rows[env] = self.rows[env]
             self._reset_one(env, int(next_seeds[env]))
             self.reset_flags[env] = 1
+        busy_with[0] = 0
 
     def save(self) -> dict[str, Any]:
         """Not possible: an ordinary environment may keep its state anywhere.

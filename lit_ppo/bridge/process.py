@@ -8,6 +8,7 @@ missed a deadline, broken the protocol or died is of no further use: its owner k
 import fcntl
 import os
 import signal
+from collections.abc import Callable
 from mmap import mmap
 from time import monotonic, perf_counter
 from typing import Any, Final, NoReturn
@@ -19,7 +20,7 @@ from lit_ppo.bridge.channel import Channel
 from lit_ppo.bridge.child import Child
 from lit_ppo.bridge.command import worker_command
 from lit_ppo.bridge.doorbell import Doorbell
-from lit_ppo.bridge.faults import error_from_json, printable
+from lit_ppo.bridge.faults import error_from_json
 from lit_ppo.bridge.frame import (
     MAGIC,
     MAGIC_WORD,
@@ -42,6 +43,8 @@ from lit_ppo.errors import (
 )
 
 STEPS_PER_DRAIN: Final = 2048  # doorbells that were polled for stay in the pipe until then
+# What a shell, a supervisor or the kernel's killer for want of memory sends; a program that fails gets another signal.
+_SENT_BY_OTHERS: Final = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _ANSWERED_ERRORS: Final = (ConfigError, ContractViolation, EnvironmentRaised)
 
 
@@ -210,6 +213,8 @@ class WorkerProcess:
             self._write(protocol.DOORBELL, "step", deadline)
         except BrokenPipeError:
             raise self._exited("step") from None
+        if self.channel.show is not None:
+            self.channel.drain_printed()  # a step that is polled for does not look at the pipes
 
     def await_step(self, deadline: float) -> None:
         """Wait for the answer to `ring`; afterwards `replied` holds it.
@@ -243,24 +248,40 @@ class WorkerProcess:
             raise self._exited(request) from None
 
     def _late(self, request: str) -> WorkerTimeout:
-        return WorkerTimeout(f"{self.name} did not answer {request} in time{self._stderr_text()}")
+        late = WorkerTimeout(f"{self.name} did not answer {request} in time", "did not answer in time", self._busy_with())
+        late.printed = self.printed()
+        return late
 
     def _exited(self, request: str) -> WorkerExited:
+        env = self._busy_with()
         self.kill()
         status = self.exit_status
         if status is not None and status < 0:
             known = -status in set(signal.Signals)  # most real-time signals have no name
-            how = f"was killed by {signal.Signals(-status).name if known else f'signal {-status}'}"
+            outcome = f"was killed by {signal.Signals(-status).name if known else f'signal {-status}'}"
         else:
-            how = f"exited with status {status}"
-        return WorkerExited(f"{self.name} {how} while answering {request}{self._stderr_text()}")
+            outcome = f"exited with status {status}"
+        exited = WorkerExited(f"{self.name} {outcome} while answering {request}", outcome, env)
+        exited.is_killed = status is not None and -status in _SENT_BY_OTHERS
+        exited.printed = self.printed()
+        return exited
 
-    def _stderr_text(self) -> str:
-        """The end of the worker's standard error, safe to print."""
+    def _busy_with(self) -> int | None:
+        """Row of the environment that the worker is calling, as it says."""
+        busy_with = int(self.replied["busy_with"][0]) if self.replied else 0
+        return self.rows[busy_with - 1] if 0 < busy_with <= len(self.rows) else None
+
+    # -- what its environments print
+
+    def printed(self) -> str:
+        """The end of what its environments have printed, safe to show."""
         if self._state is not ENDED:
-            self.channel.drain_stderr()
-        text = printable(self.channel.stderr_tail.decode("utf-8", "replace").strip())
-        return f"; the end of its standard error:\n{text}" if text else ""
+            self.channel.drain_printed()
+        return self.channel.printed()
+
+    def show_printed(self, show: Callable[[str], None]) -> None:
+        """Call `show` with each line that its environments print from now on."""
+        self.channel.show = show
 
     # -- the end
 
@@ -291,7 +312,7 @@ class WorkerProcess:
             return
         self._state = ENDED
         self.exit_status = self._child.end()
-        self.channel.drain_stderr()
+        self.channel.drain_printed()
         self._child.release()
         # let go of the frame: an mmap keeps a descriptor of its own for as long as anything refers to it
         self.requested.clear()

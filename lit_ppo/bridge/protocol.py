@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 
 from lit_ppo.errors import ProtocolError, shown
 
-PROTOCOL_VERSION: Final = 4
+PROTOCOL_VERSION: Final = 5
 MAX_LINE_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 16
 MAX_DIGITS: Final = 400

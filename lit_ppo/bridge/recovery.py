@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lit_ppo.bridge.history import Slot
 from lit_ppo.bridge.journal import Journal
-from lit_ppo.bridge.reports import FaultReports
+from lit_ppo.bridge.reports import Fault, FaultReports
 from lit_ppo.bridge.restart_budget import RestartBudget
 from lit_ppo.bridge.restoration import Restoration
 from lit_ppo.bridge.settings import BridgeSettings
@@ -20,6 +20,7 @@ from lit_ppo.errors import (
     EnvironmentFault,
     EnvironmentRaised,
     ProtocolError,
+    WorkerExited,
 )
 from lit_ppo.spaces import EnvSpec
 
@@ -50,7 +51,7 @@ class Recovery:
         Raises:
             EnvironmentFault, BridgeError, ProtocolError: The failure, when it is not survived.
         """
-        failure: Exception | None = None
+        failure: Fault | ProtocolError | None = None
         while True:
             try:
                 if failure is not None:
@@ -68,7 +69,7 @@ class Recovery:
         slot: Slot,
         actions: NDArray[Any],
         active: NDArray[np.uint8] | None,
-        failure: Exception | None,
+        failure: Fault | ProtocolError | None,
         deadline: float,
     ) -> NDArray[np.uint8] | None:
         """Wait for one worker's part of a step, recovering as often as allowed.
@@ -96,28 +97,48 @@ class Recovery:
                     deadline = monotonic() + self._settings.step_timeout_s
                     failure = part.ask_step(actions, *self.restoration.request(active), deadline)
                     continue
-                part.await_step(slot, deadline)
+                self._await_answer(part, slot, actions, deadline)
                 return active
             except EnvironmentFault as fault:
-                failure = self.completed(fault, part, actions)
+                self.complete(fault, part, actions)
+                failure = fault
             except (BridgeError, ProtocolError) as error:
                 failure = error
 
-    def completed(self, fault: EnvironmentFault, part: WorkerSlice, actions: NDArray[Any]) -> EnvironmentFault:
-        """A fault of a step, with its place and report."""
-        env = fault.env if isinstance(fault, ContractViolation | EnvironmentRaised) else None
-        past = self.restoration.past_actions(part.rows.start if env is None else env)
-        return self._reports.complete(fault, part.rows.start, past, actions)
+    def _await_answer(self, part: WorkerSlice, slot: Slot, actions: NDArray[Any], deadline: float) -> None:
+        """Wait for one worker's part of a step. A worker that fails now does so in this step, and not in a replay before it."""
+        try:
+            part.await_step(slot, deadline)
+        except BridgeError as error:
+            self.complete(error, part, actions)
+            raise
 
-    def _raise_if_unrecoverable(self, part: WorkerSlice, error: Exception) -> None:
+    def complete(self, fault: Fault, part: WorkerSlice, actions: NDArray[Any]) -> None:
+        """Give a fault of a step its place and report."""
+        env = fault.env if isinstance(fault, ContractViolation | EnvironmentRaised | BridgeError) else None
+        past = self.restoration.past_actions(part.rows.start if env is None else env)
+        self._reports.complete(fault, part, past, actions)
+
+    def _raise_if_unrecoverable(self, part: WorkerSlice, error: Fault | ProtocolError) -> None:
         """Raise `error` when the run must not go on: the environment's fault, or one fault too many."""
         if isinstance(error, EnvironmentFault) and (self._settings.on_violation == "stop" or "env" not in error.where):
             raise error
-        crashed = part.index if isinstance(error, BridgeError) else None
+        is_killed = isinstance(error, WorkerExited) and error.is_killed
+        crashed = part.index if isinstance(error, BridgeError) and not is_killed else None
         reason = self._budget.spend(self._journal.steps, crashed)
-        if reason is not None:
+        if reason is None:
+            return
+        if is_killed:
+            reason += (
+                "; such a signal comes from another process, from the kernel if memory is short, or from the environment itself"
+            )
+        if isinstance(error, ProtocolError):
             error.args = (f"{error.args[0]}\n{reason}",)
-            raise error
+        else:
+            error.reason = reason
+        if isinstance(error, BridgeError) and error.report:
+            self._reports.on_fault(error)
+        raise error
 
     def _replace(self, part: WorkerSlice, why: str) -> None:
         """A fresh worker with fresh environments in place of a failed one; the more often, the slower."""

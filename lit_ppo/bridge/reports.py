@@ -9,59 +9,83 @@ from numpy.typing import NDArray
 from lit_ppo import __version__
 from lit_ppo.bridge.episodes import Episodes
 from lit_ppo.bridge.journal import Journal
-from lit_ppo.errors import ContractViolation, EnvironmentFault, EnvironmentRaised
+from lit_ppo.bridge.worker_slice import WorkerSlice
+from lit_ppo.errors import BridgeError, ContractViolation, EnvironmentFault, EnvironmentRaised, shown
+
+Fault = EnvironmentFault | BridgeError
 
 
 class FaultReports:
-    """Completes faults with the episode, its seed and its actions, and hands each of them on once.
+    """Completes faults with the episode, its seed and its actions, and hands them on.
 
     Args:
-        run: What every report says of the run: environment, `vectorization`, `contract`.
+        phase: Which part of the run these environments are for: `training` or `evaluation`.
+        run: What every report says of the run: environment, `processes`, `contract`.
         episodes: Numbers and next seeds.
         journal: Seeds and actions of the episodes under way.
-        on_fault: Called with each fault that is complete.
+        on_fault: Called with each fault of an environment that is complete, and with a failure of a process that ends the run.
     """
 
     def __init__(
-        self, run: dict[str, Any], episodes: Episodes, journal: Journal, on_fault: Callable[[EnvironmentFault], None]
+        self, phase: str, run: dict[str, Any], episodes: Episodes, journal: Journal, on_fault: Callable[[Fault], None]
     ) -> None:
-        self._run, self._episodes, self._journal, self._on_fault = run, episodes, journal, on_fault
+        self._phase, self._run, self._episodes, self._journal, self.on_fault = phase, run, episodes, journal, on_fault
         self.versions: dict[str, Any] = {}
 
     def complete(
         self,
-        fault: EnvironmentFault,
-        first_row: int,
+        fault: Fault,
+        part: WorkerSlice,
         past: list[Any],
         actions: NDArray[Any] | None = None,
         *,
         begins: bool = False,
-    ) -> EnvironmentFault:
-        """The fault with its place and its report.
+    ) -> None:
+        """Give a fault its place and its report.
 
         Args:
-            fault: What the environment did; one that is complete already comes back as it is.
-            first_row: Row of the worker's first environment: the place of a fault that names no environment.
+            fault: What happened. One that is complete already stays as it is, and so does the end of a worker that was not
+                calling an environment.
+            part: Where; its first row is the place of a violation that names no environment.
             past: Actions of the episode before this step.
             actions: Those of all environments in this step; None in a reset.
             begins: The reset was to begin the next episode, not the one that the journal has.
         """
-        if fault.where or not isinstance(fault, ContractViolation | EnvironmentRaised):
-            return fault
-        env = first_row if fault.env is None else fault.env
+        if fault.where or not isinstance(fault, ContractViolation | EnvironmentRaised | BridgeError):
+            return
+        fault.printed = fault.printed or part.worker.printed()
+        if fault.env is None and isinstance(fault, BridgeError):
+            return
+        env = part.rows.start if fault.env is None else fault.env
         seed = int((self._episodes.next_seeds if begins else self._journal.seeds)[env])
         episode = self._episodes.numbers[env] + begins
-        fault.where = {"env": env, "episode": episode, "step": len(past), "seed": seed}
+        fault.where = {"phase": self._phase, "env": env, "episode": episode, "step": len(past), "seed": seed}
         fault.report = {
             **self._run,
             "actions": past if actions is None else [*past, actions[env].tolist()],
             **fault.where,
             "next_seed": self._episodes.seed_of(env, episode + 1),  # the fault may be in the reset that follows
-            "field": fault.field if isinstance(fault, ContractViolation) else fault.during,
-            "rule": fault.rule if isinstance(fault, ContractViolation) else "returns without raising",
-            "value": fault.value if isinstance(fault, ContractViolation) else fault.exception,
-            "traceback": fault.traceback if isinstance(fault, EnvironmentRaised) else None,
+            **_described(fault, "reset" if actions is None else "step"),
+            "printed": fault.printed,
             "versions": {**self.versions, "lit_ppo": __version__, "platform": platform.platform()},
         }
-        self._on_fault(fault)
-        return fault
+        if isinstance(fault, EnvironmentFault):
+            self.on_fault(fault)
+        elif actions is not None:
+            fault.where["action"] = shown(actions[env].tolist())
+
+
+def _described(fault: ContractViolation | EnvironmentRaised | BridgeError, call: str) -> dict[str, Any]:
+    """What happened, as a report says it; `kind`, `field` and the step tell whether a replay comes to the same fault."""
+    if isinstance(fault, ContractViolation):
+        return {"kind": "violation", "field": fault.field, "rule": fault.rule, "value": fault.value, "traceback": None}
+    if isinstance(fault, EnvironmentRaised):
+        kind, field, rule, value = "raised", fault.during, "returns without raising", fault.exception
+        return {"kind": kind, "field": field, "rule": rule, "value": value, "traceback": fault.traceback}
+    return {
+        "kind": fault.outcome,
+        "field": call,
+        "rule": "an answer",
+        "value": f"a worker that {fault.outcome}",
+        "traceback": None,
+    }

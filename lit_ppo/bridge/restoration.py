@@ -191,10 +191,10 @@ class Replay:
             first_rows = part.reset(seeds)
             self._recorded.check_first_obs(part, first_rows)
         except EnvironmentFault as fault:
-            complete = self._recorded.reports.complete(fault, rows.start, [], begins=True)
-            if complete.where["env"] in envs:
-                self._episodes.skip(complete.where["env"])
-            raise complete from None
+            self._recorded.reports.complete(fault, part, [], begins=True)
+            if fault.where["env"] in envs:
+                self._episodes.skip(fault.where["env"])
+            raise
         begun = sorted(envs)
         self._begin_episodes(begun, first_rows[[env - rows.start for env in begun]])
         self._episodes.given_up += len(envs)

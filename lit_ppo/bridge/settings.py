@@ -137,7 +137,10 @@ class BridgeSettings:
     Attributes:
         vectorization: `sync` steps N environments of the ordinary kind one after the other; `native` uses Gymnasium's own
             vector version of the environment, where it has one.
-        num_workers: Number of processes that share the N environments.
+        bridge: `process` runs the environments in processes of their own; `inprocess` runs them inside the training process,
+            for a debugger or a notebook: nothing isolates the run from them, and no wait for them has a limit.
+        num_workers: Number of processes that share the N environments; `auto` begins with one and uses more if the first steps
+            show that the environments take long and there are cores for them. The results are the same.
         python: Interpreter of the workers, such as another venv's; None for the trainer's own.
         start_timeout_s: Longest wait for a worker to start and make its environments, seconds.
         step_timeout_s: Longest wait for a reset or step, seconds.
@@ -154,10 +157,13 @@ class BridgeSettings:
             `nofile`, `fsize`; None for those of the trainer.
         worker_env: Names of environment variables that the workers get besides the harmless ones; None for no others.
         worker_cwd: Working directory of the workers; None for an empty one that is removed at the end.
+        show_output: Show what the environments print, each line behind the name of its worker. The last lines are shown with
+            every fault anyway.
     """
 
     vectorization: Vectorization = "sync"
-    num_workers: int = 1
+    bridge: Literal["process", "inprocess"] = "process"
+    num_workers: int | Literal["auto"] = "auto"
     python: str | None = None
     start_timeout_s: float = 60.0
     step_timeout_s: float = 30.0
@@ -170,11 +176,17 @@ class BridgeSettings:
     rlimits: dict[str, int] | None = None
     worker_cwd: str | None = None
     worker_env: list[str] | None = None
+    show_output: bool = False
+
+    @property
+    def first_workers(self) -> int:
+        """Number of workers at the start."""
+        return 1 if self.num_workers == "auto" else self.num_workers
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "restart_window"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name}={getattr(self, name)}: expected at least 1")
+        for name, value in {"num_workers": self.first_workers, "restart_window": self.restart_window}.items():
+            if value < 1:
+                raise ConfigError(f"data.{name}={value}: expected at least 1")
         for name in ("start_timeout_s", "step_timeout_s", "close_timeout_s"):
             if not 0 < getattr(self, name) < 1e6:
                 raise ConfigError(f"data.{name}={getattr(self, name)}: expected a time above 0 s")
@@ -182,3 +194,14 @@ class BridgeSettings:
             raise ConfigError("data.on_violation=restart: native environments cannot give up one episode; use sync")
         if self.max_restarts < 0:
             raise ConfigError(f"data.max_restarts={self.max_restarts}: expected at least 0")
+        if self.bridge == "inprocess":
+            needs_process = {
+                "num_workers": self.first_workers > 1,
+                "python": self.python is not None,
+                "sandbox": self.sandbox != "off",
+                "rlimits": bool(self.rlimits),
+                "worker_cwd": self.worker_cwd is not None,
+            }
+            for name, is_set in needs_process.items():
+                if is_set:
+                    raise ConfigError(f"data.{name}={getattr(self, name)}: needs a process; use data.bridge=process")

@@ -332,6 +332,7 @@ def main(arguments: list[str] | None = None, confined: dict[str, str] | None = N
     os.dup2(nothing, 0)  # environments that read standard input must not take the requests
     os.close(nothing)
     os.dup2(2, 1)  # what environments print must not reach the replies
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # else a worker that dies takes it along
     worker = Worker(requests_fd, replies_fd, options.frame_fd, confined or {})
     if options.env_id is not None:
         request = {

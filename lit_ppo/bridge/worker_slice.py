@@ -31,6 +31,8 @@ class Wire(Protocol):
     def attach(self, layout: FrameLayout, deadline_s: float) -> None: ...
     def ring(self, deadline: float) -> None: ...
     def await_step(self, deadline: float) -> None: ...
+    def printed(self) -> str: ...
+    def show_printed(self, show: Callable[[str], None]) -> None: ...
     def close(self, deadline_s: float) -> None: ...
     def kill(self) -> None: ...
 
@@ -44,23 +46,28 @@ class WorkerSlice:
     The worker makes its environments while the caller goes on; `await_made` waits for them.
 
     Args:
+        name: How messages call the worker.
         index: Number of the worker.
         num_rows: How many environments each worker hosts.
         environment: What to make.
         settings: How processes are run.
         resets_within_step: As in `Contract`.
         start_worker: Starts a worker process.
+        show: Called with each line that the environments print, if `settings.show_output`.
     """
 
     def __init__(
         self,
+        name: str,
         index: int,
         num_rows: int,
         environment: EnvironmentSettings,
         settings: BridgeSettings,
         resets_within_step: bool,
         start_worker: StartWorker,
+        show: Callable[[str], None],
     ) -> None:
+        self.name, self._show = name, show
         self.index, self.rows = index, slice(index * num_rows, (index + 1) * num_rows)
         self._num_rows, self._environment = num_rows, environment
         self._settings, self._resets_within_step, self._start_worker = settings, resets_within_step, start_worker
@@ -72,7 +79,7 @@ class WorkerSlice:
         settings = self._settings
         worker = self._start_worker(
             settings.python,
-            f"env worker {self.index} of {settings.num_workers} ({self._environment.env_id})",
+            self.name,
             range(self.rows.start, self.rows.stop),
             {
                 "cwd": settings.worker_cwd,
@@ -81,6 +88,8 @@ class WorkerSlice:
                 "env": settings.worker_env or [],
             },
         )
+        if settings.show_output:
+            worker.show_printed(lambda line: self._show(f"{self.name} | {line}"))
         worker.post(
             "make",
             settings.start_timeout_s,
@@ -144,7 +153,7 @@ class WorkerSlice:
         next_seeds: NDArray[np.int64] | None,
         active: NDArray[np.uint8] | None,
         deadline: float,
-    ) -> Exception | None:
+    ) -> BridgeError | ProtocolError | None:
         """Ask for a step; a failure is returned, to be handled once the other workers are busy.
 
         Args:

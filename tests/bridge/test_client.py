@@ -216,7 +216,7 @@ def test_a_pixel_outside_the_declared_space_is_named() -> None:
     pixel = next(tuple(index) for index in np.argwhere(env.reset(seed=0)[0] == 255).tolist())
     assert str(raised.value) == (
         f"obs[0, {', '.join(map(str, pixel))}]: expected a value in [0, 254] (the declared observation space; "
-        "data.contract.check_membership=warn or off accepts it), got 255 (env 0, episode 0, step 0, seed 0)"
+        "data.contract.check_membership=warn or off accepts it), got 255 (phase training, env 0, episode 0, step 0, seed 0)"
     )
 
 
@@ -348,7 +348,7 @@ def test_a_run_goes_on_bit_for_bit_after(strike: str, num_workers: int) -> None:
         STRIKES[strike](bridge)
         assert_same(before + played(bridge, actions[at:]), expected)
         assert bridge.restarts == len(events) == 1
-        assert "env worker 0 of" in events[0] and "is replaced" in events[0]
+        assert "training worker 0 of" in events[0] and "is replaced" in events[0]
 
 
 CRASHES = {
@@ -416,8 +416,119 @@ def test_a_deterministic_crash_is_given_up_the_second_time(call: str) -> None:
             bridge.reset() if call == "reset" else played(bridge, actions_of(5, 2))
         assert bridge.restarts == 1
     message = str(raised.value)
-    assert message.startswith(f"env worker 0 of 1 ({FAULTY}) exited with status 7 while answering {call}")
+    assert message.startswith(f"training worker 0 of 1 ({FAULTY}) exited with status 7 while answering {call}")
     assert message.endswith("the same step killed the worker twice: a deterministic crash")
+
+
+def test_dead_worker_is_reported_with_the_environment_that_it_was_in(tmp_path: Path) -> None:
+    """In row 1 of the second worker, in the fourth step of its second episode, and again in the worker that replays it."""
+    actions, faults = actions_of(40, 4), []
+    kwargs = {"fault": "segv", "of_seeds": {str(episode_seed(3, 1)): "step"}}
+    with bridge_of(num_workers=2, env_kwargs=kwargs, on_fault=faults.append) as bridge:
+        bridge.reset()
+        with pytest.raises(WorkerExited, match="a deterministic crash") as raised:
+            played(bridge, actions)
+        assert bridge.restarts == 1 and faults == [raised.value]
+    report = raised.value.report
+    assert [report[key] for key in ("phase", "env", "episode", "step", "seed")] == ["training", 3, 1, 3, episode_seed(3, 1)]
+    assert (report["kind"], report["field"]) == ("was killed by SIGSEGV", "step") and len(report["actions"]) == 4
+    assert report["processes"]["num_workers"] == 2 and report["env_kwargs"] == kwargs
+    place = f"(phase training, env 3, episode 1, step 3, seed {episode_seed(3, 1)}, action {report['actions'][-1]})"
+    assert f"training worker 1 of 2 ({FAULTY}) was killed by SIGSEGV while answering step {place}" in str(raised.value)
+
+
+@pytest.mark.parametrize("fault", ["exit 7", "hang"])
+def test_worker_that_dies_or_hangs_in_a_reset_is_reported_with_the_environment(fault: str) -> None:
+    kwargs = {"fault": fault, "call": "reset", "row": 1}
+    with (
+        bridge_of(num_envs=2, step_timeout_s=1.0, max_restarts=0, env_kwargs=kwargs) as bridge,
+        pytest.raises(BridgeError) as raised,
+    ):
+        bridge.reset()
+    assert [raised.value.report[key] for key in ("env", "episode", "step", "actions", "field")] == [1, 0, 0, [], "reset"]
+
+
+def test_worker_that_dies_outside_of_its_environments_has_no_place_and_no_report() -> None:
+    faults: list[Any] = []
+    with bridge_of(num_envs=2, max_restarts=0, on_fault=faults.append) as bridge:
+        bridge.reset()
+        strike_worker(bridge)
+        with pytest.raises(WorkerExited, match="was killed by SIGKILL") as raised:
+            played(bridge, actions_of(2, 2))
+    assert (raised.value.where, raised.value.report, faults) == ({}, {}, [])
+
+
+def test_kills_from_outside_in_one_step_are_survived_however_close_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    actions, struck = actions_of(20, 4), []
+    _, expected = in_process(FAULTY, actions)
+    ask_step = WorkerSlice.ask_step
+
+    def strike_and_ask(part: WorkerSlice, *args: Any) -> Any:
+        if bridge._journal.steps == 7 and len(struck) < 4:
+            struck.append(worker_pid(bridge))
+            strike_worker(bridge)
+        return ask_step(part, *args)
+
+    with bridge_of() as bridge:
+        monkeypatch.setattr(WorkerSlice, "ask_step", strike_and_ask)
+        bridge.reset()
+        assert_same(played(bridge, actions), expected)
+        assert bridge.restarts == len(set(struck)) == 4
+
+
+def test_environment_that_kills_its_own_process_ends_the_run_by_max_restarts() -> None:
+    with bridge_of(num_envs=1, max_restarts=3, env_kwargs={"fault": "kill"}) as bridge:
+        bridge.reset()
+        with pytest.raises(WorkerExited, match=r"4 faults within 10000 steps are more than data\.max_restarts=3") as raised:
+            played(bridge, actions_of(5, 1))
+        assert bridge.restarts == 3
+    assert "from the kernel if memory is short, or from the environment itself" in str(raised.value)
+    assert raised.value.report["kind"] == "was killed by SIGKILL" and raised.value.report["step"] == 3
+
+
+def test_last_words_of_an_environment_come_with_its_end_although_nothing_flushed_them() -> None:
+    with bridge_of(num_envs=1, max_restarts=0, env_kwargs={"fault": "speak and exit 7"}) as bridge:
+        bridge.reset()
+        with pytest.raises(WorkerExited) as raised:
+            played(bridge, actions_of(5, 1))
+    assert "\nthe end of what was printed in its process:\n  last words\n" in str(raised.value)
+    assert raised.value.report["printed"] == "last words"
+
+
+@pytest.mark.parametrize("fault", ["obs nan", "raise", "obs short"])
+def test_what_an_environment_has_printed_comes_with_its_fault(fault: str) -> None:
+    with bridge_of(num_envs=1, env_kwargs={"fault": fault, "announce": "here I am"}) as bridge:
+        bridge.reset()
+        with pytest.raises(EnvironmentFault) as raised:
+            played(bridge, actions_of(5, 1))
+    assert str(raised.value).endswith("\nthe end of what was printed in its process:\n  here I am")
+
+
+def test_output_is_shown_on_request_line_by_line_behind_the_name_of_its_worker() -> None:
+    events: list[str] = []
+    kwargs = {"announce": "first\n\x1b[2Jlit_ppo: error: second\nno end"}
+    with bridge_of(num_workers=2, show_output=True, env_kwargs=kwargs, on_event=events.append) as bridge:
+        bridge.reset()
+        played(bridge, actions_of(3, 4))
+    lines = ["first", "\\x1b[2Jlit_ppo: error: second", "no end"] * 2
+    for worker in (0, 1):
+        name = f"training worker {worker} of 2 ({FAULTY}) | "
+        assert [event.removeprefix(name) for event in events if event.startswith(name)] == lines
+    assert len(events) == 12
+    with bridge_of(env_kwargs=kwargs, on_event=events.append) as bridge:
+        bridge.reset()
+    assert len(events) == 12
+
+
+def test_text_of_an_exception_cannot_pass_for_a_line_of_ours() -> None:
+    with bridge_of(num_envs=1, env_kwargs={"fault": "raise forged"}) as bridge:
+        bridge.reset()
+        with pytest.raises(EnvironmentRaised) as raised:
+            played(bridge, actions_of(5, 1))
+    first, *others = str(raised.value).splitlines()
+    assert first == "env 0 raised in step: RuntimeError: oh\\nlit_ppo: error: forged"
+    assert "  lit_ppo: error: forged (phase training, env 0, episode 0, step 3, seed 0)" in others
+    assert all(line.startswith("  ") for line in others)
 
 
 def test_a_bridge_that_has_given_up_says_so_again_and_touches_nothing() -> None:
@@ -505,8 +616,8 @@ def test_noise_ends_up_in_the_message_without_its_control_characters(tmp_path: P
         strike_worker(bridge)
         with pytest.raises(WorkerExited) as raised:
             played(bridge, np.zeros((2, 1), np.int64))
-    assert "the end of its standard error:" in str(raised.value)
-    assert "\\x1b[31mprinted\ncomplained" in str(raised.value) and "\x1b" not in str(raised.value)
+    assert "\nthe end of what was printed in its process:\n  " in str(raised.value)
+    assert "\\x1b[31mprinted\n  complained" in str(raised.value) and "\x1b" not in str(raised.value)
 
 
 def test_an_environment_that_reads_standard_input_does_not_take_the_requests() -> None:
@@ -538,9 +649,9 @@ def test_an_exception_of_the_environment_arrives_with_its_traceback_and_its_plac
             bridge.step(actions[2])
     error = raised.value
     assert error.env == 1 and error.during == "step" and error.exception == exception
-    assert str(error).startswith(f"env 1 raised in step: {exception}\nTraceback (most recent call last):")
+    assert str(error).startswith(f"env 1 raised in step: {exception}\n  Traceback (most recent call last):")
     assert "tests/fault_envs.py" in error.traceback
-    assert str(error).endswith("(env 1, episode 0, step 2, seed 1000)")
+    assert str(error).endswith("(phase training, env 1, episode 0, step 2, seed 1000)")
     assert error.report["actions"] == actions[:3, 1].tolist() and error.report["seed"] == 1000
     assert error.report["env_id"] == FAULTY and error.report["rule"] == "returns without raising"
 
@@ -576,7 +687,7 @@ def test_a_value_that_breaks_the_contract_stops_the_run_and_is_located(fault: st
         with pytest.raises(ContractViolation) as raised:
             bridge.step(actions[3])
     assert str(raised.value).startswith(BRIDGE_VALUES[fault])
-    assert str(raised.value).endswith(" (env 2, episode 0, step 3, seed 2000)")
+    assert str(raised.value).endswith(" (phase training, env 2, episode 0, step 3, seed 2000)")
     assert raised.value.report["actions"] == actions[:4, 2].tolist()
     assert raised.value.report["value"] == raised.value.value and raised.value.report["versions"]["lit_ppo"]
 
@@ -585,7 +696,8 @@ def test_a_first_observation_is_checked_like_any_other() -> None:
     kwargs = {"fault": "obs nan", "call": "reset", "row": 1}
     with bridge_of(num_workers=2, env_kwargs=kwargs) as bridge, pytest.raises(ContractViolation) as raised:
         bridge.reset()
-    assert str(raised.value) == "obs[1, 1]: expected a finite value, got nan (env 1, episode 0, step 0, seed 1000)"
+    place = "(phase training, env 1, episode 0, step 0, seed 1000)"
+    assert str(raised.value) == f"obs[1, 1]: expected a finite value, got nan {place}"
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -604,7 +716,7 @@ def test_a_fault_in_the_very_first_reset_takes_the_next_seed_if_so_set(fault: st
         strike_worker(bridge)  # the journal, too, has the seed that was taken
         arrived += played(bridge, actions[2:])
         assert bridge.restarts == 2 and bridge.abandoned_episodes == 1
-    assert "is replaced: reset: " in events[0] and events[0].endswith("(env 1, episode 0, step 0, seed 1000)")
+    assert "is replaced: reset: " in events[0] and events[0].endswith("(phase training, env 1, episode 0, step 0, seed 1000)")
     assert (faults[0].report["seed"], faults[0].report["episode"], faults[0].report["actions"]) == (1000, 0, [])
     # row 1 is one episode ahead of what it would be, the others are not touched
     expected_first, expected = in_process(FAULTY, actions, first_episodes=[0, 1, 0, 0])
@@ -620,7 +732,7 @@ def test_first_resets_that_all_fail_end_the_run() -> None:
             ContractViolation, match=r"4 faults within 10000 steps are more than data\.max_restarts=3"
         ) as raised:
             bridge.reset()
-        assert raised.value.where == {"env": 1, "episode": 3, "step": 0, "seed": 1003}
+        assert raised.value.where == {"phase": "training", "env": 1, "episode": 3, "step": 0, "seed": 1003}
         assert bridge.restarts == 3
 
 
@@ -742,7 +854,7 @@ ANNOUNCED: dict[str, Any] = {
     "sandbox": {},
 }
 LIES: dict[str, tuple[dict[str, Any], str]] = {
-    "an older version": ({"protocol": 3}, "expected protocol 4, got 3"),
+    "an older version": ({"protocol": 3}, "expected protocol 5, got 3"),
     "no version": ({"protocol": None}, "protocol: expected int, got None"),
     "another environment": ({"env_id": "CartPole-v1"}, f"expected env_id {FAULTY}, got 'CartPole-v1'"),
     "fewer environments": ({"num_envs": 1}, "expected num_envs 2, got 1"),
@@ -895,9 +1007,6 @@ def test_native_environments_that_are_killed_while_they_are_saved_go_on_bit_for_
         bridge.reset()
         before = played(bridge, actions[:30])
         monkeypatch.setattr(WorkerSlice, "save", struck_save)
-        with pytest.raises(WorkerExited, match="a deterministic crash"):
-            bridge.state_dict()  # the same moment kills it twice
-        assert bridge.restarts == 1
         state = bridge.state_dict()
         assert state["restarts"] == bridge.restarts == 2
         assert_same(before + played(bridge, actions[30:]), expected)

@@ -36,6 +36,7 @@ def test_fields_of_the_frame_are_aligned_and_never_overlap(
         "final_rows": ((num_envs if within_step else 0, row_bytes), "uint8"),
         "rewards": ((num_envs,), "float64"),
         "flags": ((4, num_envs), "uint8"),
+        "busy_with": ((1,), "int64"),
     }
     begin = np.frombuffer(frame, np.uint8).__array_interface__["data"][0]
     taken = np.zeros(layout.total_bytes, int)
@@ -51,7 +52,7 @@ def test_fields_of_the_frame_are_aligned_and_never_overlap(
 
 
 def test_golden_bytes_of_a_small_frame() -> None:
-    """Another worker of protocol 4 must find all fields where they are here; a change of these bytes needs a new number."""
+    """Another worker of protocol 5 must find all fields where they are here; a change of these bytes needs a new number."""
     layout = FrameLayout(2, 12)
     memory = bytearray(layout.total_bytes)
     frame = Frame(memory, layout)
@@ -60,6 +61,7 @@ def test_golden_bytes_of_a_small_frame() -> None:
     frame.replied["rows"][:] = np.arange(6, dtype=np.float32).reshape(2, 3).view(np.uint8)
     frame.replied["final_rows"][:] = np.arange(6, 12, dtype=np.float32).reshape(2, 3).view(np.uint8)
     frame.replied["rewards"][:], frame.replied["flags"][:] = (0.5, -2.0), [[1, 0], [0, 1], [1, 1], [0, 0]]
+    frame.replied["busy_with"][:] = 2
     filled = {at: memory[at : at + 8].hex() for at in range(0, len(memory), 8) if any(memory[at : at + 8])}
     assert filled == {
         0: "316f70705f74696c",  # "lit_ppo1", its last letter first
@@ -79,8 +81,9 @@ def test_golden_bytes_of_a_small_frame() -> None:
         512: "000000000000e03f",  # rewards
         520: "00000000000000c0",
         576: "0100000101010000",  # terminated, truncated, reset, invalid
+        640: "0200000000000000",  # busy with row 1
     }
-    assert layout.total_bytes == 640
+    assert layout.total_bytes == 704
 
 
 def test_frame_that_is_too_large_is_refused_with_its_size() -> None:

@@ -200,7 +200,7 @@ def test_flood_is_no_answer_and_not_kept(flood: str, start: Start) -> None:
     assert type(answer_of(worker, SHORT_S)) is WorkerTimeout
     assert monotonic() - begin < 10
     assert len(worker.channel.message_bytes()) <= protocol.MAX_LINE_BYTES + (1 << 16)
-    assert len(worker.channel.stderr_tail) <= 16_384
+    assert len(worker.printed()) <= 16_384
 
 
 def test_worker_that_never_reads_does_not_hold_us(start: Start) -> None:

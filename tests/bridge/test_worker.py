@@ -92,12 +92,12 @@ def test_bad_lines_are_answered_and_harm_nothing() -> None:
         '{"cmd":"fly"}': "cmd: unknown command 'fly'",
         '{"cmd":"serve"}': "cmd: unknown command 'serve'",
         '{"cmd":"step","action":[0]}': "step: not possible while the environments were not reset yet; "
-        "expected one of attach, close, describe, reset, restore, save",
+        "expected one of attach, check, close, describe, reset, restore, save",
         '{"cmd":"reset"}': "seed: expected int, got nothing",
         '{"cmd":"reset","seed":-1}': "seeds: expected 1 seeds (non-negative integers or null), got [-1]",
         '{"cmd":"reset","seeds":[1,2]}': "seeds: expected 1 seeds (non-negative integers or null), got [1, 2]",
         '{"cmd":"make","env_id":"CartPole-v1"}': "make: not possible while the environments were not "
-        "reset yet; expected one of attach, close, describe, reset, restore, save",
+        "reset yet; expected one of attach, check, close, describe, reset, restore, save",
         '{"cmd":"attach","bytes":640}': "attach: this worker was started without a shared frame",
         '{"cmd":"save"}': "save: sync environments are restored from their journal",
         '{"cmd":"restore","state":{}}': "restore: sync environments are restored from their journal",

@@ -32,7 +32,6 @@ class Deaths:
     workers: int = 0
     trainers: int = 0
     resumes: int = 0
-    given_up: int = 0  # runs that ended because a worker was killed twice at the same step
     restarts: int = 0
 
 
@@ -92,9 +91,7 @@ def disturbed(directory: Path, seed: int, vectorization: str, chance: random.Ran
             ended = run.ended(is_tidy=False)
         finally:
             run.close()
-        killed_twice = ended.code == exit_codes.WORKER and "a deterministic crash" in ended.err
-        deaths.given_up += killed_twice
-        if (ended.code != -signal.SIGKILL and not killed_twice) or monotonic() > deadline:
+        if ended.code != -signal.SIGKILL or monotonic() > deadline:
             return ended, deaths
         deaths.resumes += (directory / LAST).exists()
         resume = ["fit", "--ckpt_path=last"] if (directory / LAST).exists() else arguments_of(seed, vectorization)
@@ -137,7 +134,7 @@ def main() -> int:
                 deaths.restarts = read_checkpoint(directory / LAST)["RolloutDataModule"]["bridge"]["restarts"]
             print(
                 f"round {number} ({vectorization}): {deaths.trainers} trainers and {deaths.workers} workers killed, "
-                f"{deaths.given_up} runs given up, {deaths.resumes} resumes, {deaths.restarts} restarts in training, "
+                f"{deaths.resumes} resumes, {deaths.restarts} restarts in training, "
                 f"{monotonic() - begin:.0f} s: "
                 f"{'the same, bit for bit' if not found else 'DIFFERS: ' + '; '.join(found)}",
                 flush=True,

@@ -83,12 +83,14 @@ def test_environment_that_raises_ends_the_run_with_its_traceback_and_a_report_th
     for part in (
         f"env {told['env']} raised in step: RuntimeError: the pole is on fire",
         'tests/fault_envs.py", line',  # the environment's own traceback
-        f"(env {told['env']}, episode {told['episode']}, step 20, seed {told['seed']}, report data/reports/{report.name})",
+        f"(phase {told['phase']}, env {told['env']}, episode {told['episode']}, step 20, seed {told['seed']}, "
+        f"report data/reports/{report.name})",
     ):
         assert part in ended.err
     assert "lit_ppo/commands/train.py" not in ended.err  # and not ours
     assert (told["step"], len(told["actions"]), told["value"]) == (20, 21, "RuntimeError: the pole is on fire")
     assert update_of(tmp_path / "run") >= 1  # the boundary before the fault
+    assert report.name == f"fault-{told['phase']}-env{told['env']}-episode{told['episode']}-step20.json"
     cli.main(["replay", str(report)])
     assert "happens again: env 0 raised in step: RuntimeError: the pole is on fire" in capsys.readouterr().out
 
@@ -101,7 +103,9 @@ def test_replay_says_so_when_a_fault_does_not_happen_again(
     assert ended.code == exit_codes.ENVIRONMENT
     assert "obs[1, 1]: expected a finite value, got nan" in ended.err and "Traceback" not in ended.err
     assert update_of(tmp_path / "run") >= 1
-    cli.main(["replay", str(report_in(tmp_path / "run"))])
+    with pytest.raises(SystemExit) as left:
+        cli.main(["replay", str(report_in(tmp_path / "run"))])
+    assert left.value.code == exit_codes.NOT_THE_SAME
     assert "does not happen again: 4 steps from seed" in capsys.readouterr().out
 
 
@@ -125,7 +129,8 @@ def test_value_that_breaks_the_contract_ends_the_run_before_it_is_used(fault: st
     report = report_in(tmp_path / "run")
     told = json.loads(report.read_text())
     assert message.endswith(
-        f" (env 1, episode {told['episode']}, step 20, seed {told['seed']}, report data/reports/{report.name})"
+        f" (phase {told['phase']}, env 1, episode {told['episode']}, step 20, seed {told['seed']}, "
+        f"report data/reports/{report.name})"
     )
     assert (told["env"], told["step"], len(told["actions"])) == (1, 20, 21)
     assert "Traceback" not in ended.err
@@ -136,7 +141,7 @@ def test_value_that_breaks_the_contract_ends_the_run_before_it_is_used(fault: st
 def test_first_observation_that_breaks_the_contract_ends_the_run(start: Start, tmp_path: Path) -> None:
     ended = start("run", *fit_of({"fault": "obs nan", **MIDWAY, "call": "reset"})).ended()
     assert ended.code == exit_codes.ENVIRONMENT
-    assert "obs[1, 1]: expected a finite value, got nan (env 1, episode 3, step " in ended.err
+    assert "obs[1, 1]: expected a finite value, got nan (phase training, env 1, episode 3, step " in ended.err
     assert update_of(tmp_path / "run") >= 1 and report_in(tmp_path / "run").is_file()
 
 
@@ -151,12 +156,33 @@ def test_exception_of_any_kind_ends_the_run_with_its_traceback(fault: str, start
 # -- faults of the process
 
 
-def test_worker_that_always_dies_ends_the_run_at_the_last_boundary(start: Start, tmp_path: Path) -> None:
+def test_worker_that_always_dies_ends_the_run_at_the_last_boundary(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ended = start("run", *fit_of({"fault": "exit 7", **LATE})).ended()
     assert ended.code == exit_codes.WORKER
     assert "exited with status 7 while answering step" in ended.err
     assert "the same step killed the worker twice: a deterministic crash" in ended.err
     assert update_of(tmp_path / "run") >= 1
+    report = report_in(tmp_path / "run")
+    told = json.loads(report.read_text())
+    place = f"phase training, env 1, episode {told['episode']}, step 20, seed {told['seed']}, action {told['actions'][-1]}"
+    assert f"({place}, report data/reports/{report.name})" in ended.err
+    del told["env_kwargs"]["row"]  # in a replay it would be another one
+    report.write_text(json.dumps(told))
+    cli.main(["replay", str(report)])
+    out = capsys.readouterr().out
+    assert "reported: step: expected an answer, got a worker that exited with status 7\nhappens again: replay worker 0" in out
+
+
+def test_fault_in_evaluation_is_told_apart_from_one_in_training(start: Start, tmp_path: Path) -> None:
+    ended = start("run", *fit_of({"fault": "raise", "at_step": 10})).ended()
+    assert ended.code == exit_codes.ENVIRONMENT, ended.err
+    report = report_in(tmp_path / "run")
+    assert "(phase evaluation, env 0, episode 0, step 10, seed " in ended.err
+    assert (
+        report.name == "fault-evaluation-env0-episode0-step10.json" and json.loads(report.read_text())["phase"] == "evaluation"
+    )
 
 
 def test_killed_worker_changes_nothing(start: Start, tmp_path: Path, undisturbed: tuple[bytes, dict[str, Any]]) -> None:
@@ -221,7 +247,7 @@ def test_spaces_that_change_when_a_worker_is_replaced_end_the_run(start: Start, 
 @pytest.mark.parametrize(
     ("lie", "code", "message"),
     [
-        ({"protocol": 1}, exit_codes.WORKER, "expected protocol 4, got 1"),
+        ({"protocol": 1}, exit_codes.WORKER, "expected protocol 5, got 1"),
         ({"num_envs": 3}, exit_codes.WORKER, "expected num_envs 1, got 3"),
         (
             {"action": ANNOUNCED["action"] | {"high": -2}},
