@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from lit_ppo.errors import ConfigError, EnvironmentFault
 from lit_ppo.networks import seen_as
 from lit_ppo.policy import Policy
 from lit_ppo.spaces import Leaf, Leaves
+
+_STEPS_BEFORE_ADVICE: Final = 100_000  # longer than any game of Atari
 
 
 class EpisodeResults(NamedTuple):
@@ -62,7 +64,7 @@ class GreedyPlayer:
     ) -> None:
         if settings.vectorization != "sync":
             raise ConfigError(f"vectorization={settings.vectorization}: evaluation needs sync, a seed for each episode")
-        self.num_envs = num_envs
+        self.num_envs, self._on_event = num_envs, on_event
         self._seeds: Sequence[int] = ()
         self._bridge = EnvBridge(
             dataclasses.replace(environment, is_training=False),
@@ -113,7 +115,7 @@ class GreedyPlayer:
         # number of the episode that each row plays; the bridge may have skipped some that could not begin
         playing = np.arange(n) + n * np.array(self._bridge.episodes)
         active = (playing < num_episodes).astype(np.uint8)
-        num_active = int(active.sum())
+        num_active, num_steps = int(active.sum()), 0
         totals, lengths = np.zeros(num_episodes), np.zeros(num_episodes, np.int64)
         row_totals, row_lengths = np.zeros(n), np.zeros(n, np.int64)
         finished = np.zeros(num_episodes, np.bool_)
@@ -126,6 +128,11 @@ class GreedyPlayer:
             step = self._bridge.step(actions, None if num_active == n else active)
             row_totals += step.rewards
             row_lengths += step.valid
+            num_steps += 1
+            if num_steps % _STEPS_BEFORE_ADVICE == 0 and row_lengths.max() >= _STEPS_BEFORE_ADVICE:
+                self._on_event(
+                    f"a greedy episode has not ended after {row_lengths.max():,} steps; --data.max_episode_steps=N sets a limit"
+                )
             ended = (step.terminated | step.truncated) if step.any_ended else None
             # an active row that was not stepped has abandoned its episode
             if not step.all_valid and np.count_nonzero(step.valid) < num_active:

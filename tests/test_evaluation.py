@@ -139,6 +139,14 @@ def test_results_know_their_mean_and_spread() -> None:
     assert results.std == pytest.approx((8 / 3) ** 0.5)  # of the whole population: ((-2)^2 + 0 + 2^2) / 3
 
 
+@pytest.mark.parametrize(("least", "is_advised"), [(5, True), (13, False)])
+def test_episode_that_does_not_end_says_how_to_end_it(least: int, is_advised: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "_STEPS_BEFORE_ADVICE", least)
+    _, events = played([1, 2, 3], 1, {})  # episodes of 12 steps at most, 13 steps and more in all
+    advice = "a greedy episode has not ended after {} steps; --data.max_episode_steps=N sets a limit"
+    assert (advice.format(least) in events) == is_advised == bool(events)
+
+
 def test_native_environments_are_refused_for_evaluation() -> None:
     with pytest.raises(ConfigError, match="vectorization=native: evaluation needs sync, a seed for each episode"):
         GreedyPlayer(EnvironmentSettings("CartPole-v1"), 1, settings=BridgeSettings(vectorization="native"))

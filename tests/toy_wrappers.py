@@ -48,6 +48,14 @@ class Broken(ConstantRewardEnv):
         _takes_nothing(level=level)  # type: ignore[call-arg]
 
 
+class BrokenForwarding(Forwarding):
+    """Takes anything, and passes something of its own to a function that does not take it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        _takes_nothing(level=3)  # type: ignore[call-arg]
+
+
 def _takes_nothing() -> None:
     pass
 
