@@ -76,7 +76,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"env_id": "CartPole"},
         "env_id=CartPole: No registered env with id: CartPole. Did you mean: `CartPole-v1`?",
     ),
-    "an id of nowhere": ({"env_id": "Q-v0"}, "If a package registers it, name its module as well: env_id=module:EnvId"),
+    "an id of nowhere": ({"env_id": "Xyzzyqwk-v0"}, "If a package registers it, name its module as well: env_id=module:EnvId"),
     "no module": ({"env_id": "nowhere:X-v0"}, "env_id=nowhere:X-v0: there is no module nowhere on the path"),
     "no such name in a module": ({"env_id": f"{TOYS}:Identty-v0"}, "Did you mean: `Identity`?"),
     "a factory of nothing": ({"env_id": f"{TOYS}:nothing"}, "expected it to return a gymnasium.Env, got builtins.NoneType"),
