@@ -1,7 +1,6 @@
 """Is an environment fit for training? Start it, step it under the contract, replay it, and measure it."""
 
 import hashlib
-import os
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +24,6 @@ _NUM_RESETS: Final = 5
 _DEFAULT_ENVS: Final = 8  # of `fit`
 _DEFAULT_HORIZON: Final = 32  # steps
 _ROLLOUT_S: Final = 10.0  # longest rollout that is no nuisance
-_SLOW_STEP_S: Final = 2e-4  # from here on a second process saves more than it costs
 _LARGE: Final = 10.0  # observations beyond this are too large for networks as they are
 
 
@@ -265,8 +263,6 @@ def _settings_for(report: EnvironmentReport, trial: _Trial) -> dict[str, str]:
     found, spec = {}, report.spec
     if report.step is not None:
         typical, rare = report.step.median_s, max(report.step.high_s, report.reset.high_s if report.reset else 0.0)
-        if typical > _SLOW_STEP_S and (os.cpu_count() or 1) > 1:
-            found["data.num_workers=2"] = f"a step takes {typical * 1e3:.2f} ms"
         if typical * _DEFAULT_ENVS * _DEFAULT_HORIZON > _ROLLOUT_S:
             horizon = max(8, int(_ROLLOUT_S / typical / _DEFAULT_ENVS))
             found[f"data.horizon={horizon}"] = (

@@ -44,7 +44,7 @@ class GreedyPlayer:
     """Plays greedy episodes in its own environments, separate from the training environments.
 
     Args:
-        environment: What to make, for evaluation whatever it says of itself.
+        environment: What to make; its `is_training` is ignored, since these are for evaluation.
         contract, on_event, on_warning, on_fault: As in `EnvBridge`.
         num_envs: Number of episodes played at a time.
         settings: How the processes run; `vectorization` must be `sync`, because the rows of a native vector environment share

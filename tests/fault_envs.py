@@ -427,6 +427,7 @@ CHANGES: dict[str, Any] = {
     "flags of two": lambda obs, info: (obs | {"flags": np.array([0, 1, 2], np.int8)}, info),
     "kinds outside": lambda obs, info: (obs | {"kinds": np.array([0, 4])}, info),
     "pos nan": lambda obs, info: (obs | {"pos": np.array([0.0, np.nan, 0.0])}, info),
+    "pos of one": lambda obs, info: (obs | {"pos": np.zeros(1)}, info),  # numpy would repeat it
     "no mask": lambda obs, info: (obs, {}),
     "mask of zeros": lambda obs, info: (obs, {"possible": np.zeros(4, np.int8)}),
     "mask of three": lambda obs, info: (obs, {"possible": np.ones(3, np.int8)}),

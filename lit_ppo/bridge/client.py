@@ -77,7 +77,8 @@ class EnvBridge:
             raise ConfigError(f"num_envs={num_envs}: expected a multiple of data.num_workers={self.settings.num_workers}")
         if not isinstance(environment, EnvironmentSettings):
             environment = EnvironmentSettings(environment)
-        environment.require_known_elsewhere()
+        if self.settings.bridge == "process":
+            environment.require_known_elsewhere()
         self.environment, self.num_envs = environment, num_envs
         self._contract_settings = contract or ContractSettings()
         self._on_event, self._on_warning = on_event, on_warning or on_event
@@ -101,10 +102,8 @@ class EnvBridge:
         self._is_closed = self._was_reset = False
         self._phase = phase
         self._start_worker = start_worker or _STARTERS[self.settings.bridge]
-        is_open = self.settings.num_workers == "auto" and (self.settings.vectorization, self.settings.bridge) == (
-            "sync",
-            "process",
-        )
+        can_deal = self.settings.vectorization == "sync" and self.settings.bridge == "process"
+        is_open = can_deal and self.settings.num_workers == "auto"
         self._dealing = Dealing(num_envs, len(os.sched_getaffinity(0))) if is_open else None
         self.slices = self._start_slices(self.settings.first_workers)
 
@@ -279,7 +278,6 @@ class EnvBridge:
         slot = self._history.slot()
         for part, failure in zip(self.slices, failures, strict=True):
             active = self._recovery.await_step(part, slot, actions, active, failure, deadline)
-        took_s = perf_counter() - start
         while True:
             flags = slot.flags.tobytes()
             any_ended = 1 in flags[: 2 * self.num_envs]
@@ -298,7 +296,7 @@ class EnvBridge:
         restoration.after_step(slot, ended)
         self._last_rows = slot.rows
         if self._dealing is not None:
-            self._deal(took_s)
+            self._deal(perf_counter() - start)
         all_valid = 1 not in flags[3 * self.num_envs :]
         valid = self._all_valid if all_valid else ~slot.invalid
         return VectorStep(slot.obs, slot.final_obs, slot.rewards, slot.terminated, slot.truncated, valid, any_ended, all_valid)

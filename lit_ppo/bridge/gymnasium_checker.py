@@ -16,7 +16,7 @@ def remarks_on(environment: gymnasium.Env[Any, Any]) -> list[str]:
     """The checker's warnings in order, each once, and its error, which ends the check, as the last one: `error: ...`.
 
     Args:
-        environment: Without the wrappers, which the checker would only complain of, it is checked, and left in any state.
+        environment: It is checked without its wrappers, of which the checker would complain. Afterwards it is of no use.
     """
     from gymnasium.utils.env_checker import check_env  # here, so that a worker's start does not pay for it
 
@@ -25,7 +25,7 @@ def remarks_on(environment: gymnasium.Env[Any, Any]) -> list[str]:
         warnings.simplefilter("always")
         try:
             check_env(environment.unwrapped, skip_render_check=True)
-        except Exception as failure:  # an AssertionError, or whatever the environment raises
+        except Exception as failure:  # the checker's AssertionError, or an exception of the environment
             error = [f"error: {type(failure).__name__}: {message_of(failure)}"]
     said = [_COLORS.sub("", message_of(warning.message)).removeprefix("WARN: ") for warning in caught]  # type: ignore[arg-type]
     return [" ".join(text.split()) for text in [*list(dict.fromkeys(said))[:_MAX_REMARKS], *error]]

@@ -30,7 +30,7 @@ def refusal(python: str | None, versions: Mapping[str, Any]) -> str | None:
 
     Args:
         python: Its path; None for that of this process.
-        versions: Of `python`, `numpy` and `gymnasium`; None for one that cannot be imported. What is missing is not looked at.
+        versions: Of `python`, `numpy` and `gymnasium`; None for a package that cannot be imported. One that is left out passes.
     """
     for name, oldest in _OLDEST.items():
         version = versions.get(name, "999")

@@ -200,6 +200,7 @@ class BridgeSettings:
                 "python": self.python is not None,
                 "sandbox": self.sandbox != "off",
                 "rlimits": bool(self.rlimits),
+                "worker_env": bool(self.worker_env),
                 "worker_cwd": self.worker_cwd is not None,
             }
             for name, is_set in needs_process.items():

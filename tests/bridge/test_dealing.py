@@ -97,6 +97,19 @@ def test_environments_that_cannot_be_replayed_stay_where_they_are() -> None:
     assert len(events) == 1 and "one worker goes on alone, since 2 cannot be used: replay: expected" in events[0]
 
 
+@pytest.mark.usefixtures("two_workers_after_20_steps")
+def test_environments_of_episodes_without_a_journal_stay_where_they_are() -> None:
+    with bridge_of(num_workers=1) as alone:
+        alone.reset()
+        expected = steps_of(alone, ACTIONS)
+    with bridge_of() as bridge:
+        bridge.reset()
+        assert steps_of(bridge, ACTIONS[:19]) == expected[:19]
+        bridge._journal.lost[1] = True
+        assert steps_of(bridge, ACTIONS[19:]) == expected[19:] and len(bridge.slices) == 1
+        assert bridge.abandoned_episodes == 0
+
+
 def test_default_run_of_a_fast_environment_starts_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client.os, "sched_getaffinity", lambda pid: range(64))
     monkeypatch.setattr(client, "perf_counter", count(step=0.0001).__next__)  # each step takes 100 us

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -50,6 +51,17 @@ def test_run_in_process_is_that_of_the_bridge_and_each_resumes_the_other(
         assert run.curve.read_bytes() == straight.curve.read_bytes()
 
 
+def test_environment_that_is_registered_here_alone_is_found_in_process_only() -> None:
+    gymnasium.register("OnlyHere-v0", entry_point=lambda: gymnasium.make(FAULTY).unwrapped)
+    try:
+        with EnvBridge("OnlyHere-v0", 1, seed_of, settings=BridgeSettings(bridge="inprocess")) as bridge:
+            assert bridge.reset()[""].shape == (1, 3)
+        with pytest.raises(ConfigError, match="registered in this process only"):
+            EnvBridge("OnlyHere-v0", 1, seed_of)
+    finally:
+        del gymnasium.registry["OnlyHere-v0"]
+
+
 def test_interpreter_stays_as_it_was() -> None:
     def state() -> list[Any]:
         handlers = [signal.getsignal(number) for number in signal.valid_signals()]
@@ -86,7 +98,14 @@ def test_environment_that_exits_ends_its_worker_and_not_the_process(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("num_workers", 2), ("python", "/bin/true"), ("sandbox", "strict"), ("rlimits", {"as": 1}), ("worker_cwd", "/tmp")],
+    [
+        ("num_workers", 2),
+        ("python", "/bin/true"),
+        ("sandbox", "strict"),
+        ("rlimits", {"as": 1}),
+        ("worker_cwd", "/tmp"),
+        ("worker_env", ["HOME"]),
+    ],
 )
 def test_setting_that_needs_a_process_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"data\.{name}=.*: needs a process; use data.bridge=process"):

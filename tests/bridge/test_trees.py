@@ -181,6 +181,7 @@ MESSAGES = {
     "flags of two": "obs.flags[1, 2]: expected a value in [0, 1] (the declared observation space), got 2",
     "kinds outside": "obs.kinds[1, 1]: expected a value in [0, 3] (the declared observation space), got 4",
     "pos nan": "obs.pos[1, 1]: expected a finite value, got nan",
+    "pos of one": "obs.pos: expected shape (3,), got shape (1,)",
     "no mask": "info:possible: expected an action mask under 'possible', got dict {}",
     "mask of zeros": "obs.info:possible[1]: expected at least one possible action, got an action mask of zeros",
     "mask of three": "info:possible: expected shape (4,), got shape (3,)",
