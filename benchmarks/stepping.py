@@ -45,7 +45,7 @@ class Competitor:
         return num_steps / elapsed
 
 
-def bridge(env_id: str, num_envs: int, vectorization: Any, num_workers: int, **env_kwargs: Any) -> Competitor:
+def bridge(env_id: str, num_envs: int, vectorization: Any, num_workers: Any, **env_kwargs: Any) -> Competitor:
     settings = BridgeSettings(vectorization=vectorization, num_workers=num_workers)
     environment = EnvironmentSettings(env_id, env_kwargs)
     env = EnvBridge(environment, num_envs, lambda row, episode: row + 1000 * episode, settings=settings)
@@ -54,7 +54,7 @@ def bridge(env_id: str, num_envs: int, vectorization: Any, num_workers: int, **e
     except BaseException:
         env.close()
         raise
-    return Competitor(f"bridge {vectorization}, {num_workers} worker{'s' * (num_workers > 1)}", env.step, env.close)
+    return Competitor(f"bridge {vectorization}, {num_workers} worker{'s' * (num_workers != 1)}", env.step, env.close)
 
 
 def in_process_native(env_id: str, num_envs: int) -> Competitor:
@@ -197,6 +197,17 @@ def against_process_per_env(rows: list[Row]) -> list[Row]:
     return found
 
 
+def slow(rounds: int, seconds: float) -> list[Row]:
+    """16 environments of 1 ms a step: how many workers the bridge takes by itself, and what that gains."""
+    env_id, num_envs, case = "benchmarks.slow_env:Slow-v0", 16, "stepping, 1 ms a step N=16"
+    made = [bridge(env_id, num_envs, "sync", num_workers) for num_workers in (1, 2, "auto")]
+    alone = made[0].name
+    rows = {who.name: Row(case, who.name, "env steps/s", against=None if who.name == alone else alone) for who in made}
+    rows["bridge sync, auto workers"].target = ">= 1.8"
+    take_turns(made, rows, np.zeros((_ACTION_ROWS, num_envs), np.int64), rounds, seconds)
+    return list(rows.values())
+
+
 def _busy(num_envs: int, vectorization: str, stop: Any, ready: Any) -> None:
     who = bridge("CartPole-v1", num_envs, vectorization, 1)
     actions = np.zeros((_ACTION_ROWS, num_envs), np.int64)
@@ -242,6 +253,7 @@ def main() -> None:
         print(f"stepping: CartPole-v1 N={num_envs}", file=sys.stderr)
         rows += measure("CartPole-v1", num_envs, 2, True, rounds, seconds)
     rows += measure("Acrobot-v1", 8 if quick else 64, 3, False, rounds, seconds)
+    rows += slow(min(5, rounds), 4 * seconds)
     rows += against_process_per_env(rows)
     if not quick:
         rows += side_by_side(min(5, rounds), 4 * seconds)

@@ -1,0 +1,36 @@
+"""An environment whose step takes a given time of one core: stands for simulators."""
+
+from time import perf_counter
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+
+class SlowEnv(gymnasium.Env[NDArray[np.float32], int]):
+    """Counts its steps, 200 in an episode.
+
+    Args:
+        step_s: How long a step computes, seconds.
+    """
+
+    def __init__(self, step_s: float = 1e-3) -> None:
+        self.observation_space = gymnasium.spaces.Box(0, 1, (1,))
+        self.action_space = gymnasium.spaces.Discrete(2)
+        self._step_s, self._steps = step_s, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self._steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: int) -> Any:
+        end = perf_counter() + self._step_s
+        while perf_counter() < end:
+            pass
+        self._steps += 1
+        return np.full(1, self._steps / 200, np.float32), 1.0, self._steps == 200, False, {}
+
+
+gymnasium.register("Slow-v0", entry_point=SlowEnv)
