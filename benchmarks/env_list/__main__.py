@@ -24,7 +24,7 @@ steps, and episodes that are cut after 24 steps. The cost of a step is that of o
 contract.
 
 BipedalWalker-v3 keeps something of its physics engine from one episode to the next: an episode does not follow from its seed and its
-actions. `python -m lit_ppo check-env BipedalWalker-v3 --steps 3000 --max_episode_steps 24` names a step that differs.
+actions. `lit_ppo check-env BipedalWalker-v3 --steps 3000 --max_episode_steps 24` names a step that differs.
 
 """
 _COLUMNS: Final = ("family", "environment", "besides the id", "observation", "action", "step, ms", "result")
