@@ -201,8 +201,11 @@ class Policy(nn.Module):
         obs = self._seen(obs)
         if state is None:
             features, _ = self.actor.torso(obs, None, None)
-            values_features = features if self._shares_torso else self.critic.torso(obs, None, None)[0]
-            return PolicyOutputs(self.actor(features, obs), self.critic(values_features), None)
+            outputs = self.actor(features, obs)
+            if not self._shares_torso:
+                del features  # without gradients its memory is used again at once, which saves a large pass a tenth
+                features, _ = self.critic.torso(obs, None, None)
+            return PolicyOutputs(outputs, self.critic(features), None)
         actor_state, *critic_state = torch.split(state, self._state_sizes, dim=-1)
         features, after = self.actor.torso(obs, actor_state, begins)
         outputs = self.actor(features, obs)
