@@ -3,7 +3,7 @@
 import os
 import sys
 
-from lit_ppo import interrupts, standard_streams
+from lit_ppo import allocator, interrupts, standard_streams
 
 _WORKERS = {"fit": 2, "validate": 1, "test": 1}  # of each command that trains or plays
 
@@ -29,6 +29,7 @@ def main() -> None:
         sys.path.insert(0, os.getcwd())  # as `python -m` does; the script's own directory is elsewhere
     if len(sys.argv) > 1 and sys.argv[1] in _WORKERS:
         start_workers(sys.argv[1])
+        allocator.keep_freed_memory()
 
         from lit_ppo.compat_torch import defer_dynamo
 

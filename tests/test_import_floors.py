@@ -16,8 +16,8 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
 }
 FLOORS = {
-    0: """errors exit_codes interrupts standard_streams spaces leaf_rules contract curve functional networks distributions
-        seeding random_actions plot run_lock compat_torch ppo_settings policy normalization callables
+    0: """errors exit_codes interrupts standard_streams allocator spaces leaf_rules contract curve functional networks
+        distributions seeding random_actions plot run_lock compat_torch ppo_settings policy normalization callables
         bridge bridge.settings bridge.protocol
         bridge.frame bridge.faults bridge.doorbell
         bridge.journal bridge.episodes bridge.restart_budget bridge.dealing bridge.guard bridge.sandbox""",
@@ -53,6 +53,7 @@ NARROWER = {
     "lit_ppo.standard_streams": set(),
     "lit_ppo.curve": set(),
     "lit_ppo.run_lock": set(),
+    "lit_ppo.allocator": set(),
     "lit_ppo.contract": {"numpy"},
     "lit_ppo.plot": {"matplotlib"},
     "lit_ppo.commands": set(),
