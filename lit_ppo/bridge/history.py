@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from lit_ppo.bridge.journal import Journal
 from lit_ppo.spaces import Leaves, Row
 
-_HISTORY_BYTES: Final = 64 << 20
+# Little enough for a core's own cache: with 64 MiB every step was written to memory that no cache had.
+_HISTORY_BYTES: Final = 2 << 20
 _MAX_HISTORY_STEPS: Final = 256
 # Digests are computed while the workers step: of so much at a time that they are done before the workers are.
 _BYTES_OF_A_DIGEST: Final = 1 << 15
