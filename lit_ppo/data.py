@@ -278,7 +278,7 @@ class RolloutDataModule(LightningDataModule):
             self._standpoint = Standpoint(obs, begins, policy.initial_state(self.num_envs))
         self._boundary = self._boundary_at(self._bridge.mark())
         draws = seeding.generator(self.seed, "actions", self.update)
-        noise = policy.distribution.draw_noise(self.horizon, self.num_envs, draws).to(learner.device)
+        noise = policy.draw_noise(self.horizon, self.num_envs, draws).to(learner.device)
         where = {"update": self.update, "env_steps": self.env_steps}
         rollout = collect_rollout(self._bridge, self._standpoint, policy, noise, **where)
         self._standpoint = standpoint_after(rollout)

@@ -123,8 +123,8 @@ class GreedyPlayer:
         begins = None if state is None else torch.ones(num_used, dtype=torch.bool, device=device)
         while num_active:
             seen = {path: torch.from_numpy(obs[path][:num_used].astype(dtype)).to(device) for path, dtype in dtypes.items()}
-            outputs, state = policy.act(seen, state, begins)
-            actions[:num_used] = distribution.to_env(distribution.mode(outputs).cpu().numpy())
+            chosen, state = policy.act(seen, state, begins, None)
+            actions[:num_used] = distribution.to_env(chosen.cpu().numpy())
             step = self._bridge.step(actions, None if num_active == n else active)
             row_totals += step.rewards
             row_lengths += step.valid

@@ -115,8 +115,7 @@ class PPOModule(LightningModule):
         if state is None:
             state = self.policy.initial_state(num_rows)
         begins = None if state is None else torch.zeros(num_rows, dtype=torch.bool, device=state.device)
-        outputs, state = self.policy.act(obs, state, begins)
-        return self.policy.distribution.mode(outputs), state
+        return self.policy.act(obs, state, begins, None)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and the scheduler of the settings; without these, Adam.

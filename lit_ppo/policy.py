@@ -8,7 +8,7 @@ and returned, and never kept in a module.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from lit_ppo.networks import (
 from lit_ppo.normalization import ObservationNormalizer, RewardNormalizer, normalized_leaves
 from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.spaces import Leaf
+
+# Added to gSDE's variance, which is 0 where all features are; Stable-Baselines3 adds as much.
+_LEAST_VARIANCE: Final = 1e-6
 
 
 class Torso(nn.Module):
@@ -96,12 +99,16 @@ class Actor(nn.Module):
     ) -> None:
         super().__init__()
         num_means = distribution.num_outputs // 2 if isinstance(distribution, Gaussian) else 0
+        if settings.gsde and not num_means:
+            raise ConfigError("model.gsde: expected a Box of actions; it explores by continuous noise")
         has_parameter = num_means and settings.log_std == "parameter"
-        self.torso = torso
+        self.torso, self.is_gsde = torso, settings.gsde
         # a small gain, so that an untrained policy is nearly uniform
         self.head = initialize.linear(torso.num_features, num_means if has_parameter else distribution.num_outputs, 0.01)
         self._mask = mask
-        self.log_std = nn.Parameter(torch.full((num_means,), settings.log_std_init)) if has_parameter else None
+        # of each component, shape (D,); with gSDE for each feature, shape (torso.num_features, D)
+        shape = (torso.num_features, num_means) if settings.gsde else (num_means,)
+        self.log_std = nn.Parameter(torch.full(shape, settings.log_std_init)) if has_parameter else None
         if num_means and not has_parameter:
             nn.init.constant_(self.head.bias[num_means:], settings.log_std_init)
 
@@ -114,11 +121,36 @@ class Actor(nn.Module):
         """
         outputs = linear(self.head, features)
         if self.log_std is not None:
-            outputs = torch.cat([outputs, self.log_std.expand_as(outputs)], dim=-1)
+            log_stds = self._log_stds(features, self.log_std) if self.is_gsde else self.log_std.expand_as(outputs)
+            outputs = torch.cat([outputs, log_stds], dim=-1)
         if self._mask is not None:
             # not -inf: the entropy would be right, and its gradient NaN
             outputs = outputs.masked_fill(obs[self._mask].flatten(1) == 0, torch.finfo(outputs.dtype).min)
         return outputs
+
+    @staticmethod
+    def _log_stds(features: Tensor, log_std: Tensor) -> Tensor:
+        """Logarithms of the standard deviations that gSDE's noise has in these states, shape (R, D).
+
+        The features do not learn from them, as in Stable-Baselines3.
+        """
+        variances = features.detach().square() @ (2 * log_std).exp()
+        return 0.5 * (variances + _LEAST_VARIANCE).log()
+
+    def standard_noise(self, features: Tensor, outputs: Tensor, noise: Tensor) -> Tensor:
+        """Noise as the distribution's `sample` takes it.
+
+        Args:
+            features: Of the torso, shape (N, torso.num_features).
+            outputs: Of `forward`, shape (N, num_outputs).
+            noise: One step of `Policy.draw_noise`.
+        """
+        if not self.is_gsde:
+            return noise
+        assert self.log_std is not None
+        deviations = (features.unsqueeze(1) @ (noise * self.log_std.exp())).squeeze(1)  # (N, 1, F) @ (N, F, D) -> (N, D)
+        _, log_stds = outputs.chunk(2, dim=-1)
+        return deviations * (-log_stds).exp()
 
 
 class Critic(nn.Module):
@@ -154,6 +186,7 @@ class Policy(nn.Module):
         actor, critic: With torsos of their own, or with the same.
         distribution: Of the actions.
         sequence_length: Steps of the sequences that the policy learns from, L; 1 without memory.
+        noise_steps: Steps for which gSDE's noise holds; None for a rollout.
         observation_normalizer: Normalises observations before they are seen; None for none.
         reward_normalizer: What the rewards that the critic learns from are divided by; None for nothing.
     """
@@ -164,12 +197,14 @@ class Policy(nn.Module):
         critic: Critic,
         distribution: Distribution,
         sequence_length: int = 1,
+        noise_steps: int | None = None,
         observation_normalizer: ObservationNormalizer | None = None,
         reward_normalizer: RewardNormalizer | None = None,
     ) -> None:
         super().__init__()
         self.actor, self.critic, self.distribution, self.sequence_length = actor, critic, distribution, sequence_length
         self.observation_normalizer, self.reward_normalizer = observation_normalizer, reward_normalizer
+        self._noise_steps = noise_steps
         self._shares_torso = actor.torso is critic.torso
         # of the actor, then of the critic
         self._state_sizes = [torso.state_size for torso in dict.fromkeys([actor.torso, critic.torso])]
@@ -199,36 +234,66 @@ class Policy(nn.Module):
             begins: Whether an episode begins with this row, shape (R,), bool; None without memory.
         """
         obs = self._seen(obs)
-        if state is None:
-            features, _ = self.actor.torso(obs, None, None)
-            outputs = self.actor(features, obs)
-            if not self._shares_torso:
-                del features  # without gradients its memory is used again at once, which saves a large pass a tenth
-                features, _ = self.critic.torso(obs, None, None)
-            return PolicyOutputs(outputs, self.critic(features), None)
-        actor_state, *critic_state = torch.split(state, self._state_sizes, dim=-1)
-        features, after = self.actor.torso(obs, actor_state, begins)
-        outputs = self.actor(features, obs)
-        if self._shares_torso:
-            return PolicyOutputs(outputs, self.critic(features), after)
-        features, critic_after = self.critic.torso(obs, critic_state[0], begins)
-        return PolicyOutputs(outputs, self.critic(features), torch.cat([after, critic_after], dim=-1))
+        features, outputs, after = self._acting(obs, state, begins)
+        if not self._shares_torso:
+            del features  # without gradients its memory is used again at once, which saves a large pass a tenth
+            features, after = self._judging(obs, state, begins, after)
+        return PolicyOutputs(outputs, self.critic(features), after)
 
-    def act(self, obs: Observation, state: Tensor | None, begins: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """One step of N environments: outputs of the actor, shape (N, num_outputs), and the next state.
+    def _acting(self, obs: Observation, state: Tensor | None, begins: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The actor's features, outputs and states after each row."""
+        actor = self.actor
+        if state is not None:
+            state = state[:, : self._state_sizes[0]]
+        features, after = actor.torso(obs, state, begins)
+        return features, actor(features, obs), after
+
+    def _judging(
+        self, obs: Observation, state: Tensor | None, begins: Tensor | None, after: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The critic's features, and the states of both after each row; `after` is the actor's."""
+        if state is not None:
+            state = state[:, self._state_sizes[0] :]
+        features, critic_after = self.critic.torso(obs, state, begins)
+        if after is None:
+            return features, None
+        return features, torch.cat([after, critic_after], dim=-1)
+
+    def act(
+        self, obs: Observation, state: Tensor | None, begins: Tensor | None, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """One step of N environments: actions, shape (N, *action_shape), and the next state.
 
         Args:
             obs: By path, shape (N, *leaf.shape).
             state: Shape (N, state_size); None without memory.
             begins: Whether an episode begins with this observation, shape (N,), bool; None without memory.
+            noise: One step of `draw_noise`; None for the most probable actions.
         """
+        obs, actor = self._seen(obs), self.actor
         if state is None:
-            obs, actor = self._seen(obs), self.actor
-            features, _ = actor.torso.forward(obs, None, None)
-            outputs: Tensor = actor(features, obs)
-            return outputs, None
-        outputs, _, after = self.forward(obs, state, begins)
-        return outputs, after
+            features, after = actor.torso.forward(obs, None, None)
+            outputs = actor(features, obs)
+        else:
+            features, outputs, after = self._acting(obs, state, begins)
+            if not self._shares_torso:
+                _, after = self._judging(obs, state, begins, after)
+        if noise is None:
+            return self.distribution.mode(outputs), after
+        return self.distribution.sample(outputs, self.actor.standard_noise(features, outputs, noise)), after
+
+    def draw_noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> Tensor:
+        """Noise for `act` in a whole rollout, shape (T, N, ...), on the generator's device.
+
+        With gSDE a step's noise is standard normal numbers, shape (N, num_features, D), the same for `noise_steps` steps.
+        """
+        if not self.actor.is_gsde:
+            return self.distribution.draw_noise(num_steps, num_envs, generator)
+        assert self.actor.log_std is not None
+        steps = self._noise_steps or num_steps
+        shape = (-(-num_steps // steps), num_envs, *self.actor.log_std.shape)
+        draws = torch.randn(shape, device=generator.device, generator=generator)
+        return draws.repeat_interleave(steps, dim=0)[:num_steps]
 
     def _seen(self, obs: Observation) -> Observation:
         return obs if self.observation_normalizer is None else self.observation_normalizer(obs)
@@ -264,6 +329,7 @@ def policy_for(
         Critic(torso, initialize),
         distribution,
         1 if settings.memory is None else settings.sequence_length,
+        settings.gsde_steps,
         ObservationNormalizer(normalized, settings.observation_clip) if normalized else None,
         RewardNormalizer(settings.gamma, settings.reward_clip) if settings.normalize_rewards else None,
     )

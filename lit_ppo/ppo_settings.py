@@ -42,6 +42,10 @@ class PPOSettings:
             policy learns from the actions that it drew.
         log_std: Whether the standard deviation of continuous actions is a parameter, or depends on the state.
         log_std_init: Natural logarithm of that standard deviation at the start of the run.
+        gsde: Generalised state-dependent exploration, for Box actions: the noise of an action is a random linear function of
+            the features, which holds for several steps, so states that look alike are explored alike (Raffin et al. 2021,
+            https://arxiv.org/abs/2005.05719). The standard deviation is then a parameter for each feature and component.
+        gsde_steps: Steps after which each environment gets another such function; None: with each rollout.
         optimizer: Makes the optimizer; called with the parameters that are trained. None for Adam.
         lr_scheduler: Makes a scheduler of the learning rate, which makes one step after each update; called with the optimizer.
             `lightning.pytorch.cli.ReduceLROnPlateau` takes `monitor`, the name of a diagnostic of the update.
@@ -95,6 +99,8 @@ class PPOSettings:
     action_bounds: ActionBounds = "clip"
     log_std: Literal["parameter", "state"] = "parameter"
     log_std_init: float = 0.0
+    gsde: bool = False
+    gsde_steps: int | None = None
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None
     lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None
     learning_rate: float | None = None
@@ -145,6 +151,9 @@ class PPOSettings:
         self._require("action_bounds", self.action_bounds in ("clip", "refuse"), "clip or refuse")
         self._require("log_std", self.log_std in ("parameter", "state"), "parameter or state")
         self._require("log_std_init", math.isfinite(self.log_std_init), "a finite number")
+        self._require("log_std", self.log_std == "parameter" or not self.gsde, "parameter, with model.gsde")
+        self._require("gsde_steps", self.gsde_steps is None or self.gsde_steps >= 1, "at least 1, or null")
+        self._require("gsde_steps", self.gsde_steps is None or self.gsde, "null without model.gsde")
         for name in ("value_coefficient", "entropy_coefficient"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "a number of at least 0")
         limits = ("value_clip", "max_grad_norm", "target_kl", "total_env_steps", "observation_clip", "reward_clip")

@@ -45,6 +45,7 @@ _FIXED_ON_RESUME: Final = (
     "model.normalize_observations",
     "model.normalize_rewards",
     "model.log_std",
+    "model.gsde",
     "model.adam_epsilon",  # the optimizer's saved state would win
     *(f"model.{part}" for part in PARTS),
 )

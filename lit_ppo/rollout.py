@@ -152,7 +152,7 @@ def collect_rollout(
         bridge: The environments, after `reset`.
         start: Where the policy stands in them.
         policy: Who acts.
-        noise: From the policy's distribution, on the policy's device, shape (T, N, ...).
+        noise: Of `Policy.draw_noise`, on the policy's device, shape (T, N, ...).
         update, env_steps: As in `Rollout`.
     """
     horizon, num_envs = steps = noise.shape[:2]
@@ -176,8 +176,8 @@ def collect_rollout(
     with torch.inference_mode():
         for t, (obs_now, noise_now) in enumerate(zip(obs_of_steps, noise.unbind(), strict=True)):
             seen = obs_now if is_on_host else {path: leaf.to(device) for path, leaf in obs_now.items()}
-            outputs, state = policy.act(seen, state, begins)
-            chosen = distribution.sample(outputs, noise_now).cpu().numpy()
+            drawn, state = policy.act(seen, state, begins, noise_now)
+            chosen = drawn.cpu().numpy()
             step = bridge.step(distribution.to_env(chosen))
             action_rows[t], rewards[t] = chosen, step.rewards
             for path, leaf_rows in rows.items():

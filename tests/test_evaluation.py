@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 def playing(rule: Callable[[Tensor], Tensor]) -> Any:
     """A policy of two actions whose logits are a function of the one vector that it sees."""
     return SimpleNamespace(
-        act=lambda obs, state, begins: (rule(obs[""]), None),
+        act=lambda obs, state, begins, noise: (rule(obs[""]).argmax(dim=1), None),
         initial_state=lambda num_envs: None,
         distribution=Categorical(2, 0),
         dtype=torch.float32,
@@ -201,11 +201,11 @@ class Counting(nn.Module):
     def initial_state(self, num_envs: int) -> Tensor:
         return torch.full((num_envs, 1), 77.0)  # must not matter where an episode begins
 
-    def act(self, obs: dict[str, Tensor], state: Tensor, begins: Tensor) -> tuple[Tensor, Tensor]:
+    def act(self, obs: dict[str, Tensor], state: Tensor, begins: Tensor, noise: None) -> tuple[Tensor, Tensor]:
         steps = torch.where(begins.unsqueeze(-1), 0.0, state)
         leans, turns = obs[""][:, 2:3], (steps % 3 == 2).float()
         push = leans.sign() * (1 - 2 * turns)
-        return torch.cat([-push, push], dim=1), steps + 1
+        return (push[:, 0] > 0).long(), steps + 1
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 7])

@@ -47,6 +47,7 @@ MODES = {
     "lstm": Mode(settings=LSTM),
     "masked": Mode({"masked": True}, MASKED),
     "box": Mode({"action": "box"}, settings={"log_std": "state"}),
+    "gsde": Mode({"action": "box"}, settings=GRU | {"gsde": True, "gsde_steps": 3}),
     "multi_discrete": Mode({"action": "multi_discrete"}),
     "multi_binary": Mode({"action": "multi_binary"}),
     "normalised": Mode({"action": "box"}, settings=NORMALIZED),

@@ -444,6 +444,8 @@ def test_compiled_update_does_what_the_eager_one_does(vectorization: str) -> Non
         ("action_bounds", "wrap", "clip or refuse"),
         ("log_std", "fixed", "parameter or state"),
         ("log_std_init", -math.inf, "a finite number"),
+        ("gsde_steps", 4, "null without model.gsde"),
+        ("gsde_steps", 0, "at least 1, or null"),
         ("total_env_steps", 0, "a number above 0, or null"),
         ("value_clip", 0.0, "a number above 0, or null"),
         ("max_grad_norm", math.nan, "a number above 0, or null"),

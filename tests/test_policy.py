@@ -127,6 +127,50 @@ def test_standard_deviation_may_depend_on_the_state() -> None:
     assert policy.actor.head.bias.tolist() == [0, 0, -0.5, -0.5]
 
 
+def test_gsde_explores_by_a_random_linear_function_of_the_features() -> None:
+    """Raffin et al. 2021, equation 4: action = mean + features * theta, theta ~ N(0, std^2); and its density, equation 6."""
+    settings = PPOSettings(gsde=True, log_std_init=-0.7)
+    policy, draws = policy_of(spec_of(box(3), action=box(2)), settings), generator(4)
+    assert policy.actor.log_std is not None and policy.actor.log_std.shape == (64, 2)
+    with torch.no_grad():
+        policy.actor.log_std += 0.3 * torch.randn(64, 2, generator=draws)
+    obs = {"": torch.randn(5, 3, generator=draws)}
+    features, _ = policy.actor.torso(obs, None, None)
+    stds = policy.actor.log_std.exp()
+    noise = policy.draw_noise(1, 5, draws)[0]
+    actions, _ = policy.act(obs, None, None, noise)
+    means = policy.actor.head(features)
+    expected = means + torch.stack([row @ (theta * stds) for row, theta in zip(features, noise, strict=True)])
+    torch.testing.assert_close(actions, expected)
+    density = torch.distributions.Normal(means, ((features**2) @ stds**2 + 1e-6).sqrt())
+    log_probs, entropies = policy.distribution.log_probs_and_entropies(policy(obs).outputs, actions)
+    torch.testing.assert_close(log_probs, density.log_prob(actions).sum(dim=-1))
+    torch.testing.assert_close(entropies, density.entropy().sum(dim=-1))
+    # many draws have the standard deviation that the density says
+    one = {"": obs[""][:1].expand(20_000, 3)}
+    many, _ = policy.act(one, None, None, policy.draw_noise(1, 20_000, draws)[0])
+    torch.testing.assert_close(many.std(dim=0), density.scale[0], rtol=0.03, atol=0)
+    # the features learn nothing from the noise
+    entropies.sum().backward()
+    assert policy.actor.log_std.grad is not None and policy.actor.log_std.grad.abs().sum() > 0
+    assert all(not weight.grad.any() for weight in policy.actor.torso.parameters() if weight.grad is not None)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(None, [0, 0, 0, 0, 0]), (2, [0, 0, 1, 1, 2]), (1, [0, 1, 2, 3, 4])])
+def test_gsde_keeps_its_noise_for_some_steps(steps: int | None, expected: list[int]) -> None:
+    policy = policy_of(spec_of(box(3), action=box(2)), PPOSettings(gsde=True, gsde_steps=steps))
+    noise = policy.draw_noise(5, 4, generator())
+    assert noise.shape == (5, 4, 64, 2)
+    same = [[bool(noise[a].equal(noise[b])) for b in range(5)] for a in range(5)]
+    assert same == [[a == b for b in expected] for a in expected]
+    assert not noise[0, 0].equal(noise[0, 1])  # each environment has its own
+
+
+def test_gsde_is_refused_where_there_is_no_continuous_noise() -> None:
+    with pytest.raises(ConfigError, match=r"model\.gsde: expected a Box of actions"):
+        policy_of(vector_spec(4, 3), PPOSettings(gsde=True))
+
+
 def test_choices_have_no_standard_deviation() -> None:
     for log_std in ("parameter", "state"):
         policy = policy_of(vector_spec(4, 3), PPOSettings(log_std=log_std, log_std_init=-0.5))  # type: ignore[arg-type]
@@ -266,8 +310,11 @@ def test_steps_one_by_one_remember_what_sequences_do(memory: Any) -> None:
     begins[:, 0] = begins[2, 5] = True
     state, outputs = policy.initial_state(5), []
     for t in range(8):
-        step, state = policy.act({"": obs[:, t]}, state, begins[:, t])
-        outputs.append(step)
+        step = policy({"": obs[:, t]}, state, begins[:, t])
+        actions, state = policy.act({"": obs[:, t]}, state, begins[:, t], None)
+        assert actions.equal(policy.distribution.mode(step.outputs)) and step.states is not None
+        torch.testing.assert_close(state, step.states)
+        outputs.append(step.outputs)
     together = policy({"": obs.flatten(0, 1)}, policy.initial_state(5), begins.flatten())
     torch.testing.assert_close(torch.stack(outputs, dim=1).flatten(0, 1), together.outputs, rtol=1e-6, atol=1e-6)
     assert together.states is not None

@@ -74,8 +74,8 @@ class Seer:
     def __call__(self, obs: dict[str, Tensor], state: None = None, begins: None = None) -> PolicyOutputs:
         return PolicyOutputs(torch.zeros(len(obs[""]), 2), obs[""][:, 0], None)
 
-    def act(self, obs: dict[str, Tensor], state: None, begins: None) -> tuple[Tensor, None]:
-        return self(obs).outputs, None
+    def act(self, obs: dict[str, Tensor], state: None, begins: None, noise: Tensor) -> tuple[Tensor, None]:
+        return self.distribution.sample(self(obs).outputs, noise), None
 
 
 SEER: Any = Seer()

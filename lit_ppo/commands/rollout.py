@@ -100,8 +100,8 @@ def _policy_of(given: str, options: argparse.Namespace) -> "tuple[EnvironmentSet
     def choose(obs: "Leaves", begins: "NDArray[np.bool_]") -> "NDArray[Any]":
         nonlocal state
         seen = {leaf: torch.from_numpy(values.astype(seen_as(values.dtype, policy.dtype))) for leaf, values in obs.items()}
-        outputs, state = policy.act(seen, state, None if state is None else torch.from_numpy(begins))
-        return policy.distribution.to_env(policy.distribution.mode(outputs).numpy())
+        chosen, state = policy.act(seen, state, None if state is None else torch.from_numpy(begins), None)
+        return policy.distribution.to_env(chosen.numpy())
 
     return EnvironmentSettings.of({**data, **typed_environment(options)}), choose
 
