@@ -24,7 +24,8 @@ FLOORS = {
     1: """envs envs.grid_world bridge.gymnasium_checker
         bridge.trees bridge.frame_stack bridge.atari bridge.making bridge.interpreter bridge.hosts bridge.typed
         bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.inprocess
-        bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.checkpoint bridge.client""",
+        bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.pool bridge.checkpoint
+        bridge.client""",
     2: "rollout evaluation replay transitions environment_check update optimization",
     3: """module data diagnostics checkpoint_io compat_lightning
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
@@ -86,6 +87,7 @@ NARROWER = {
             "doorbell",
             "restart_budget",
             "dealing",
+            "pool",
             "guard",
             "sandbox",
             "command",

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_ppo.bridge.journal import Journal, JournalMark, to_text
-from lit_ppo.bridge.restoration import Restoration
+from lit_ppo.bridge.journal import Journal, JournalMark, from_text, to_text
+from lit_ppo.bridge.restoration import Recorded, Restoration
 from lit_ppo.bridge.settings import EnvironmentSettings
-from lit_ppo.errors import ConfigError
+from lit_ppo.bridge.worker_slice import WorkerSlice
+from lit_ppo.errors import ConfigError, ContractViolation
 
 _ALWAYS_FIXED = (
     "env_id",
@@ -68,3 +69,34 @@ def require_same_environments(state: dict[str, Any], identity: dict[str, Any], f
     for key in (*_ALWAYS_FIXED, *fixed_settings):
         if saved[key] != identity[key]:
             raise ConfigError(f"data.{key}={identity[key]}: the checkpoint holds episodes with {key}={saved[key]}; use that")
+
+
+def restored_rows(state: dict[str, Any], recorded: Recorded, restoration: Restoration) -> NDArray[np.uint8]:
+    """Bring fresh workers to where a state was taken; the observations to act on next, shape (N, size).
+
+    Args:
+        state: As `BridgeMark.state_dict` made it, of these environments.
+        recorded, restoration: Those of the run that continues.
+
+    Raises:
+        EnvironmentFault, BridgeError, ProtocolError: It failed more often than it may.
+    """
+    recorded.journal.load_state_dict(state["journal"])
+    recorded.episodes.start(state["episodes"])
+    recorded.episodes.given_up = state["abandoned_episodes"]
+    restoration.load_state_dict(state)
+    seen = np.frombuffer(from_text(state["rows"]), np.uint8).reshape(recorded.journal.num_envs, recorded.row.size)
+    rows = np.empty_like(seen)
+    for part in recorded.slices:
+        recorded.retry(part, "resume", lambda part=part: _resume(part, seen, restoration))  # type: ignore[misc]
+        rows[part.rows] = part.obs_rows()
+    return rows
+
+
+def _resume(part: WorkerSlice, seen: NDArray[np.uint8], restoration: Restoration) -> None:
+    """Restore one slice; the last observations must be those that were saved, bit for bit."""
+    begun = restoration.rebuild(part, set())
+    restored = part.obs_rows()
+    for env in range(part.rows.start, part.rows.stop):
+        if env not in begun and restored[env - part.rows.start].tobytes() != seen[env].tobytes():
+            raise ContractViolation(f"obs[{env}]", "the observation of the checkpoint, bit for bit", "another", env)

@@ -7,31 +7,26 @@ happened.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from time import monotonic, perf_counter
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_ppo.bridge.checkpoint import BridgeMark, require_same_environments
-from lit_ppo.bridge.dealing import Dealing
+from lit_ppo.bridge.checkpoint import BridgeMark, require_same_environments, restored_rows
 from lit_ppo.bridge.episodes import Episodes
 from lit_ppo.bridge.history import History
-from lit_ppo.bridge.inprocess import started_in_process
-from lit_ppo.bridge.journal import Journal, from_text
-from lit_ppo.bridge.process import started_worker
+from lit_ppo.bridge.journal import Journal
+from lit_ppo.bridge.pool import WorkerPool
 from lit_ppo.bridge.recovery import Recovery
 from lit_ppo.bridge.reports import Fault, FaultReports
 from lit_ppo.bridge.restoration import RESTORATIONS, Recorded, Restoration
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.bridge.worker_slice import StartWorker, WorkerSlice
 from lit_ppo.contract import Contract, ContractSettings, VectorStep
-from lit_ppo.errors import BridgeError, ConfigError, ContractViolation, EnvironmentFault, ProtocolError
+from lit_ppo.errors import BridgeError, ConfigError, ContractViolation, EnvironmentFault
 from lit_ppo.spaces import EnvSpec, Leaves, Row
-
-_STARTERS: Final[dict[str, StartWorker]] = {"process": started_worker, "inprocess": started_in_process}
 
 
 class EnvBridge:
@@ -100,28 +95,8 @@ class EnvBridge:
         self._contract: Contract | None = None
         self._start_failure: Exception | None = None
         self._is_closed = self._was_reset = False
-        self._phase = phase
-        self._start_worker = start_worker or _STARTERS[self.settings.bridge]
-        can_deal = self.settings.vectorization == "sync" and self.settings.bridge == "process"
-        is_open = can_deal and self.settings.num_workers == "auto"
-        self._dealing = Dealing(num_envs, len(os.sched_getaffinity(0))) if is_open else None
-        self.slices = self._start_slices(self.settings.first_workers)
-
-    def _start_slices(self, num_workers: int) -> list[WorkerSlice]:
-        """Deal the environments out to fresh workers."""
-        return [
-            WorkerSlice(
-                f"{self._phase} worker {index} of {num_workers} ({self.environment.env_id})",
-                index,
-                self.num_envs // num_workers,
-                self.environment,
-                self.settings,
-                self._restoration_kind.resets_within_step,
-                self._start_worker,
-                self._on_event,
-            )
-            for index in range(num_workers)
-        ]
+        self._pool = WorkerPool(environment, num_envs, self.settings, phase, on_event, start_worker)
+        self.slices = self._pool.start(self.settings.first_workers)
 
     # -- what is known
 
@@ -295,43 +270,11 @@ class EnvBridge:
         journal.append(actions, active)
         restoration.after_step(slot, ended)
         self._last_rows = slot.rows
-        if self._dealing is not None:
-            self._deal(perf_counter() - start)
+        if self._pool.is_measuring and (more := self._pool.after_step(perf_counter() - start, self._recorded)) is not None:
+            self._record(more)
         all_valid = 1 not in flags[3 * self.num_envs :]
         valid = self._all_valid if all_valid else ~slot.invalid
         return VectorStep(slot.obs, slot.final_obs, slot.rewards, slot.terminated, slot.truncated, valid, any_ended, all_valid)
-
-    def _deal(self, step_s: float) -> None:
-        """Share the environments among more workers once it is known that this pays."""
-        assert self._dealing is not None
-        num_workers = self._dealing.workers_after(step_s)
-        if num_workers is None:
-            return
-        self._dealing = None
-        if num_workers > 1 and not self._journal.lost.any():
-            self._share_among(num_workers)
-
-    def _share_among(self, num_workers: int) -> None:
-        """Restore all environments in several fresh workers; if that fails, go on with the one that hosts them now."""
-        self._history.digest()
-        settings = dataclasses.replace(self.settings, on_replay_mismatch="error")  # no episode is given up for this
-        slices, is_done = self._start_slices(num_workers), False
-        restoration = self._restoration_kind(dataclasses.replace(self._recorded, slices=slices, settings=settings))
-        try:
-            for part in slices:
-                if (spec := part.await_made()) != self._recovery.spec:
-                    raise ContractViolation("spaces", f"those of the first worker: {self._recovery.spec}", str(spec))
-            for part in slices:
-                restoration.rebuild(part, set())
-            is_done = True
-        except (BridgeError, ProtocolError, EnvironmentFault, ConfigError) as error:
-            self._on_event(f"data.num_workers=auto: one worker goes on alone, since {num_workers} cannot be used: {error}")
-        finally:  # also after an interrupt
-            unused = self.slices if is_done else slices
-            for part in unused:
-                part.worker.close(self.settings.close_timeout_s)
-        if is_done:
-            self._record(slices)
 
     def _refuse_if_closed(self, call: str) -> None:
         if self._is_closed:
@@ -371,26 +314,9 @@ class EnvBridge:
         self._refuse_if_closed("load_state_dict")
         require_same_environments(state, self._identity, self._restoration_kind.fixed_settings)
         self._ensure_started()
-        self._journal.load_state_dict(state["journal"])
-        self._episodes.start(state["episodes"])
-        self._restoration.load_state_dict(state)
-        self._recovery.restarts, self._episodes.given_up = state["restarts"], state["abandoned_episodes"]
-        seen = np.frombuffer(from_text(state["rows"]), np.uint8).reshape(self.num_envs, self._recorded.row.size)
-        self._was_reset = True
-        rows = np.empty_like(seen)
-        for part in self.slices:
-            self._recovery.retry(part, "resume", lambda part=part: self._resume(part, seen))  # type: ignore[misc]
-            rows[part.rows] = part.obs_rows()
-        self._last_rows = rows
-        return self.contract.check_observations(self._recorded.row.views(rows))
-
-    def _resume(self, part: WorkerSlice, seen: NDArray[np.uint8]) -> None:
-        """Restore one slice; the last observations must be those that were saved, bit for bit."""
-        begun = self._restoration.rebuild(part, set())
-        restored = part.obs_rows()
-        for env in range(part.rows.start, part.rows.stop):
-            if env not in begun and restored[env - part.rows.start].tobytes() != seen[env].tobytes():
-                raise ContractViolation(f"obs[{env}]", "the observation of the checkpoint, bit for bit", "another", env)
+        self._recovery.restarts, self._was_reset = state["restarts"], True
+        self._last_rows = restored_rows(state, self._recorded, self._restoration)
+        return self.contract.check_observations(self._recorded.row.views(self._last_rows))
 
     # -- the end
 

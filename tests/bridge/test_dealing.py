@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lit_ppo.bridge import client
+from lit_ppo.bridge import client, pool
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.dealing import Dealing
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
@@ -111,11 +111,11 @@ def test_environments_of_episodes_without_a_journal_stay_where_they_are() -> Non
 
 
 def test_default_run_of_a_fast_environment_starts_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client.os, "sched_getaffinity", lambda pid: range(64))
+    monkeypatch.setattr(pool.os, "sched_getaffinity", lambda pid: range(64))
     monkeypatch.setattr(client, "perf_counter", count(step=0.0001).__next__)  # each step takes 100 us
     started = []
-    start = client.started_worker
+    start = pool.started_worker
     with bridge_of(start_worker=lambda *args: started.append(args) or start(*args)) as bridge:
         bridge.reset()
         steps_of(bridge, ACTIONS)
-        assert len(started) == len(bridge.slices) == 1 and bridge._dealing is None
+        assert len(started) == len(bridge.slices) == 1 and not bridge._pool.is_measuring
