@@ -86,6 +86,8 @@ class WorkerProcess:
         self.name, self.rows = name, rows
         self._sequence = self._step_number = 0
         self._post_failure: BridgeError | None = None
+        self._calling: int | None = None  # the environment that had the newest deadline of `_wait`
+        self._calls_left, self._call_s = 0, 0.0
         self.frame: Frame | None = None
         self.requested: dict[str, NDArray[Any]] = {}
         self.replied: dict[str, NDArray[Any]] = {}
@@ -135,6 +137,7 @@ class WorkerProcess:
         A message that does not fit into the pipe (64 KiB) blocks until the worker reads it.
         """
         self._post_failure = None
+        self._allow(len(self.rows) if command == "reset" else 0, deadline_s)
         try:
             self._state = _NEXT[self._state].get("post") or self._refuse(command)
             self._sequence += 1
@@ -168,7 +171,7 @@ class WorkerProcess:
         """The next message, which must be the answer to `sequence`."""
         try:
             while (line := self.channel.next_line()) is None:
-                self._wait(request, deadline)
+                deadline = self._wait(request, deadline)
             order = "reply" if sequence > 0 else "await_step"  # a refusal is an answer, too
             self._state = _NEXT[self._state].get(order) or self._refuse(request)
             message = protocol.decode(line)
@@ -205,6 +208,7 @@ class WorkerProcess:
     def ring(self, deadline: float) -> None:
         """Ask for the step that stands in the frame."""
         self._state = _NEXT[self._state].get("ring") or self._refuse("step")
+        self._allow(2 * len(self.rows), deadline - monotonic())  # a reset may follow each step
         self._step_number += 1  # our own count: the worker can overwrite the one in the frame
         self._words[REQUEST_WORD] = self._step_number
         try:
@@ -228,7 +232,7 @@ class WorkerProcess:
             while (arrived := self._words[REPLY_WORD]) != number:
                 if arrived != number - 1:
                     raise ProtocolError(f"{self.name}: expected {number} as the reply's number, got {arrived}")
-                self._wait("step", deadline, for_message=False)
+                deadline = self._wait("step", deadline, for_message=False)
             self._doorbell.waited(perf_counter() - start)
         if self._words[STATUS_WORD] != STATUS_DONE:
             body = self._read_reply(-number, "step", deadline)
@@ -239,13 +243,30 @@ class WorkerProcess:
 
     # -- failures
 
-    def _wait(self, request: str, deadline: float, *, for_message: bool = True) -> None:
+    def _allow(self, calls: int, call_s: float) -> None:
+        """Give a request this many seconds for each of its calls of environments."""
+        self._calling, self._calls_left, self._call_s = None, calls, call_s
+
+    def _wait(self, request: str, deadline: float, *, for_message: bool = True) -> float:
+        """Sleep until something arrives, but not for long.
+
+        When the worker has gone on to another environment, the deadline begins anew: many slow environments are not one that
+        hangs. Their number bounds how long a worker that lies can put it off.
+
+        Returns:
+            The deadline from now on.
+        """
+        calling = self._busy_with()
+        if calling not in (None, self._calling) and self._calls_left:
+            self._calling, self._calls_left = calling, self._calls_left - 1
+            deadline = monotonic() + self._call_s
         try:
             self.channel.wait(deadline, for_message=for_message)
         except TimeoutError:
             raise self._late(request) from None
         except EOFError:
             raise self._exited(request) from None
+        return deadline
 
     def _late(self, request: str) -> WorkerTimeout:
         late = WorkerTimeout(f"{self.name} did not answer {request} in time", "did not answer in time", self._busy_with())
@@ -288,6 +309,7 @@ class WorkerProcess:
     def close(self, deadline_s: float) -> None:
         """Let the environments close, then end the process; kill it if all that takes too long."""
         deadline = monotonic() + deadline_s
+        self._calls_left = 0  # this deadline is for all that is still to be done
         try:
             self._settle(deadline)
             self.ask("close", deadline - monotonic())

@@ -279,6 +279,67 @@ def test_forged_doorbells_are_no_answer(start: Start) -> None:
     assert len(worker.channel.message_bytes()) <= protocol.MAX_LINE_BYTES + (1 << 16)
 
 
+class SlowEnvironments:
+    """Stands in for the worker's pipes: with each wait a time passes, and the worker says which environment it is calling.
+
+    Args:
+        worker: Whose frame it writes.
+        calls: Environments, counted from 1, and how long each call takes in seconds; then the step is done.
+    """
+
+    def __init__(self, worker: WorkerProcess, calls: list[tuple[int, float]]) -> None:
+        self.worker, self.calls, self.now = worker, iter(calls), 0.0
+        self.ends = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, deadline: float, *, for_message: bool) -> None:
+        if self.now >= deadline:
+            raise TimeoutError
+        self.now += 0.5
+        if self.now < self.ends:
+            return
+        env, seconds = next(self.calls, (0, 0.0))
+        self.worker.replied["busy_with"][0], self.ends = env, self.now + seconds
+        words_of(self.worker)[REPLY_WORD] = 0 if env else 1
+
+
+@pytest.mark.parametrize(
+    ("calls", "hanging"),
+    [
+        ([(1, 9.0), (2, 9.0), (1, 9.0), (2, 9.0)], None),  # both step and reset: 36 s in all
+        ([(1, 9.0), (2, 12.0)], 1),
+        ([(1, 9.0), (2, 9.0)] * 5, 0),  # a lie: 5 calls are more than a step and a reset of each
+    ],
+)
+def test_each_environment_has_the_whole_time_of_a_step(
+    calls: list[tuple[int, float]], hanging: int | None, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = attached(start)
+    slow = SlowEnvironments(worker, calls)
+    monkeypatch.setattr(process, "monotonic", slow.monotonic)
+    monkeypatch.setattr(worker.channel, "wait", slow.wait)
+    worker.ring(10.0)
+    if hanging is None:
+        worker.await_step(10.0)
+        assert slow.now > 36.0
+    else:
+        with pytest.raises(WorkerTimeout) as late:
+            worker.await_step(10.0)
+        assert late.value.env == hanging
+
+
+def test_worker_that_is_to_close_has_one_deadline_for_all_that_it_owes(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = attached(start)
+    slow = SlowEnvironments(worker, [(1, 9.0), (2, 9.0)])
+    monkeypatch.setattr(process, "monotonic", slow.monotonic)
+    monkeypatch.setattr(worker.channel, "wait", slow.wait)
+    worker.ring(1000.0)
+    worker.close(10.0)
+    assert slow.now < 11.0
+
+
 @pytest.mark.parametrize("status", [1, 7, (1 << 64) - 1])
 def test_failed_step_without_its_message_is_waited_for_until_the_deadline(status: int, start: Start) -> None:
     worker = attached(start)
