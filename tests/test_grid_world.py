@@ -7,10 +7,12 @@ from typing import Any
 import gymnasium
 import pytest
 
+from lit_ppo.callbacks.curve_export import CurveExport
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.callbacks.grid_policy import GridPolicy
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
+from lit_ppo.curve import TrainLog
 from lit_ppo.errors import ConfigError
 from lit_ppo.module import PPOModule
 from tests.runs import KeptData, fit
@@ -36,12 +38,15 @@ def test_cells_that_make_no_sense_are_refused(kwargs: dict[str, Any]) -> None:
         gymnasium.make(GRID, **kwargs)
 
 
-def files(directory: Path, updates: int, ckpt_path: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    data = KeptData(GRID, num_envs=8, horizon=32, evaluation_envs=2)
+def files(
+    directory: Path, updates: int, ckpt_path: str | None = None, **settings: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    data = KeptData(GRID, num_envs=8, horizon=32, evaluation_envs=2, **settings)
     policy, path = directory / "policy.json", directory / "path.json"
     callbacks = [
-        GreedyEvaluation(every_n_updates=100, num_episodes=1),
+        GreedyEvaluation(every_n_updates=8, num_episodes=1),
         StopWhenSolved(threshold=1e9),
+        CurveExport(str(directory / "curve.json")),
         GridPolicy(str(policy), str(path)),
         RunCheckpoint(str(directory / "checkpoints"), every_n_updates=100),
     ]
@@ -58,6 +63,19 @@ def test_learnt_path_is_the_shortest_and_its_actions_lead_along_it(tmp_path: Pat
     cells = path["after"]
     moves = [policy["after"][4 * row + column] for row, column in cells[:-1]]
     assert [cell for cell, _, _ in walk(moves)] == cells[1:] and cells[-1] == [3, 3]
+
+
+def test_run_in_process_comes_to_the_same_curve_policy_and_path_bit_for_bit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for bridge, num_said in (("process", 0), ("inprocess", 1)):
+        caplog.clear()
+        (tmp_path / bridge).mkdir()
+        files(tmp_path / bridge, 16, bridge=bridge)
+        assert sum("nothing isolates the run" in record.getMessage() for record in caplog.records) == num_said
+    for name in ("curve.json", "policy.json", "path.json"):
+        assert (tmp_path / "process" / name).read_bytes() == (tmp_path / "inprocess" / name).read_bytes()
+    assert TrainLog.read(tmp_path / "process" / "curve.json").steps == [0, 8 * 256, 16 * 256]
 
 
 def test_resumed_run_keeps_what_was_before_training(tmp_path: Path) -> None:
