@@ -74,6 +74,8 @@ class RolloutDataModule(LightningDataModule):
         obs_keys: Paths of the parts of a Dict or Tuple observation that are used; None for all of them.
         action_mask: Where the mask of possible actions is: `info:KEY` or `obs:KEY`; None if all actions always are possible.
         env_path: Directories, or one, from which the environment processes import modules first; None for none.
+        remake_each_episode: Make the environment anew for every episode, if it keeps something from one episode to the next,
+            such as the state of a physics engine: exact resume and recovery need episodes that depend on their seed alone.
         num_envs: Number of environments stepped together, N.
         horizon: Steps of each environment in one rollout, T.
         seed: Seed of the episodes and of the sampled actions.
@@ -98,6 +100,7 @@ class RolloutDataModule(LightningDataModule):
         obs_keys: list[str] | None = None,
         action_mask: str | None = None,
         env_path: list[str] | str | None = None,
+        remake_each_episode: bool = False,
         num_envs: int = 8,
         horizon: int = 32,
         seed: int = 0,
@@ -125,7 +128,15 @@ class RolloutDataModule(LightningDataModule):
         if num_envs % processes.first_workers:
             raise ConfigError(f"data.num_envs={num_envs}: expected a multiple of data.num_workers={processes.num_workers}")
         self.environment = EnvironmentSettings(
-            env_id, env_kwargs, wrappers, max_episode_steps, frame_stack, obs_keys, action_mask, env_path
+            env_id,
+            env_kwargs,
+            wrappers,
+            max_episode_steps,
+            frame_stack,
+            obs_keys,
+            action_mask,
+            env_path,
+            remake_each_episode,
         )
         self.num_envs, self.horizon, self.seed = num_envs, horizon, seed
         self.bridge_settings, self.contract_settings = processes, contract

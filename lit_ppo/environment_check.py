@@ -112,7 +112,9 @@ def check_environment(
         return seeding.episode_seed(seed, "training", 0, env, episode)
 
     def bridge(
-        episode_seed: Callable[[int, int], int] = seeds, on_warning: Callable[[str], None] = lambda text: None
+        episode_seed: Callable[[int, int], int] = seeds,
+        on_warning: Callable[[str], None] = lambda text: None,
+        environment: EnvironmentSettings = environment,
     ) -> EnvBridge:
         return EnvBridge(
             environment,
@@ -140,6 +142,14 @@ def check_environment(
         _ = third.spec
         report.gymnasium = _gymnasium_remarks(third, settings)
     report.settings = _settings_for(report, trial)
+    if report.difference is not None and not environment.remake_each_episode:
+        remade, again = replace(environment, remake_each_episode=True), _Trial(report.spec, num_steps, seed)
+        with (
+            bridge(environment=remade) as fourth,
+            bridge(lambda env, episode: again.seed_to_replay, environment=remade) as fifth,
+        ):
+            if again.is_repeated(fourth, fifth, seeds):
+                report.settings["data.remake_each_episode=true"] = "it keeps something from one episode to the next"
     return report
 
 
@@ -196,6 +206,14 @@ class _Trial:
         finally:
             report.steps = len(steps)
             report.reset, report.step = (Cost.of(seconds) if seconds else None for seconds in (resets, steps))
+
+    def is_repeated(self, first: EnvBridge, second: EnvBridge, seeds: Callable[[int, int], int]) -> bool:
+        """Whether a second process answers as the first one does; the arguments are those of `play` and `difference`."""
+        try:
+            self.play(first, seeds, EnvironmentReport(self._spec))
+        except EnvironmentFault:
+            return False
+        return self.difference(second) is None
 
     @property
     def seed_to_replay(self) -> int:
@@ -268,8 +286,8 @@ def _settings_for(report: EnvironmentReport, trial: _Trial) -> dict[str, str]:
             found[f"data.horizon={horizon}"] = (
                 f"a step takes {typical:.2f} s, and each of {_DEFAULT_ENVS} environments makes them all"
             )
-        if 10 * rare * _DEFAULT_ENVS > BridgeSettings.step_timeout_s:
-            found[f"data.step_timeout_s={10 * rare * _DEFAULT_ENVS:.0f}"] = f"a step or reset may take {rare:.2f} s"
+        if 10 * rare > BridgeSettings.step_timeout_s:
+            found[f"data.step_timeout_s={10 * rare:.0f}"] = f"a step or reset may take {rare:.2f} s"
     if trial.largest > _LARGE:
         found["model.normalize_observations=true"] = f"observations reach {trial.largest:.3g}"
     if spec.reward_threshold is None:

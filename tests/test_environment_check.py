@@ -40,6 +40,7 @@ def test_first_step_that_another_process_answers_otherwise_is_named() -> None:
     assert report.difference is not None and re.match(
         r"(reset|step \d+) of the episode of seed \d+, .*: obs", report.difference
     )
+    assert "data.remake_each_episode=true" not in report.settings  # it would not help
 
 
 @pytest.mark.parametrize(("leaks", "is_fit"), [(True, False), (False, True)])
@@ -47,6 +48,9 @@ def test_what_an_environment_keeps_from_one_episode_to_the_next_is_found(leaks: 
     report = checked("tests.toy_envs:Leaky-v0", 25, leaks=leaks)
     assert report.is_fit is is_fit and report.episodes == 2
     assert is_fit or (report.difference or "").startswith("reset of the episode")
+    assert ("data.remake_each_episode=true" in report.settings) is not is_fit
+    remade = check_environment(EnvironmentSettings("tests.toy_envs:Leaky-v0", {"leaks": leaks}, remake_each_episode=True))
+    assert remade.is_fit and "data.remake_each_episode=true" not in remade.settings
 
 
 def test_settings_follow_from_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:

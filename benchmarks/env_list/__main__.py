@@ -23,8 +23,9 @@ three must come to the same parameters, optimizer, episodes and curve, bit for b
 steps, and episodes that are cut after 24 steps. The cost of a step is that of one environment through the bridge, with the
 contract.
 
-BipedalWalker-v3 keeps something of its physics engine from one episode to the next: an episode does not follow from its seed
-and its actions. `lit_ppo check-env BipedalWalker-v3 --steps 3000 --max_episode_steps 24` names a step that differs.
+BipedalWalker keeps something of its physics engine from one episode to the next: an episode does not follow from its seed and
+its actions, unless the environment is made anew for each. `lit_ppo check-env BipedalWalker-v3 --steps 3000
+--max_episode_steps 24` names a step that differs, and the option.
 
 """
 _COLUMNS: Final = ("family", "environment", "besides the id", "observation", "action", "step, ms", "result")

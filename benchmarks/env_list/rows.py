@@ -12,7 +12,7 @@ class Row:
         family: Which list it is on.
         env_id: As a user types it.
         package: What has to be importable, and the extra that installs it; None if nothing besides Gymnasium.
-        data: Options of `data` besides the id: at most one wrapper, the parts to use, or arguments of the environment.
+        data: Option of `data` besides the id, one at most.
     """
 
     family: str
@@ -44,9 +44,12 @@ ROWS: Final = [
     *_rows("toy text", "Blackjack-v1 FrozenLake-v1 FrozenLake8x8-v1 CliffWalking-v1 CliffWalkingSlippery-v1 Taxi-v4"),
     *_rows(
         "Box2D",
-        "LunarLander-v3 LunarLanderContinuous-v3 BipedalWalker-v3 BipedalWalkerHardcore-v3 CarRacing-v3",
+        "LunarLander-v3 LunarLanderContinuous-v3",
         package=_BOX2D,
     ),
+    # its physics engine keeps something from one episode to the next
+    *_rows("Box2D", "BipedalWalker-v3 BipedalWalkerHardcore-v3", package=_BOX2D, remake_each_episode=True),
+    *_rows("Box2D", "CarRacing-v3", package=_BOX2D),
     *_rows(
         "MuJoCo",
         "Reacher-v5 Pusher-v5 InvertedPendulum-v5 InvertedDoublePendulum-v5 HalfCheetah-v5 Hopper-v5 Swimmer-v5 Walker2d-v5 "

@@ -20,6 +20,7 @@ _ALWAYS_FIXED = (
     "frame_stack",
     "obs_keys",
     "action_mask",
+    "remake_each_episode",
     "num_envs",
     "vectorization",
 )

@@ -47,10 +47,10 @@ class SyncHost:
     resets_within_step: Final = True
 
     def __init__(self, settings: EnvironmentSettings, num_envs: int) -> None:
-        self.num_envs, maker, env_id = num_envs, EnvironmentMaker(settings), settings.env_id
+        self.num_envs, self._maker, env_id = num_envs, EnvironmentMaker(settings), settings.env_id
         self.envs: list[gymnasium.Env[Any, Any]] = []
         for env in range(num_envs):
-            made = maker.make(env)
+            made = self._maker.make(env)
             if env == 0:  # refused before the others take their memory
                 self.action = action_leaf(env_id, made.action_space)
                 mask, leaf = (None, None) if settings.action_mask is None else mask_leaf(settings.action_mask, self.action)
@@ -58,13 +58,19 @@ class SyncHost:
             self.envs.append(made)
         self._steps = [made.step for made in self.envs]
         first = self.envs[0]
+        self._spaces = first.observation_space, first.action_space
         self.spaces = {"observation_space": shown(first.observation_space), "action_space": shown(first.action_space)}
-        for env, other in enumerate(self.envs[1:], 1):
-            if other.observation_space != first.observation_space or other.action_space != first.action_space:
-                arrived = f"{shown(other.observation_space)} and {shown(other.action_space)}"
-                raise ContractViolation("spaces", "the same spaces as env 0", arrived, env)
-        self.spec = _announced(maker, self.tree, self.action, mask)
+        for env in range(1, num_envs):
+            self._require_same_spaces(env)
+        self.spec = _announced(self._maker, self.tree, self.action, mask)
         self._action_dtype = first.action_space.dtype  # of the environment, for arrays of choices
+        self._is_fresh = [True] * num_envs  # not reset yet
+
+    def _require_same_spaces(self, env: int) -> None:
+        made = self.envs[env]
+        if (made.observation_space, made.action_space) != self._spaces:
+            arrived = f"{shown(made.observation_space)} and {shown(made.action_space)}"
+            raise ContractViolation("spaces", "the same spaces as env 0", arrived, env)
 
     def allocate(self, row: Row, reply: dict[str, NDArray[Any]]) -> None:
         """Write all results into the reply's arrays from now on."""
@@ -84,12 +90,22 @@ class SyncHost:
 
     def _reset_one(self, env: int, seed: int) -> None:
         self.busy_with[0] = env + 1
+        if self._maker.settings.remake_each_episode and not self._is_fresh[env]:
+            self._remake(env)
+        self._is_fresh[env] = False
         returned = call(env, "reset", self.envs[env].reset, seed=seed)
         try:
             obs, info = admit_reset(returned)
             self.write(obs, info, env)
         except ContractViolation as violation:
             raise _of_env(violation, env) from None
+
+    def _remake(self, env: int) -> None:
+        """Put a new environment in the place of one: its next episode depends on its seed and its actions alone."""
+        call(env, "close", self.envs[env].close)
+        self.envs[env] = self._maker.make(env)
+        self._require_same_spaces(env)
+        self._steps[env] = self.envs[env].step
 
     def step_requested(self, requested: dict[str, NDArray[Any]]) -> None:
         """The step that stands in the shared frame."""

@@ -25,6 +25,7 @@ class EnvironmentSettings:
         obs_keys: Names of the parts of a Dict or Tuple observation that are used; None for all.
         action_mask: Where the environment says which actions are possible: `info:KEY` or `obs:PATH`; None for nowhere.
         env_path: Directories, or one, from which the worker imports modules first; None for none.
+        remake_each_episode: Make the environment anew for every episode, if it keeps something from one episode to the next.
         is_training: Whether it is made for training or for evaluation, for wrappers that want to know.
 
     Raises:
@@ -39,6 +40,7 @@ class EnvironmentSettings:
     obs_keys: list[str] | None = None
     action_mask: str | None = None
     env_path: list[str] | str | None = None
+    remake_each_episode: bool = False
     is_training: bool = True
 
     def __post_init__(self) -> None:
@@ -63,6 +65,8 @@ class EnvironmentSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"data.{name}={value}: expected at least 1")
+        if type(self.remake_each_episode) is not bool:
+            raise ConfigError(f"data.remake_each_episode={shown(self.remake_each_episode)}: expected true or false")
         if self.env_path is not None:  # absolute, since the worker has another working directory
             for entry in self.env_path:
                 if not os.path.isdir(entry):
@@ -75,7 +79,7 @@ class EnvironmentSettings:
         return cls(**{field.name: record[field.name] for field in fields(cls) if field.name in record})
 
     def require_known_elsewhere(self) -> None:
-        """Refuse an environment that is registered in this process alone, where another process cannot find it.
+        """Refuse an environment that is known in this process alone, where another process cannot find it.
 
         Raises:
             ConfigError: Says where to move it, or what to write.
@@ -83,11 +87,13 @@ class EnvironmentSettings:
         gymnasium = sys.modules.get("gymnasium")  # if it is not imported, nothing is registered here
         spec = getattr(gymnasium, "registry", {}).get(self.env_id)
         entry: Any = getattr(spec, "entry_point", None)
+        entry = getattr(entry, "func", entry)  # of a functools.partial
         module = entry.partition(":")[0] if isinstance(entry, str) else str(getattr(entry, "__module__", "gymnasium"))
-        if module == "__main__":
+        named, _, name = self.env_id.rpartition(":")
+        if "__main__" in (module, named):
             raise ConfigError(
-                f"data.env_id={self.env_id}: it is registered in __main__ (a script or notebook), which environment processes "
-                f"do not run; move it and its gymnasium.register into a file my_env.py, and write env_id=my_env:{self.env_id}"
+                f"data.env_id={self.env_id}: it is made in __main__ (a script or notebook), which environment processes do not "
+                f"run; move it, and its gymnasium.register, into a file my_env.py, and write env_id=my_env:{name}"
             )
         if module.partition(".")[0] != "gymnasium" and package_of(self.env_id) is None:
             raise ConfigError(
@@ -143,7 +149,8 @@ class BridgeSettings:
             show that the environments take long and there are cores for them. The results are the same.
         python: Interpreter of the workers, such as another venv's; None for the trainer's own.
         start_timeout_s: Longest wait for a worker to start and make its environments, seconds.
-        step_timeout_s: Longest wait for a reset or step, seconds.
+        step_timeout_s: Longest time that one environment may take for a reset or step, seconds; with native environments, all
+            of them together.
         close_timeout_s: Longest wait for the environments to close; then they are killed, seconds.
         max_restarts: Faults of workers (and, with `on_violation=restart`, of environments) that a run survives in every
             `restart_window` steps; one more ends it.

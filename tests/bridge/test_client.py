@@ -1096,6 +1096,35 @@ def test_a_resumed_observation_that_differs_is_refused() -> None:
             bridge.load_state_dict(state | {"rows": to_text(obs.tobytes())})
 
 
+def test_an_environment_that_keeps_something_survives_kill_and_resume_bit_for_bit_if_it_is_made_anew() -> None:
+    leaky, actions = EnvironmentSettings("tests.toy_envs:Leaky-v0", remake_each_episode=True), actions_of(35, 2)
+    with EnvBridge(leaky, 2, episode_seed) as undisturbed:
+        undisturbed.reset()
+        expected = played(undisturbed, actions)
+    with EnvBridge(leaky, 2, episode_seed) as bridge:
+        bridge.reset()
+        arrived = played(bridge, actions[:15])  # in the second episode
+        strike_worker(bridge)
+        arrived += played(bridge, actions[15:25])
+        state = bridge.state_dict()
+    with EnvBridge("tests.toy_envs:Leaky-v0", 2, episode_seed) as kept, pytest.raises(ConfigError, match="remake_each_episode"):
+        kept.load_state_dict(state)
+    with EnvBridge(leaky, 2, episode_seed) as resumed:
+        resumed.load_state_dict(state)
+        assert_same(arrived + played(resumed, actions[25:]), expected)
+        assert resumed.restarts == 1 and resumed.abandoned_episodes == 0
+
+
+def test_an_environment_that_is_made_anew_with_other_spaces_is_at_fault(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    faulty = EnvironmentSettings(FAULTY, {"other_space": str(other)}, remake_each_episode=True)
+    with EnvBridge(faulty, 1, episode_seed) as bridge:
+        bridge.reset()
+        other.touch()
+        with pytest.raises(ContractViolation, match=r"spaces: expected the same spaces as env 0, got .*3\.0"):
+            played(bridge, actions_of(13, 1))
+
+
 def test_an_environment_that_is_not_deterministic_resumes_with_new_episodes() -> None:
     with bridge_of(num_envs=2, env_kwargs={"drift": True}) as bridge:
         bridge.reset()
@@ -1233,7 +1262,7 @@ def test_an_environment_that_cannot_be_trained_on_is_refused(env_id: str, env_kw
 def test_a_module_that_is_not_there_is_the_callers_fault() -> None:
     with bridge_of("no.such.module:X-v0", 1) as bridge, pytest.raises(ConfigError) as raised:
         bridge.reset()
-    assert str(raised.value).startswith("env_id=no.such.module:X-v0: there is no module no on the path ")
+    assert str(raised.value).startswith("env_id=no.such.module:X-v0: there is no module no in ")
 
 
 def test_a_contract_that_the_announcement_does_not_meet_is_refused() -> None:
