@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+import gymnasium
 import pytest
 import torch
 import yaml
@@ -515,7 +516,10 @@ def test_bad_setting_ends_in_one_line_and_exit_code_2(setting: str, run: Run) ->
 @pytest.mark.parametrize(
     ("env_id", "parts"),
     [
-        ("NoSuch-v0", ["env_id=NoSuch-v0: ", "doesn't exist"]),
+        ("NoSuch-v0", ["env_id=NoSuch-v0: ", "doesn't exist", "name its module as well: env_id=module:EnvId"]),
+        ("CartPol-v1", ["env_id=CartPol-v1: ", "Did you mean: `CartPole`?"]),
+        ('CartPole-v1 --data.env_kwargs {"level":3}', ["env_kwargs={'level': 3}: ", "unexpected keyword argument 'level'"]),
+        ("tests.toy_wrappers:lacking", ["has no package no_such_package; run: ", "-m pip install 'no_such_package'"]),
         ("no_such_module:Env-v0", ["env_id=no_such_module:Env-v0: there is no module no_such_module"]),
         (
             'tests.fault_envs:Spaces-v0 --data.env_kwargs {"observation":"text"}',
@@ -529,6 +533,27 @@ def test_environment_that_cannot_be_trained_on_ends_in_one_line_and_exit_code_2(
     ended = run(f"fit --data.env_id {env_id}")
     assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.USAGE, "", 1)
     assert ended.err.startswith("lit_ppo: error: ") and all(part in ended.err for part in parts)
+
+
+def test_environment_of_a_notebook_cell_ends_in_one_line_and_exit_code_2(run: Run) -> None:
+    exec("import gymnasium\ngymnasium.register('Cell-v0', lambda: None)", {"__name__": "__main__"})
+    try:
+        ended = run("fit --data.env_id=Cell-v0")
+    finally:
+        del gymnasium.registry["Cell-v0"]
+    reason = "it is made in __main__ (a script or notebook), which environment processes do not run"
+    advice = "move it, and its gymnasium.register, into a file my_env.py, and write env_id=my_env:Cell-v0"
+    assert ended == Ended(exit_codes.USAGE, "", f"lit_ppo: error: data.env_id=Cell-v0: {reason}; {advice}\n")
+
+
+def test_interpreter_that_is_too_old_ends_in_one_line_and_exit_code_2(run: Run) -> None:
+    python = Path("python").absolute()
+    python.write_text('#!/bin/sh\necho \'{"python": "3.9.2", "numpy": "1.26.4", "gymnasium": "0.29.1"}\'\n')
+    python.chmod(0o700)
+    expected = "expected Python 3.10, numpy 1.26 and Gymnasium 0.29, or newer, got python 3.9.2"
+    assert run(f"fit --data.python={python}") == Ended(
+        exit_codes.USAGE, "", f"lit_ppo: error: data.python={python}: {expected}\n"
+    )
 
 
 def test_bad_setting_leaves_no_traceback_and_no_process() -> None:

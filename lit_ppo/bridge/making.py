@@ -65,10 +65,14 @@ class EnvironmentMaker:
             gymnasium.spec(name)
         except gymnasium.error.Error as error:
             message = message_of(error)
-            if "id you mean" not in message and (similar := difflib.get_close_matches(name, gymnasium.registry, 1)):
-                message = f"{message.rstrip('.')}. Did you mean: `{similar[0]}`?"
-            elif "id you mean" not in message and not package:
-                message += " If a package registers it, name its module as well: env_id=module:EnvId"
+            if "id you mean" not in message:
+                if similar := difflib.get_close_matches(name, gymnasium.registry, 1):
+                    hint = f"Did you mean: `{similar[0]}`?"
+                elif package:
+                    hint = f"{package} was imported, but does not register it with Gymnasium {gymnasium.__version__}"
+                else:
+                    hint = "If a package registers it, name its module as well: env_id=module:EnvId"
+                message = f"{message.rstrip('.')}. {hint}"
             raise ValueError(f"{self._env_id}: {message}") from None
         self.name = name
         return gymnasium.make
@@ -110,8 +114,8 @@ class EnvironmentMaker:
             EnvironmentRaised: It cannot be made.
         """
         settings, prefix = self.settings, "vectorization=native: "
-        for name in ("wrappers", "frame_stack", "obs_keys", "action_mask"):
-            if getattr(settings, name) is not None:
+        for name in ("wrappers", "frame_stack", "obs_keys", "action_mask", "remake_each_episode"):
+            if getattr(settings, name) not in (None, False):
                 raise ValueError(f"{prefix}{name} needs vectorization=sync")
         if not hasattr(gymnasium.vector, "AutoresetMode"):
             version = gymnasium.__version__
@@ -165,7 +169,8 @@ def _imported(name: str, setting: str) -> ModuleType:
     except ModuleNotFoundError as error:
         root = (error.name or "").partition(".")[0]
         if root not in _EXTRAS and f"{name}.".startswith(f"{error.name}."):
-            raise ValueError(f"{setting}: there is no module {error.name} on the path {sys.path[:3]}") from None
+            path = ", ".join(sys.path[:3])
+            raise ValueError(f"{setting}: there is no module {error.name} in {path}; name its directory in env_path") from None
         _refuse_missing(error, setting)
     except Exception as error:
         raise raised(0, "import", error) from None
@@ -192,7 +197,8 @@ def _refuse_missing(error: Exception, setting: str) -> NoReturn:
     except metadata.PackageNotFoundError:  # another interpreter
         requirement = plain
     install = f"{sys.executable} -m pip install '{requirement}'"
-    raise ValueError(f"{setting}: {sys.executable} has no package {name}; run: {install}") from None
+    own = "" if name in _EXTRAS else ", or name the directory of your own module in env_path"
+    raise ValueError(f"{setting}: {sys.executable} has no package {name}; run: {install}{own}") from None
 
 
 def _refused_arguments(error: BaseException) -> str | None:

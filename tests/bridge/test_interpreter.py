@@ -1,19 +1,26 @@
 """Workers under another interpreter: which can run one, and that it makes no difference."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from lit_ppo import exit_codes
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.interpreter import refusal, refusal_after_failure
-from lit_ppo.bridge.settings import BridgeSettings
+from lit_ppo.bridge.process import WorkerProcess
+from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
+from lit_ppo.contract import VectorStep
 from lit_ppo.errors import ConfigError
+from tests.faults.harness import child_of
 
 NEEDED = "expected Python 3.10, numpy 1.26 and Gymnasium 0.29, or newer, got"
 INSTALL = "; run: /py -m pip install 'gymnasium>=0.29' 'numpy>=1.26'"
@@ -73,13 +80,17 @@ def test_worker_that_announces_too_old_a_version_is_refused(monkeypatch: pytest.
 # -- two real ones
 
 
-def oldest_python() -> str:
-    """Python 3.10 if there is one on this machine, else this one."""
-    named = shutil.which("python3.10")
-    for python in [*([named] if named else []), *map(str, Path.home().glob(".pyenv/versions/3.10.*/bin/python3.10"))]:
+def python_of(version: str) -> str | None:
+    """An interpreter of this version, if there is one on this machine."""
+    named = shutil.which(f"python{version}")
+    of_pyenv = Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}")
+    for python in [*([named] if named else []), *map(str, of_pyenv)]:
         if subprocess.run([python, "-c", "import venv"], capture_output=True, timeout=60, check=False).returncode == 0:
             return python
-    return sys.executable
+    return None
+
+
+OLDEST_PYTHON = python_of("3.10") or sys.executable
 
 
 def interpreter(python: str, directory: Path, *requirements: str) -> str:
@@ -94,7 +105,7 @@ def interpreter(python: str, directory: Path, *requirements: str) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_oldest_and_newest_interpreter_train_alike(tmp_path: Path) -> None:
-    old = interpreter(oldest_python(), tmp_path / "old", "gymnasium==0.29.1", "numpy==1.26.4")
+    old = interpreter(OLDEST_PYTHON, tmp_path / "old", "gymnasium==0.29.1", "numpy==1.26.4")
     new = interpreter(sys.executable, tmp_path / "new", "gymnasium", "numpy")
     options = ["--trainer.max_epochs=2", "--data.num_envs=4", "--data.horizon=64", "--data.frame_stack=2"]
     options += ["--evaluation.num_episodes=4", "--trainer.logger=false"]
@@ -113,3 +124,54 @@ def test_oldest_and_newest_interpreter_train_alike(tmp_path: Path) -> None:
         pytest.raises(ConfigError, match=r"vectorization=native: expected Gymnasium 1\.1 or newer, got 0\.29\.1"),
     ):
         bridge.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("version", "requirements", "found"),
+    [
+        ("3.10", ["gymnasium==0.28.1", "numpy==1.26.4"], "gymnasium 0.28.1; run: "),
+        ("3.10", ["gymnasium==0.29.1", "numpy==1.25.2"], "numpy 1.25.2; run: "),
+        ("3.10", ["numpy==1.26.4"], "no gymnasium; run: "),
+        ("3.9", ["gymnasium==0.29.1", "numpy==1.26.4"], "python 3.9."),
+    ],
+)
+def test_real_interpreter_that_is_too_old_ends_the_command_in_one_line_and_exit_code_2(
+    version: str, requirements: list[str], found: str, tmp_path: Path
+) -> None:
+    base = python_of(version)
+    if base is None:
+        pytest.skip(f"there is no Python {version} here")
+    python = interpreter(base, tmp_path / "venv", *requirements)
+    command = [sys.executable, "-m", "lit_ppo", "fit", f"--data.python={python}"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (exit_codes.USAGE, "", 1), ended.stderr
+    assert ended.stderr.startswith(f"lit_ppo: error: data.python={python}: {NEEDED} {found}")
+
+
+def answer_of(step: VectorStep) -> tuple[bytes, list[float], list[bool]]:
+    return step.obs[""].tobytes(), step.rewards.tolist(), step.terminated.tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_atari_preprocessing_works_with_the_oldest_gymnasium(tmp_path: Path) -> None:
+    atari = ["ale-py==0.10.1", "opencv-python-headless"]
+    python = interpreter(OLDEST_PYTHON, tmp_path / "old", "gymnasium==0.29.1", "numpy==1.26.4", *atari)
+    breakout = EnvironmentSettings("ALE/Breakout-v5", wrappers=["atari"])
+    actions = np.random.default_rng(0).integers(0, 4, (150, 2))
+    with EnvBridge(breakout, 2, lambda env, number: 100 * env + number, settings=BridgeSettings(python=python)) as bridge:
+        assert bridge.versions["gymnasium"] == "0.29.1"
+        [leaf] = bridge.spec.observation
+        assert (leaf.shape, leaf.dtype) == ((84, 84, 4), "uint8")
+        seen = []
+        for _ in range(2):
+            bridge.reset()
+            steps = [answer_of(bridge.step(row)) for row in actions[:100]]
+            worker = bridge.slices[0].worker
+            assert isinstance(worker, WorkerProcess)
+            os.kill(child_of(worker.guard_pid), signal.SIGKILL)  # the games come back
+            seen.append(steps + [answer_of(bridge.step(row)) for row in actions[100:]])
+        assert seen[0] == seen[1] and bridge.restarts == 2 and bridge.abandoned_episodes == 0
+        assert any(any(ended) for _, _, ended in seen[0])  # lives were lost

@@ -1,6 +1,9 @@
 """How environments are made: ids, factories and wrappers, and whose fault it is when that fails."""
 
+import functools
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from lit_ppo import exit_codes
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.command import worker_command
 from lit_ppo.bridge.frame_stack import FrameStack
@@ -77,7 +81,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "env_id=CartPole: No registered env with id: CartPole. Did you mean: `CartPole-v1`?",
     ),
     "an id of nowhere": ({"env_id": "Xyzzyqwk-v0"}, "If a package registers it, name its module as well: env_id=module:EnvId"),
-    "no module": ({"env_id": "nowhere:X-v0"}, "env_id=nowhere:X-v0: there is no module nowhere on the path"),
+    "no module": ({"env_id": "nowhere:X-v0"}, "env_id=nowhere:X-v0: there is no module nowhere in "),
+    "an id that its module does not register": (
+        {"env_id": "json:Xyzzyqwk-v0"},
+        f". json was imported, but does not register it with Gymnasium {gymnasium.__version__}",
+    ),
     "no such name in a module": ({"env_id": f"{TOYS}:Identty-v0"}, "Did you mean: `Identity`?"),
     "a factory of nothing": ({"env_id": f"{TOYS}:nothing"}, "expected it to return a gymnasium.Env, got builtins.NoneType"),
     "an unknown argument": (
@@ -106,7 +114,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a wrapper of no module": (
         {"wrappers": ["nowhere.Scale"]},
-        "wrappers: nowhere.Scale: there is no module nowhere on the path",
+        "; name its directory in env_path",
     ),
     "an argument that a wrapper lacks": (
         {"wrappers": [{"class_path": f"{TOYS}.Scale", "init_args": {"by": 3}}]},
@@ -118,7 +126,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a package that is missing": (
         {"env_id": f"{TOYS}:lacking"},
-        f"{sys.executable} has no package no_such_package; run: {sys.executable} -m pip install 'no_such_package'",
+        f"{sys.executable} has no package no_such_package; run: {sys.executable} -m pip install 'no_such_package', or name the "
+        "directory of your own module in env_path",
     ),
 }
 
@@ -177,6 +186,7 @@ def test_missing_extra_is_named_with_interpreter_and_command(
         ({"max_episode_steps": 0}, "data.max_episode_steps=0: expected at least 1"),
         ({"frame_stack": True}, "data.frame_stack=True: expected an integer or null"),
         ({"env_path": ["/no/where"]}, "data.env_path=/no/where: expected a directory"),
+        ({"remake_each_episode": "yes"}, "data.remake_each_episode='yes': expected true or false"),
         ({"env_id": IdentityEnv}, "write env_id=tests.toy_envs:IdentityEnv"),
         ({"env_id": lambda: 1}, "expected text, since environments are made in another process; write env_id=my_env:make, a"),
         ({"env_id": IdentityEnv()}, "write env_id=my_env:make, a function of a file my_env.py that returns the environment"),
@@ -189,21 +199,35 @@ def test_setting_that_cannot_be_is_refused_before_anything_starts(settings: dict
 
 
 def test_environment_that_is_registered_in_the_trainer_only_is_told_where_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gymnasium, "registry", dict(gymnasium.registry))
-    of_main = type("Here", (IdentityEnv,), {"__module__": "__main__"})
-    monkeypatch.setitem(gymnasium.registry, "Here-v0", gymnasium.envs.registration.EnvSpec("Here-v0", of_main))
-    monkeypatch.setitem(gymnasium.registry, "There-v0", gymnasium.envs.registration.EnvSpec("There-v0", IdentityEnv))
-    for env_id, hint in (("Here-v0", "write env_id=my_env:Here-v0"), ("There-v0", "write env_id=tests.toy_envs:There-v0")):
+    cell = {"__name__": "__main__", "IdentityEnv": IdentityEnv}  # of a notebook
+    exec("class Here(IdentityEnv): pass\nfactory = lambda: Here()", cell)
+    entries = {
+        "Here-v0": cell["Here"],
+        "Lambda-v0": cell["factory"],
+        "Path-v0": "__main__:Here",
+        "There-v0": IdentityEnv,
+        "Partial-v0": functools.partial(IdentityEnv),
+    }
+    for env_id, entry in entries.items():
+        monkeypatch.setitem(gymnasium.registry, env_id, gymnasium.envs.registration.EnvSpec(env_id, entry))
+    expected = {
+        **{env_id: f"my_env:{env_id}" for env_id in ("Here-v0", "Lambda-v0", "Path-v0")},
+        **{env_id: f"tests.toy_envs:{env_id}" for env_id in ("There-v0", "Partial-v0")},
+        "__main__:Here-v0": "my_env:Here-v0",
+        "__main__:factory": "my_env:factory",
+    }
+    for env_id, written in expected.items():
+        hint = f"data.env_id={env_id}: .* write env_id={written}"
         with pytest.raises(ConfigError, match=hint):
             EnvBridge(env_id, 1, lambda env, number: number)
     EnvironmentSettings("CartPole-v1").require_known_elsewhere()
 
 
 def test_native_environments_take_no_wrappers() -> None:
-    for setting in ({"wrappers": []}, {"frame_stack": 2}, {"obs_keys": ["a"]}, {"action_mask": "info:a"}):
-        [name] = setting
+    refused = {"wrappers": [], "frame_stack": 2, "obs_keys": ["a"], "action_mask": "info:a", "remake_each_episode": True}
+    for name, value in refused.items():
         with pytest.raises(ValueError, match=f"vectorization=native: {name} needs vectorization=sync"):
-            NativeHost(EnvironmentSettings("CartPole-v1", **setting), 2)  # type: ignore[arg-type]
+            NativeHost(EnvironmentSettings("CartPole-v1", **{name: value}), 2)  # type: ignore[arg-type]
 
 
 # -- frame stacking
@@ -315,14 +339,92 @@ def test_directories_and_variables_reach_the_worker_and_no_others_do(tmp_path: P
         bridge.reset()
 
 
-def test_installed_script_finds_modules_of_the_current_directory_and_says_how_to_give_a_threshold(tmp_path: Path) -> None:
-    (tmp_path / "module_of_a_user.py").write_text(MODULE.replace("self.spec", "self.unused"))
-    options = ["--data.env_id=module_of_a_user:Env", "--data.max_episode_steps=5", "--data.num_envs=2", "--data.horizon=16"]
-    options += ["--model.minibatch_size=32", "--trainer.max_epochs=1", "--evaluation.num_episodes=2", "--trainer.logger=false"]
-    script = str(Path(sys.executable).parent / "lit_ppo")
-    done = subprocess.run([script, "fit", *options], cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False)
+ENDING = """
+import gymnasium, numpy as np
+
+class Ending(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+    def step(self, action):
+        self.steps += 1
+        return np.zeros(1, np.float32), 1.0, self.steps == 5, False, {}
+
+gymnasium.register("Ending-v0", Ending)
+"""
+FACTORY = """
+import os
+from module_elsewhere import Ending
+
+def make(level):
+    assert os.environ["MY_LEVEL"] == level
+    return Ending()
+"""
+
+
+def test_installed_script_trains_on_ones_own_module_without_time_limit_and_threshold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "module_elsewhere.py").write_text(ENDING)
+    (tmp_path / "module_of_a_user.py").write_text(FACTORY)
+    monkeypatch.setenv("MY_LEVEL", "7")
+
+    def script(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).parent / "lit_ppo"), *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False)
+
+    options = ["--data.env_id=module_of_a_user:make", "--data.env_kwargs={level: '7'}", "--data.env_path=elsewhere"]
+    options += ["--data.worker_env=[MY_LEVEL]", "--data.num_envs=2", "--data.horizon=16", "--model.minibatch_size=32"]
+    options += ["--trainer.max_epochs=1", "--evaluation.num_episodes=2", "--trainer.logger=false"]
+    done = script("fit", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("no solve threshold: the environment has none; --solved.threshold=RETURN sets one\n")
+    checked = script("check-env", "module_elsewhere:Ending-v0", "--env_path=elsewhere", "--steps=20")
+    assert checked.returncode == 0, checked.stderr
+    assert re.search(r"^threshold +none\ntime limit +none$", checked.stdout, re.MULTILINE)
+    refused = script("check-env", "module_of_a_user:make", "--env_kwargs={level: '7'}")
+    assert refused.returncode == exit_codes.USAGE and refused.stderr.count("\n") == 1
+    assert "has no package module_elsewhere; run: " in refused.stderr
+    assert refused.stderr.endswith(", or name the directory of your own module in env_path\n")
+
+
+IDS = {
+    "ALE/Pong-v5": "ale_py",
+    "MiniGrid-Empty-5x5-v0": "minigrid",
+    "BabyAI-GoToRedBall-v0": "minigrid",
+    "highway-v0": "highway_env",
+    "highway-fast-v0": "highway_env",
+}
+WITH_THEIR_PACKAGE = [f"{package}:{env_id}" for env_id, package in IDS.items()] + ["highway_env:merge-v0"]
+
+
+@pytest.mark.parametrize("env_id", [*IDS, *WITH_THEIR_PACKAGE])
+def test_id_of_another_package_is_found_with_and_without_the_name_of_the_package(env_id: str) -> None:
+    package, _, name = env_id.rpartition(":")
+    package = package or IDS[name]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    environment = EnvironmentSettings(env_id, obs_keys=["image"] if package == "minigrid" else None)
+    with EnvBridge(environment, 1, lambda env, number: number) as bridge:
+        bridge.reset()
+        bridge.step(np.zeros(1, np.int64))
+        assert bridge.spec.env_id == env_id
+        assert bridge.spec.reward_threshold is None
+
+
+@pytest.mark.slow
+def test_many_environments_of_6_steps_a_second_are_not_taken_for_one_that_hangs() -> None:
+    if importlib.util.find_spec("highway_env") is None:
+        pytest.skip("highway_env is not installed")
+    settings = BridgeSettings(step_timeout_s=2.0, max_restarts=0, num_workers=1)
+    with EnvBridge("highway_env:highway-v0", 24, lambda env, number: 100 * env + number, settings=settings) as bridge:
+        bridge.reset()
+        for _ in range(3):
+            bridge.step(np.ones(24, np.int64))  # 3.6 s of them
 
 
 def test_checkpoint_without_the_newer_settings_continues_with_their_defaults_only() -> None:
@@ -330,7 +432,7 @@ def test_checkpoint_without_the_newer_settings_continues_with_their_defaults_onl
         bridge.reset()
         bridge.step(np.zeros(1, np.int64))
         state = json.loads(json.dumps(bridge.state_dict()))
-    newer = ("wrappers", "max_episode_steps", "frame_stack", "env_kwargs", "env_path", "is_training")
+    newer = ("wrappers", "max_episode_steps", "frame_stack", "env_kwargs", "env_path", "remake_each_episode", "is_training")
     old = {key: value for key, value in state.items() if key not in newer}
     with EnvBridge(IDENTITY, 1, lambda env, number: number) as bridge:
         bridge.load_state_dict(old)
