@@ -49,8 +49,11 @@ def test_what_an_environment_keeps_from_one_episode_to_the_next_is_found(leaks: 
     assert report.is_fit is is_fit and report.episodes == 2
     assert is_fit or (report.difference or "").startswith("reset of the episode")
     assert ("data.remake_each_episode=true" in report.settings) is not is_fit
-    remade = check_environment(EnvironmentSettings("tests.toy_envs:Leaky-v0", {"leaks": leaks}, remake_each_episode=True))
-    assert remade.is_fit and "data.remake_each_episode=true" not in remade.settings
+
+
+def test_environment_that_is_made_anew_for_each_episode_keeps_nothing() -> None:
+    report = check_environment(EnvironmentSettings("tests.toy_envs:Leaky-v0", remake_each_episode=True), num_steps=25)
+    assert report.is_fit and report.episodes == 2
 
 
 def test_settings_follow_from_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,8 @@ steps, and episodes that are cut after 24 steps. The cost of a step is that of o
 contract.
 
 BipedalWalker keeps something of its physics engine from one episode to the next: an episode does not follow from its seed and
-its actions, unless the environment is made anew for each. `lit_ppo check-env BipedalWalker-v3 --steps 3000
---max_episode_steps 24` names a step that differs, and the option.
+its actions, unless the environment is made anew for each (`docs/environments.md`). A step that differs is named by
+`lit_ppo check-env BipedalWalker-v3 --steps 3000 --max_episode_steps 24`, and the option with it.
 
 """
 _COLUMNS: Final = ("family", "environment", "besides the id", "observation", "action", "step, ms", "result")
