@@ -149,8 +149,8 @@ class BridgeSettings:
             show that the environments take long and there are cores for them. The results are the same.
         python: Interpreter of the workers, such as another venv's; None for the trainer's own.
         start_timeout_s: Longest wait for a worker to start and make its environments, seconds.
-        step_timeout_s: Longest time that one environment may take for a reset or step, seconds; with native environments, all
-            of them together.
+        step_timeout_s: Longest time that one environment may take for a reset, or for a step and the reset after it, seconds;
+            native environments together.
         close_timeout_s: Longest wait for the environments to close; then they are killed, seconds.
         max_restarts: Faults of workers (and, with `on_violation=restart`, of environments) that a run survives in every
             `restart_window` steps; one more ends it.
