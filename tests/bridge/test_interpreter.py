@@ -162,9 +162,8 @@ def test_atari_preprocessing_works_with_the_oldest_gymnasium(tmp_path: Path) -> 
     breakout = EnvironmentSettings("ALE/Breakout-v5", wrappers=["atari"])
     actions = np.random.default_rng(0).integers(0, 4, (150, 2))
     with EnvBridge(breakout, 2, lambda env, number: 100 * env + number, settings=BridgeSettings(python=python)) as bridge:
-        assert bridge.versions["gymnasium"] == "0.29.1"
         [leaf] = bridge.spec.observation
-        assert (leaf.shape, leaf.dtype) == ((84, 84, 4), "uint8")
+        assert (leaf.shape, leaf.dtype, bridge.versions["gymnasium"]) == ((84, 84, 4), "uint8", "0.29.1")
         seen = []
         for _ in range(2):
             bridge.reset()
