@@ -69,10 +69,10 @@ class EnvironmentMaker:
                 if similar := difflib.get_close_matches(name, gymnasium.registry, 1):
                     hint = f"Did you mean: `{similar[0]}`?"
                 elif package:
-                    hint = f"{package} was imported, but does not register it with Gymnasium {gymnasium.__version__}"
+                    hint = f"{package} is there, but registers no such id with Gymnasium {gymnasium.__version__}"
                 else:
                     hint = "If a package registers it, name its module as well: env_id=module:EnvId"
-                message = f"{message.rstrip('.')}. {hint}"
+                message = f"{message if message.endswith('?') else message.rstrip('.') + '.'} {hint}"
             raise ValueError(f"{self._env_id}: {message}") from None
         self.name = name
         return gymnasium.make

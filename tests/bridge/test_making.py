@@ -84,7 +84,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no module": ({"env_id": "nowhere:X-v0"}, "env_id=nowhere:X-v0: there is no module nowhere in "),
     "an id that its module does not register": (
         {"env_id": "json:Xyzzyqwk-v0"},
-        f". json was imported, but does not register it with Gymnasium {gymnasium.__version__}",
+        f". json is there, but registers no such id with Gymnasium {gymnasium.__version__}",
     ),
     "no such name in a module": ({"env_id": f"{TOYS}:Identty-v0"}, "Did you mean: `Identity`?"),
     "a factory of nothing": ({"env_id": f"{TOYS}:nothing"}, "expected it to return a gymnasium.Env, got builtins.NoneType"),
