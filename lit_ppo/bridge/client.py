@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from time import monotonic, perf_counter
 from typing import Any
+from weakref import proxy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -194,7 +195,8 @@ class EnvBridge:
             self._recovery.retry,
         )
         self._restoration: Restoration = self._restoration_kind(self._recorded)
-        self._recovery.restoration = self._restoration
+        # weakly: a bridge that is no longer used would wait for the garbage collector, with all of its history
+        self._recovery.restoration = proxy(self._restoration)
 
     # -- reset and step
 

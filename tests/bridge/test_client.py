@@ -1,5 +1,6 @@
 """The bridge: the same numbers as in process, whatever happens to the processes; and nothing left behind."""
 
+import gc
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
@@ -1338,6 +1340,21 @@ def test_after_close_nothing_can_be_done_and_close_may_be_called_again() -> None
         with pytest.raises(ValueError, match="close"):
             use()
     assert bridge.spec.action.choices == (2,)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "native"])
+def test_what_a_bridge_held_is_freed_with_it_and_not_only_by_the_garbage_collector(vectorization: Any) -> None:
+    with EnvBridge("CartPole-v1", 2, lambda env, episode: env, settings=BridgeSettings(vectorization=vectorization)) as bridge:
+        bridge.reset()
+        bridge.step(np.zeros(2, np.int64))
+    gc.collect()
+    gc.disable()
+    try:
+        history = weakref.ref(bridge._history)
+        del bridge
+        assert history() is None
+    finally:
+        gc.enable()
 
 
 def test_a_bridge_that_was_never_used_closes() -> None:
