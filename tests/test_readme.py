@@ -48,8 +48,8 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_readme_has_the_commands_that_these_tests_are_about() -> None:
-    assert len(COMMANDS) == 19
-    assert {line.split()[3] for line in COMMANDS} == {"fit", "test", "check-env", "rollout", "plot"}
+    assert len(COMMANDS) == 20
+    assert {line.split()[3] for line in COMMANDS} == {"fit", "test", "check-env", "rollout", "plot", "reproduce"}
 
 
 def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_commands_from_a_first_run_to_a_plot_work_one_after_the_other() -> None:
 
 
 def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for command in ("fit", "check-env", "rollout export", "rollout check"):
+    for command in ("fit", "check-env", "reproduce", "rollout export", "rollout check"):
         parsed(f"python -m lit_ppo {command} --help", monkeypatch)
     helped = capsys.readouterr().out
     named = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)*)", README)) - {"help", "print_config"}
