@@ -6,19 +6,18 @@ A *row* is a YAML file: what was published, by whom, and all settings of the run
 their checksum. A run that was killed goes on from its last checkpoint, bit for bit.
 """
 
-import ctypes
 import hashlib
 import json
 import math
 import os
 import select
 import shutil
-import signal
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -36,7 +35,14 @@ RECORD: Final = "record.json"  # of a finished run, in its directory
 _KEPT: Final = "kept.json"  # the same when it stands in the results
 _CONFIG: Final = "config.yaml"
 _OUTPUT: Final = "output.txt"
-_PR_SET_PDEATHSIG: Final = 1
+# Becomes another program that the kernel ends if its parent ends (1 is PR_SET_PDEATHSIG, which outlives execv).
+_LAUNCH: Final = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):  # it ended before the kernel knew whom to tell
+    sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 Kind = Literal["training", "greedy"]
 
 
@@ -375,7 +381,8 @@ def make_runs(runs: Sequence[Run], jobs: int, say: Callable[[str], None] = print
         CheckpointError: A directory or a result cannot be written.
     """
     locks = [RunLock(directory, "--runs_dir") for directory in dict.fromkeys(run.directory.parent for run in runs)]
-    waiting, running, failures = deque(runs), {}, []
+    waiting, failures = deque(runs), list[Failure]()
+    running: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}  # by the descriptor of the process
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -410,15 +417,7 @@ def _started(run: Run) -> subprocess.Popen[bytes]:
         if (run.directory / _KEPT).exists():  # its result was deleted, so it is wanted anew
             shutil.rmtree(run.directory)
         run.directory.mkdir(parents=True, exist_ok=True)
-        command = run.command()
-        parent = os.getpid()
-        libc = ctypes.CDLL(None)
-
-        def end_with_parent() -> None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != parent:  # it died before the kernel knew whom to tell
-                os._exit(1)
-
+        command = [sys.executable, "-ISc", _LAUNCH, str(os.getpid()), *run.command()]
         with open(run.directory / _OUTPUT, "ab") as output:
             return subprocess.Popen(
                 command,
@@ -426,7 +425,6 @@ def _started(run: Run) -> subprocess.Popen[bytes]:
                 stdout=output,
                 stderr=output,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
-                preexec_fn=end_with_parent,
             )
     except OSError as error:
         raise CheckpointError(f"{run.directory}: {run.name} cannot be started: {error}") from error
@@ -484,5 +482,5 @@ def reproduce(
     for row in rows:
         results = RowResults(row, results_dir)
         wanted = range(first_seed, first_seed + (seeds or row.seeds))
-        runs += missing(results, LIT_PPO, wanted, lambda seed, results=results: lit_ppo_run(results, seed, runs_dir))  # type: ignore[misc]
+        runs += missing(results, LIT_PPO, wanted, partial(lit_ppo_run, results, runs_dir=runs_dir))
     return make_runs(runs, jobs or len(os.sched_getaffinity(0)), say)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lit_ppo import cli, exit_codes
+from lit_ppo.reproduction import read_row
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,6 +67,13 @@ def test_options_of_a_command_exist(command: str, monkeypatch: pytest.MonkeyPatc
         pytest.importorskip("tensorboard")
     parsed(command if "--print_config" in command else f"{command} --print_config", monkeypatch)
     assert capsys.readouterr().out.startswith("# lightning.pytorch")
+
+
+def test_row_that_a_command_names_is_there() -> None:
+    [line] = [line for line in COMMANDS if " reproduce " in line]
+    options = cli.command_parser().parse_args(shlex.split(line)[3:])
+    [row] = [read_row(options.rows_dir / f"{name}.yaml") for name in options.rows]
+    assert row.seeds >= options.seeds
 
 
 def test_commands_from_a_first_run_to_a_plot_work_one_after_the_other() -> None:
