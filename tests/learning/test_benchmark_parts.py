@@ -96,6 +96,15 @@ def test_value_coefficient_loses_the_half_that_our_value_loss_has_inside() -> No
     assert to_sb3(settings(value_coefficient=0.5))["ppo"]["vf_coef"] == 0.25
 
 
+def test_value_clip_is_the_clip_range_of_the_value_function() -> None:
+    assert to_sb3(settings(value_clip=0.2))["ppo"]["clip_range_vf"] == 0.2
+    assert to_sb3(settings())["ppo"]["clip_range_vf"] is None
+
+
+def test_observation_without_parts_is_normalised_by_its_path() -> None:
+    assert to_sb3(settings(normalize_observations=[""]))["normalize"] == {"norm_obs": True, "norm_reward": False}
+
+
 def test_masked_run_has_the_masked_peer() -> None:
     translated = to_sb3(settings(action_mask="obs:mask"))
     assert (translated["algorithm"], translated["env"]["mask_key"]) == ("MaskablePPO", "mask")
