@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -335,6 +336,7 @@ def test_report_has_every_row_with_its_result_and_a_plot(tmp_path: Path) -> None
 def test_report_in_the_docs_is_that_of_the_results() -> None:
     expected = report_text([read_row(path) for path in ROWS], ROOT / "results")
     assert (ROOT / "docs" / "results.md").read_text() == expected
+    assert all((ROOT / "docs" / plot).is_file() for plot in re.findall(r"!\[.*\]\((.*)\)", expected))
 
 
 def test_command_without_a_row_lists_all_and_with_report_writes_it(
