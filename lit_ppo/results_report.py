@@ -254,6 +254,7 @@ def write_report(rows: Sequence[Row], results_dir: Path, docs_dir: Path) -> list
             if _has_curves(results):
                 written.append(docs_dir / "results" / f"{row.name}.svg")
                 plot_runs(_title(row), _lines(results), _level(row), written[-1])
+        docs_dir.mkdir(parents=True, exist_ok=True)
         written.append(docs_dir / "results.md")
         written[-1].write_text(text, encoding="utf-8")
     except OSError as error:
