@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Any
 
 
-def write_json(path: Path, data: Any, indent: int = 2) -> None:
-    """Replace the file at `path` atomically; parents are made.
+def write_json(path: Path, data: Any) -> None:
+    """Replace the file at `path` by plain data without non-finite numbers.
 
-    Args:
-        path: The file.
-        data: Plain data without non-finite numbers.
-        indent: Spaces of each level.
+    Raises:
+        OSError: As in `replace_text`.
+    """
+    replace_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace the file at `path` atomically; parents are made.
 
     Raises:
         OSError: The file cannot be written; the old one is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(data, indent=indent, allow_nan=False) + "\n"
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(descriptor, "w", encoding="utf-8") as file:

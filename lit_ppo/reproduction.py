@@ -25,7 +25,7 @@ import yaml
 
 from lit_ppo import exit_codes
 from lit_ppo.errors import CheckpointError, ConfigError
-from lit_ppo.json_file import write_json
+from lit_ppo.json_file import replace_text
 from lit_ppo.run_lock import RunLock
 
 FIRST_SEED: Final = 101  # settings are tuned with seeds 0 to 9
@@ -248,14 +248,11 @@ class RowResults:
         others = [run for run in self._read() if (run["who"], run["seed"]) != (who, seed)]
         self.runs = sorted([*others, {"who": who, "seed": seed, **record}], key=lambda run: (run["who"], run["seed"]))
         seeds = [run["seed"] for run in self.by(LIT_PPO)] or [FIRST_SEED]
-        content = {
-            "row": self.row.name,
-            "config_sha256": self.row.sha256,
-            "command": self.row.command(seeds),
-            "runs": self.runs,
-        }
+        head = {"row": self.row.name, "config_sha256": self.row.sha256, "command": self.row.command(seeds)}
+        lines = [f" {json.dumps(name)}: {json.dumps(value)}," for name, value in head.items()]
+        of_runs = ",\n".join(f"  {json.dumps(run, allow_nan=False)}" for run in self.runs)  # a line for each run
         try:
-            write_json(self.path, content, indent=1)
+            replace_text(self.path, "\n".join(["{", *lines, ' "runs": [', of_runs, " ]", "}"]) + "\n")
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be written: {error}") from error
 
