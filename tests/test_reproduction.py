@@ -35,12 +35,13 @@ from tests.faults.harness import CommandLine
 
 ROOT = Path(__file__).parents[1]
 ROWS = sorted((ROOT / "configs" / "rows").glob("*.yaml"))
-# Every setting that decides a run of any row; those of memory only with a memory.
+# Every setting that decides a run of any row; those of memory only with a memory, those of exploration only for a Box.
 MODEL = """
     actor_hidden_sizes critic_hidden_sizes activation shared_torso orthogonal_init memory action_bounds log_std log_std_init
     learning_rate learning_rate_decay adam_epsilon normalize_observations observation_clip normalize_rewards reward_clip
     reward_scale gamma gae_lambda update_epochs minibatch_size clip_epsilon clip_decay value_clip value_coefficient
     entropy_coefficient normalize_advantages max_grad_norm target_kl compile"""
+BOXES = ("Pendulum-", "MountainCarC", "LunarLanderC", "BipedalWalker-", "InvertedPendulum-", "Hopper-", "HalfCh", "Walker2d-")
 DATA = "env_id env_kwargs wrappers max_episode_steps frame_stack obs_keys action_mask vectorization num_envs horizon"
 
 
@@ -72,7 +73,8 @@ def test_row_leans_on_no_default_and_its_settings_are_valid(path: Path) -> None:
     found = read_row(path)
     model, data = found.settings["model"], found.settings["data"]
     memory = ["memory_size", "sequence_length"] if model["memory"] else []
-    assert set(model) >= {*MODEL.split(), *memory}
+    exploration = ["gsde", "gsde_steps"] if found.env_id.startswith(BOXES) else []
+    assert set(model) >= {*MODEL.split(), *memory, *exploration}
     assert set(data) >= set(DATA.split())
     assert found.settings.keys() <= {"total_env_steps", "data", "model", "trainer"}
     PPOSettings(**model)

@@ -43,6 +43,7 @@ def to_sb3(settings: Settings) -> dict[str, Any]:
     if data["num_envs"] * data["horizon"] % model["minibatch_size"]:
         raise NoCounterpart("model.minibatch_size: Stable-Baselines3 splits a rollout otherwise if it has no equal parts")
     is_masked, memory = data["action_mask"] is not None, model["memory"] is not None
+    exploration = {"use_sde": True, "sde_sample_freq": model["gsde_steps"] or -1} if model.get("gsde") else {}
     if model["memory"] == "gru":
         raise NoCounterpart("model.memory=gru: sb3-contrib has LSTMs only")
     if data.get("frame_stack") is not None:
@@ -73,6 +74,7 @@ def to_sb3(settings: Settings) -> dict[str, Any]:
             "clip_range_vf": model["value_clip"],
             "max_grad_norm": 1e9 if model["max_grad_norm"] is None else model["max_grad_norm"],
             "normalize_advantage": model["normalize_advantages"] == "minibatch",
+            **exploration,
         },
         "normalize": {
             "norm_obs": bool(model["normalize_observations"]),

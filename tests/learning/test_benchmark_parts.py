@@ -105,6 +105,12 @@ def test_observation_without_parts_is_normalised_by_its_path() -> None:
     assert to_sb3(settings(normalize_observations=[""]))["normalize"] == {"norm_obs": True, "norm_reward": False}
 
 
+def test_state_dependent_exploration_is_theirs_and_without_steps_it_is_that_of_a_rollout() -> None:
+    explored = [to_sb3(settings(gsde=True, gsde_steps=steps))["ppo"] for steps in (4, None)]
+    assert [(ppo["use_sde"], ppo["sde_sample_freq"]) for ppo in explored] == [(True, 4), (True, -1)]
+    assert "use_sde" not in to_sb3(settings())["ppo"]
+
+
 def test_masked_run_has_the_masked_peer() -> None:
     translated = to_sb3(settings(action_mask="obs:mask"))
     assert (translated["algorithm"], translated["env"]["mask_key"]) == ("MaskablePPO", "mask")
