@@ -731,7 +731,7 @@ def test_help_lists_all_commands(run: Run) -> None:
     ended = run("--help")
     assert (ended.code, ended.err) == (exit_codes.DONE, "")
     listed = [line.split()[0] for line in ended.out.splitlines() if line.startswith("    ") and line[4] != " "]
-    assert listed == ["fit", "validate", "test", "check-env", "plot", "replay", "rollout"]
+    assert listed == ["fit", "validate", "test", "check-env", "plot", "replay", "reproduce", "rollout"]
 
 
 def test_version_is_that_of_the_package(run: Run) -> None:
@@ -768,7 +768,7 @@ def test_examples_of_the_help_are_valid(run: Run, trained: None) -> None:
 def test_line_that_does_not_begin_with_a_command_is_refused(line: str, run: Run) -> None:
     ended = run(line)
     assert (ended.code, ended.err.count("\n")) == (exit_codes.USAGE, 1)
-    assert "expected one of fit, validate, test, check-env, plot, replay, rollout" in ended.err
+    assert "expected one of fit, validate, test, check-env, plot, replay, reproduce, rollout" in ended.err
 
 
 def test_word_that_is_no_command_is_refused_with_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -776,6 +776,6 @@ def test_word_that_is_no_command_is_refused_with_all_commands(capsys: pytest.Cap
         cli.main(["fti"])
     assert ended.value.code == exit_codes.USAGE
     expected = (
-        "lit_ppo: error: fti: expected one of fit, validate, test, check-env, plot, replay, rollout (did you mean fit?)\n"
+        "lit_ppo: error: fti: expected one of fit, validate, test, check-env, plot, replay, reproduce, rollout (did you mean fit?)\n"
     )
     assert capsys.readouterr().err == expected
