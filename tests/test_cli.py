@@ -776,6 +776,7 @@ def test_word_that_is_no_command_is_refused_with_all_commands(capsys: pytest.Cap
         cli.main(["fti"])
     assert ended.value.code == exit_codes.USAGE
     expected = (
-        "lit_ppo: error: fti: expected one of fit, validate, test, check-env, plot, replay, reproduce, rollout (did you mean fit?)\n"
+        "lit_ppo: error: fti: expected one of fit, validate, test, check-env, plot, replay, reproduce, rollout "
+        "(did you mean fit?)\n"
     )
     assert capsys.readouterr().err == expected
