@@ -166,13 +166,13 @@ def write_format(number: int | None, path: Path) -> None:
     path.write_bytes(sealed(buffer.getvalue()))
 
 
-@pytest.mark.parametrize(("number", "said"), [(None, "1 of lit_ppo 0.1"), (1, "1 of lit_ppo 0.1"), (3, "3 of another lit_ppo")])
+@pytest.mark.parametrize(("number", "said"), [(None, "1 of lit_ppo 0.1"), (1, "1 of lit_ppo 0.1"), (2, "2 of another lit_ppo")])
 def test_checkpoint_of_another_format_is_refused_by_name(number: int | None, said: str, path: Path) -> None:
     write_format(number, path)
     with pytest.raises(CheckpointError) as refused:
         read_checkpoint(path)
     assert str(refused.value) == (
-        f"{path}: format {said}, this version reads format 2; "
+        f"{path}: format {said}, this version reads format 3; "
         f"continue or test it with {said[5:]}, or train again, in another checkpoint.dirpath"
     )
 

@@ -18,6 +18,7 @@ MODULES = {
 FLOORS = {
     0: """errors exit_codes interrupts standard_streams allocator spaces leaf_rules contract curve functional networks
         distributions seeding random_actions plot run_lock compat_torch ppo_settings policy normalization callables
+        presets
         bridge bridge.settings bridge.protocol
         bridge.frame bridge.faults bridge.doorbell
         bridge.journal bridge.episodes bridge.restart_budget bridge.dealing bridge.guard bridge.sandbox""",
@@ -30,8 +31,8 @@ FLOORS = {
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_summary
         callbacks.stop_when_solved option_parser resume_settings""",
-    4: """commands commands.environment_options commands.train commands.check_env commands.plot commands.replay
-        commands.rollout""",
+    4: """commands commands.environment_options commands.train commands.check_env commands.plot commands.presets
+        commands.replay commands.rollout""",
     5: "cli __main__",
 }
 FLOOR_OF = {f"lit_ppo.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
@@ -56,8 +57,10 @@ NARROWER = {
     "lit_ppo.allocator": set(),
     "lit_ppo.contract": {"numpy"},
     "lit_ppo.plot": {"matplotlib"},
+    "lit_ppo.presets": {"yaml"},
     "lit_ppo.commands": set(),
     "lit_ppo.commands.plot": set(),
+    "lit_ppo.commands.presets": set(),
     "lit_ppo.commands.replay": set(),
     "lit_ppo.commands.check_env": set(),
     "lit_ppo.commands.environment_options": {"yaml"},

@@ -1,7 +1,8 @@
 """Stable-Baselines3 or sb3-contrib in a process and a venv of its own: settings on standard input, results on standard output.
 
-Trains for the env steps that are asked for, evaluates as `lit_ppo fit` does (greedy episodes before the first and after every
-few updates; of equal policies the later counts as better), and judges the best and the last policy on episodes of their own.
+Trains for the env steps that are asked for, evaluates as `lit_ppo fit` does (greedy episodes before the first update and after
+each that reaches another multiple of some env steps; of equal policies the later counts as better), and judges the best and the
+last policy on episodes of their own.
 """
 
 import copy
@@ -137,18 +138,18 @@ class Kept(NamedTuple):
 
 
 class Evaluation(BaseCallback):
-    """Greedy episodes every few updates, and a copy of the best policy so far.
+    """Greedy episodes every few env steps, and a copy of the best policy so far.
 
     Args:
         player: Plays them.
-        every_n_updates: Updates between evaluations.
+        every_env_steps: Env steps between evaluations.
         num_episodes: Episodes of each.
     """
 
-    def __init__(self, player: Player, every_n_updates: int, num_episodes: int) -> None:
+    def __init__(self, player: Player, every_env_steps: int, num_episodes: int) -> None:
         super().__init__()
-        self._player, self._every_n_updates, self._num_episodes = player, every_n_updates, num_episodes
-        self._updates, self._next_seed = 0, _EVALUATION_SEEDS
+        self._player, self._every_env_steps, self._num_episodes = player, every_env_steps, num_episodes
+        self._reached, self._next_seed = -1, _EVALUATION_SEEDS  # how many multiples of the env steps at the last evaluation
         self.best: tuple[float, int, Kept] | None = None  # mean return, env steps, policy
 
     def _on_step(self) -> bool:
@@ -157,14 +158,15 @@ class Evaluation(BaseCallback):
     def _on_rollout_start(self) -> None:
         """The update before, if there was one, is over."""
         self._evaluate()
-        self._updates += 1
 
     def _on_training_end(self) -> None:
         self._evaluate()
 
     def _evaluate(self) -> None:
-        if self._updates % self._every_n_updates:
+        reached = self.num_timesteps // self._every_env_steps
+        if reached == self._reached:
             return
+        self._reached = reached
         seeds = range(self._next_seed, self._next_seed + self._num_episodes)
         self._next_seed = seeds.stop
         mean = float(self._player.returns(self.model, seeds).mean())

@@ -7,6 +7,7 @@ env steps before a rollout, theirs those after it, so theirs are shifted by one 
 from collections.abc import Mapping
 from typing import Any, Final
 
+from lit_ppo.callbacks.greedy_evaluation import spacing_of
 from lit_ppo.optimization import ADAM_EPSILON, LEARNING_RATE
 
 Settings = Mapping[str, Any]
@@ -57,7 +58,10 @@ def to_sb3(settings: Settings) -> dict[str, Any]:
             "mask_key": data["action_mask"].partition(":")[2] if is_masked else None,
             "num_envs": data["num_envs"],
         },
-        "evaluation": {name: settings["evaluation"][name] for name in ("every_n_updates", "num_episodes")},
+        "evaluation": {
+            "every_env_steps": spacing_of(settings["evaluation"]["every_env_steps"], settings["total_env_steps"]),
+            "num_episodes": settings["evaluation"]["num_episodes"],
+        },
         "ppo": {
             "n_steps": data["horizon"],
             "batch_size": model["minibatch_size"],

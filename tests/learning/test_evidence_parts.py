@@ -88,7 +88,7 @@ def settings(**changes: Any) -> dict[str, Any]:
     }  # fmt: skip
     for key, value in changes.items():
         (data if key in data else model)[key] = value
-    evaluation = {"every_n_updates": 1, "num_episodes": 5}
+    evaluation = {"every_env_steps": 32, "num_episodes": 5}
     return {"total_env_steps": 64, "data": data, "model": model, "evaluation": evaluation}
 
 
