@@ -5,7 +5,6 @@ for any text), where its settings come from (`source`), the score that was measu
 the settings as a configuration file has them (`settings`).
 """
 
-import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +15,11 @@ from typing import Any, Final
 
 import yaml
 
-from lit_ppo.bridge.settings import EnvironmentSettings
 from lit_ppo.errors import ConfigError
 
 NONE: Final = "none"  # typed for no preset
-# What besides the id says which environment is made.
-_OF_THE_ENVIRONMENT: Final = tuple(
-    field.name for field in dataclasses.fields(EnvironmentSettings) if field.name not in ("env_id", "env_path", "is_training")
-)
+# Settings of `data` that make another environment of the same id.
+_OF_THE_ENVIRONMENT: Final = ("env_kwargs", "wrappers", "max_episode_steps", "frame_stack", "obs_keys", "action_mask")
 # Settings of `model` that a part of the user's own replaces.
 _REPLACED_BY: Final = {
     "optimizer": ("learning_rate", "adam_epsilon"),
