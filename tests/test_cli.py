@@ -389,7 +389,7 @@ def test_directory_that_cannot_be_written_ends_in_one_line_and_exit_code_5(setti
     Path("taken").touch()
     Path("full/config.yaml").mkdir(parents=True)
     ended = run(f"fit {SMALL} {setting}")
-    assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.CHECKPOINT, "", 1)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.CHECKPOINT, f"{PRESET}\n", 1)
     assert ended.err.startswith("lit_ppo: error: ") and all(part in ended.err for part in parts)
 
 

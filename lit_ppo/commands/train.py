@@ -33,7 +33,7 @@ from lit_ppo.callbacks.run_summary import RunSummary
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.checkpoint_io import VerifiedCheckpointIO
 from lit_ppo.commands import DESCRIPTION, PROGRAM, TRAINING
-from lit_ppo.compat_lightning import parser_of, remove_option, settings_of
+from lit_ppo.compat_lightning import option_names, parser_of, remove_option, settings_of
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.exit_codes import fail
@@ -224,7 +224,9 @@ class LitPPOCLI(LightningCLI):
                 of_command = parser_of(self, command)
                 self._choose_preset(of_command.get_default("data.env_id"))
                 if self._preset is not None:
-                    of_command.set_defaults(self._preset.defaults_beside(self._typed))
+                    known = set(option_names(of_command))  # a user's module may lack some
+                    standing_in = self._preset.defaults_beside(self._typed)
+                    of_command.set_defaults({key: value for key, value in standing_in.items() if f"--{key}" in known})
         super().parse_arguments(parser, args)
 
     def _choose_preset(self, default_env_id: str) -> None:
