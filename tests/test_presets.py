@@ -14,6 +14,7 @@ from lit_ppo import exit_codes, presets
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.callbacks.run_config import CONFIG_KEY
 from lit_ppo.checkpoint_io import read_checkpoint
+from lit_ppo.commands.train import LitPPOCLI
 from lit_ppo.errors import ConfigError
 from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.presets import Preset, all_presets, preset_for, preset_named
@@ -21,6 +22,7 @@ from tests.test_cli import PRESET, SMALL, Ended, Run, run  # noqa: F401  a fixtu
 
 NAMES = [preset.name for preset in all_presets()]
 TOY = "tests.toy_envs:Identity-v0"
+LENGTHENED = "changed since checkpoints/last.ckpt: length: 64 -> 96 env steps\n"
 BOLD = {  # the settings of CartPole's run before there were presets
     "data": {"env_id": "CartPole-v1", "num_envs": 8, "horizon": 32},
     "model": {"learning_rate": 3e-3, "update_epochs": 4, "minibatch_size": 64, "clip_epsilon": 0.4},
@@ -83,7 +85,7 @@ def test_checkpoint_wins_over_a_preset_that_has_changed_since(run: Run, toy: Pre
     toy.settings["model"] = {"gamma": 0.25, "learning_rate": 0.125}
     toy.settings["data"]["num_envs"] = 4
     resumed = run("fit --ckpt_path last --trainer.max_epochs 3")
-    assert (resumed.code, resumed.err) == (exit_codes.DONE, "")
+    assert (resumed.code, resumed.err) == (exit_codes.DONE, LENGTHENED)
     assert "preset" not in resumed.out  # none is chosen again
     settings = read_checkpoint("checkpoints/last.ckpt")[CONFIG_KEY]
     assert (settings["preset"], settings["model"]["gamma"], settings["model"]["learning_rate"]) == ("toy", 0.5, None)
@@ -93,7 +95,7 @@ def test_checkpoint_wins_over_a_preset_that_has_changed_since(run: Run, toy: Pre
 def test_typed_setting_wins_over_a_checkpoint_with_a_preset(run: Run, toy: Preset) -> None:  # noqa: F811
     run(f"fit --data.env_id {TOY} {SMALL}")
     ended = run("fit --ckpt_path last --trainer.max_epochs 3 --model.gamma 0.75")
-    assert ended.err == "changed since checkpoints/last.ckpt: model.gamma: 0.5 -> 0.75\n"
+    assert ended.err == f"changed since checkpoints/last.ckpt: model.gamma: 0.5 -> 0.75\n{LENGTHENED}"
 
 
 def test_another_preset_is_refused_on_resume(run: Run, toy: Preset) -> None:  # noqa: F811
@@ -164,9 +166,8 @@ def test_settings_that_are_printed_with_a_preset_are_those_of_the_same_run(run: 
     assert run("fit --config my.yaml --print_config").out == printed
 
 
-def test_program_without_a_command_has_presets_too() -> None:
-    from lit_ppo import LitPPOCLI
-
+def test_program_without_a_command_has_presets_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["my_run.py"])
     cli = LitPPOCLI(args=["--data.num_envs=2", "--data.horizon=32", "--trainer.logger=false"], run=False)
     assert cli.model.settings.clip_epsilon == 0.4 and cli.config.preset == "CartPole-v1"
     cli.datamodule.close()
