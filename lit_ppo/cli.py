@@ -18,6 +18,7 @@ from lit_ppo.exit_codes import CHECKPOINT, USAGE, fail, of
 _OTHERS: Final = {  # files in `commands/`
     "check-env": "check_env",
     "plot": "plot",
+    "presets": "presets",
     "replay": "replay",
     "reproduce": "reproduce",
     "rollout": "rollout",

@@ -317,22 +317,20 @@ def fit_config(row: Row, seed: int, directory: Path) -> dict[str, Any]:
     }
     trainer, data = row.settings.get("trainer", {}), row.settings["data"]
     return row.settings | {
+        "preset": "none",
         "seed_everything": seed,
         "torch_threads": 1,
         # one process for each run: the seeds use the cores
         "data": {"num_workers": 1, "evaluation_envs": row.evaluation.num_episodes} | data | {"report_dir": str(directory)},
         "trainer": trainer | {"logger": False, "callbacks": [*trainer.get("callbacks", []), record]},
-        "evaluation": _evaluation_options(row),
+        "evaluation": {
+            "every_env_steps": max(1, row.env_steps // row.evaluation.times),
+            "num_episodes": row.evaluation.num_episodes,
+        },
         "solved": {"threshold": math.inf},  # trains for all of its env steps
         "curve": {"path": None},
         "checkpoint": {"dirpath": str(directory / "checkpoints")},
     }
-
-
-def _evaluation_options(row: Row) -> dict[str, Any]:
-    """When `fit` evaluates: the only place that knows how its option counts."""
-    updates = round(row.env_steps / row.evaluation.times / row.env_steps_per_update)
-    return {"every_n_updates": max(1, updates), "num_episodes": row.evaluation.num_episodes}
 
 
 def lit_ppo_run(results: RowResults, seed: int, runs_dir: Path) -> Run:

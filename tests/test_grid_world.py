@@ -40,7 +40,7 @@ def files(directory: Path, updates: int, ckpt_path: str | None = None) -> tuple[
     data = KeptData(GRID, num_envs=8, horizon=32, evaluation_envs=2)
     policy, path = directory / "policy.json", directory / "path.json"
     callbacks = [
-        GreedyEvaluation(every_n_updates=100, num_episodes=1),
+        GreedyEvaluation(every_env_steps=1_000_000, num_episodes=1),
         StopWhenSolved(threshold=1e9),
         GridPolicy(str(policy), str(path)),
         RunCheckpoint(str(directory / "checkpoints"), every_n_updates=100),

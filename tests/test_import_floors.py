@@ -18,7 +18,7 @@ MODULES = {
 FLOORS = {
     0: """errors exit_codes interrupts standard_streams allocator spaces leaf_rules contract curve functional networks
         distributions seeding random_actions plot run_lock json_file run_statistics compat_torch ppo_settings policy
-        normalization callables
+        normalization callables presets
         bridge bridge.settings bridge.protocol
         bridge.frame bridge.faults bridge.doorbell
         bridge.journal bridge.episodes bridge.restart_budget bridge.dealing bridge.guard bridge.sandbox""",
@@ -31,8 +31,8 @@ FLOORS = {
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_record callbacks.run_summary
         callbacks.stop_when_solved option_parser resume_settings results_report""",
-    4: """commands commands.environment_options commands.train commands.check_env commands.plot commands.replay
-        commands.reproduce commands.rollout""",
+    4: """commands commands.environment_options commands.train commands.check_env commands.plot commands.presets
+        commands.replay commands.reproduce commands.rollout""",
     5: "cli __main__",
 }
 FLOOR_OF = {f"lit_ppo.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
@@ -61,8 +61,10 @@ NARROWER = {
     "lit_ppo.results_report": set(),
     "lit_ppo.contract": {"numpy"},
     "lit_ppo.plot": {"matplotlib"},
+    "lit_ppo.presets": {"yaml"},
     "lit_ppo.commands": set(),
     "lit_ppo.commands.plot": set(),
+    "lit_ppo.commands.presets": set(),
     "lit_ppo.commands.replay": set(),
     "lit_ppo.commands.reproduce": set(),
     "lit_ppo.commands.check_env": set(),

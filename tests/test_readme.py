@@ -49,8 +49,8 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_readme_has_the_commands_that_these_tests_are_about() -> None:
-    assert len(COMMANDS) == 20
-    assert {line.split()[3] for line in COMMANDS} == {"fit", "test", "check-env", "rollout", "plot", "reproduce"}
+    assert len(COMMANDS) == 21
+    assert {line.split()[3] for line in COMMANDS} == {"fit", "test", "presets", "check-env", "rollout", "plot", "reproduce"}
 
 
 def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,12 +81,14 @@ def test_commands_from_a_first_run_to_a_plot_work_one_after_the_other() -> None:
     [test] = [line for line in COMMANDS if " test " in line]
     [plot] = [line for line in COMMANDS if " plot " in line]
     [check] = [line for line in COMMANDS if " check-env " in line]
+    [presets] = [line for line in COMMANDS if line.endswith(" presets")]
     export, check_file = (line for line in COMMANDS if " rollout " in line)
-    settings = "--data.num_envs=2 --model.update_epochs=1 --evaluation.num_episodes=1 --evaluation.every_n_updates=50"
+    settings = "--data.num_envs=2 --model.update_epochs=1 --evaluation.num_episodes=1 --evaluation.every_env_steps=3200"
     for command in (
         f"{first} {settings}".replace("=5000", "=1600"),
         resume.replace("=10000", "=3200"),
         test,
+        presets,
         check,
         export,
         check_file,
@@ -110,7 +112,7 @@ def test_summary_in_the_readme_is_what_a_run_prints() -> None:
     """Its numbers are another machine's."""
     ended = shell(f"python -m lit_ppo fit {SHORT}")
     [shown] = [block.splitlines() for _, block in BLOCKS if "checkpoint: " in block]
-    assert ended.stdout.splitlines()[2:] == shown[2:]
+    assert (ended.stdout.splitlines()[0], ended.stdout.splitlines()[3:]) == (shown[0], shown[3:])
 
 
 def test_python_example_runs() -> None:

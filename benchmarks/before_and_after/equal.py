@@ -28,7 +28,7 @@ _UPDATES: Final = {1: 40, 8: 24, 64: 12}  # by num_envs
 _HORIZON: Final = {1: 128, 8: 32, 64: 32}  # 5,120 to 24,576 env steps; with fewer, 1 environment would not fill a minibatch
 _UPDATES_WITH_KILL: Final = 40
 _UPDATES_OF_A_CHECKPOINT: Final = 10
-_NEVER: Final = 1_000_000  # updates
+_NEVER: Final = 1_000_000_000  # env steps
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Case:
             f"--data.num_workers={self.num_workers}",
             f"--data.num_envs={self.num_envs}",
             f"--data.horizon={_HORIZON[self.num_envs]}",
-            f"--evaluation.every_n_updates={1 if self.evaluates else _NEVER}",
+            f"--evaluation.every_env_steps={1 if self.evaluates else _NEVER}",
             f"--checkpoint.every_n_updates={_UPDATES_OF_A_CHECKPOINT}",
             "--solved.threshold=.inf",
             "--checkpoint.dirpath=checkpoints",
