@@ -356,6 +356,13 @@ def test_command_without_a_row_lists_all_and_with_report_writes_it(
     assert "- `cleanrl_cartpole`: CleanRL, ppo.py" in Path("docs/results.md").read_text()
 
 
+def test_directory_without_rows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["reproduce", f"--rows_dir={tmp_path}"])
+    message = f"lit_ppo: error: --rows_dir={tmp_path}: expected a directory with rows (*.yaml), found none\n"
+    assert (ended.value.code, capsys.readouterr().err) == (exit_codes.USAGE, message)
+
+
 def test_command_refuses_no_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["reproduce", "--seeds=0"])

@@ -48,6 +48,8 @@ def run(options: argparse.Namespace) -> None:
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     every_row = [] if rows and not options.report else [read_row(path) for path in sorted(options.rows_dir.glob("*.yaml"))]
+    if not rows and not every_row:
+        fail(f"--rows_dir={options.rows_dir}: expected a directory with rows (*.yaml), found none", USAGE)
     if options.report:
         _report(every_row, options)
     elif not rows:
