@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: fit test learn soak lint types bench bench-quick evidence env-list clean
+.PHONY: fit test learn soak lint types bench bench-quick reproduce reproduce-sb3 report env-list clean
 
 fit: $(STAMP)
 	$(BIN)/python -m lit_ppo fit
@@ -32,9 +32,18 @@ bench: $(STAMP)
 bench-quick: $(STAMP)
 	$(BIN)/python -m benchmarks.run --quick
 
-# What is learnt, beside SB3 and sb3-contrib, for every row without a result; says what to install if something is missing.
-evidence: $(STAMP)
-	$(BIN)/python -m benchmarks.learning
+# Rows of published scores that have no result yet; ROWS="cleanrl_cartpole dials" for some. All of them take days.
+ROWS ?= $(basename $(notdir $(wildcard configs/rows/*.yaml)))
+
+reproduce: $(STAMP)
+	$(BIN)/python -m lit_ppo reproduce $(ROWS)
+
+# Stable-Baselines3 and sb3-contrib with the same settings, for the rows that are compared with them.
+reproduce-sb3: $(STAMP)
+	$(BIN)/python -m benchmarks.learning $(ROWS)
+
+report: $(STAMP)
+	$(BIN)/python -m lit_ppo reproduce --report
 
 # Sixty-six environments: each trains, loses its worker, resumes. Those without a result; FAMILIES="MuJoCo highway" for some.
 env-list: $(STAMP)

@@ -69,7 +69,7 @@ class BareLoop:
 
 
 def _module(spec: EnvSpec, minibatch_size: int) -> "SameBatch":
-    settings = {"learning_rate": 2.5e-4, "learning_rate_decay": "constant", "max_grad_norm": 0.5}
+    settings = {"learning_rate": 2.5e-4, "learning_rate_decay": "constant", "update_epochs": 4, "max_grad_norm": 0.5}
     return SameBatch(spec, minibatch_size=minibatch_size, **settings)
 
 

@@ -20,6 +20,8 @@ _PACKAGES: Final = (
     "lightning",
     "mujoco",
     "minigrid",
+    "ale-py",
+    "Box2D",
     "stable-baselines3",
     "sb3-contrib",
     "envpool",

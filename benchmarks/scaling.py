@@ -31,11 +31,11 @@ _INTERVALS: Final = 10
 
 
 def whole_runs(num_updates: int, rounds: int) -> list[Row]:
-    """Peak memory of `fit` with its defaults, evaluation included, and of SB3 with rl-zoo3's, as many env steps."""
-    from lit_ppo.data import RolloutDataModule
+    """Peak memory of `fit` with the preset of CartPole, evaluation included, and of SB3 with rl-zoo3's, as many env steps."""
+    from lit_ppo.presets import preset_named
 
-    defaults = RolloutDataModule()
-    env_steps = num_updates * defaults.num_envs * defaults.horizon
+    data = preset_named("CartPole-v1").settings["data"]
+    env_steps = num_updates * data["num_envs"] * data["horizon"]
     fit = [
         "-m",
         "lit_ppo",

@@ -13,8 +13,8 @@ install() { # venv, requirements
 }
 
 install plain -c ../constraints.txt -e .. # lit_ppo as users have it: what the tests need is not there to be imported
-install peers stable-baselines3==2.9.2 sb3-contrib==2.9.2 minigrid==3.2.0 mujoco==4.0.0 "gymnasium[mujoco]==1.4.0" \
-    ale-py==0.12.1 opencv-python-headless
+install peers stable-baselines3==2.9.2 sb3-contrib==2.9.2 minigrid==3.2.0 mujoco==4.0.0 ale-py==0.12.1 box2d==2.3.10 \
+    opencv-python-headless "gymnasium[mujoco,box2d]==1.4.0"
 install peers envpool==1.2.5 || echo "envpool does not install here; its rows will be missing" >&2
 for peer in torchrl==0.14.1 tianshou==2.0.1 sheeprl==0.8.4; do
     install "${peer%%=*}" "$peer" || {

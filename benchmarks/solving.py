@@ -1,4 +1,4 @@
-"""Time to solve CartPole-v1, seeds 0 to 9: lit_ppo's defaults, CleanRL's, and SB3 with those of rl-zoo3.
+"""Time to solve CartPole-v1, seeds 0 to 9: lit_ppo's preset, CleanRL's defaults, and SB3 with rl-zoo3's.
 
 All stop by the same rule, that of `lit_ppo fit`: after each update (256 env steps; 512 for CleanRL) 10 greedy episodes; when
 their mean reaches 475, up to 100 fresh ones (the second 50 only if the first reach it too), whose mean must clear 475 by three
@@ -193,14 +193,15 @@ def solve_lit_ppo(seed: int) -> dict[str, Any]:
 
 
 def _same_rule() -> None:
-    """The rule that `Checks` applies to the peers is the one of `fit`'s defaults."""
+    """The rule that `Checks` applies to the peers is the one of `fit` with the preset of CartPole."""
     from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
     from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
-    from lit_ppo.data import RolloutDataModule
+    from lit_ppo.presets import preset_named
 
-    evaluation, solved, data = GreedyEvaluation(), StopWhenSolved(), RolloutDataModule()
+    settings = preset_named("CartPole-v1").settings
+    evaluation, solved = GreedyEvaluation(**settings["evaluation"]), StopWhenSolved(**settings.get("solved", {}))
     ours = (
-        evaluation.every_n_updates * data.num_envs * data.horizon,
+        max(evaluation.every_env_steps or 0, settings["data"]["num_envs"] * settings["data"]["horizon"]),
         evaluation.num_episodes,
         solved.confirmation_episodes,
         solved.margin,

@@ -22,7 +22,7 @@ from benchmarks.memory import PeakSampler
 from benchmarks.report import ROOT, Row, peers_python, show
 
 _DEADLINE_S: Final = 600.0
-_NEVER: Final = 1_000_000  # updates
+_NEVER: Final = 1_000_000_000  # env steps or updates
 _COLUMN: Final = "time/overall_steps_per_s"
 
 
@@ -84,6 +84,7 @@ TASKS: Final = (
             "--data.num_envs=8",
             "--data.horizon=128",
             "--model.minibatch_size=256",
+            "--model.update_epochs=4",
             "--model.shared_torso=true",
             "--model.actor_hidden_sizes=[]",
             "--model.critic_hidden_sizes=[]",
@@ -119,8 +120,15 @@ def run_sb3(task: Task) -> tuple[float, float]:
 def _options(task: Task) -> list[str]:
     sizes = dict(option[2:].split("=", 1) for option in task.options)
     steps = int(sizes["data.num_envs"]) * int(sizes["data.horizon"]) * (task.updates + 1)
-    never = [f"--evaluation.every_n_updates={_NEVER}", f"--checkpoint.every_n_updates={_NEVER}", "--solved.threshold=.inf"]
-    return [*task.options, f"--total_env_steps={steps}", "--data.evaluation_envs=1", "--evaluation.num_episodes=1", *never]
+    never = [f"--evaluation.every_env_steps={_NEVER}", f"--checkpoint.every_n_updates={_NEVER}", "--solved.threshold=.inf"]
+    return [
+        "--preset=none",
+        *task.options,
+        f"--total_env_steps={steps}",
+        "--data.evaluation_envs=1",
+        "--evaluation.num_episodes=1",
+        *never,
+    ]
 
 
 def _watched(command: Sequence[str], directory: str, task: str, peak: list[float]) -> str:

@@ -19,7 +19,7 @@ from time import perf_counter
 from typing import Any, Final, NoReturn
 
 from benchmarks import peers
-from benchmarks.competition import HORIZON, LEARNING_RATE, Turns
+from benchmarks.competition import HORIZON, LEARNING_RATE, UPDATE_EPOCHS, Turns
 from benchmarks.report import ROOT, Row, peers_python, show
 
 CASES: Final = {"4x128": (4, 128), "64x128": (64, 2048)}  # num_envs, minibatch_size; horizon 128, 4 epochs
@@ -94,6 +94,7 @@ def run_lit_ppo(
         data.spec,
         learning_rate=LEARNING_RATE,
         learning_rate_decay="constant",
+        update_epochs=UPDATE_EPOCHS,
         minibatch_size=minibatch_size,
         clip_epsilon=0.2,
         max_grad_norm=0.5,

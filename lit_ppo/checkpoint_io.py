@@ -18,7 +18,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lit_ppo.errors import CheckpointError
 
 FORMAT_KEY: Final = "lit_ppo_format"
-FORMAT: Final = 2  # changes when older checkpoints cannot be continued any more
+FORMAT: Final = 3  # changes when older checkpoints cannot be continued any more
 _LABEL: Final = b"lit_ppo sha256 "
 _COMMENT_BYTES: Final = len(_LABEL) + 64
 _END_RECORD: Final = b"PK\x05\x06"  # zip's end of central directory: 22 bytes, the last two say how long the comment is

@@ -15,7 +15,14 @@ from lit_ppo.commands import DESCRIPTION, PROGRAM, TRAINING
 from lit_ppo.errors import CheckpointError
 from lit_ppo.exit_codes import CHECKPOINT, USAGE, fail, of
 
-_OTHERS: Final = {"check-env": "check_env", "plot": "plot", "replay": "replay", "rollout": "rollout"}  # files in `commands/`
+_OTHERS: Final = {  # files in `commands/`
+    "check-env": "check_env",
+    "plot": "plot",
+    "presets": "presets",
+    "replay": "replay",
+    "reproduce": "reproduce",
+    "rollout": "rollout",
+}
 _EXAMPLES: Final = f"""examples:
   {PROGRAM} fit
   {PROGRAM} fit --data.env_id=Acrobot-v1 --seed_everything=7

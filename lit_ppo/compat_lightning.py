@@ -87,9 +87,9 @@ def settings_of(cli: "LightningCLI", key: str, *, instantiated: bool = False) ->
     return cli._get(cli.config_init if instantiated else cli.config, key)
 
 
-def parser_of(cli: "LightningCLI") -> "LightningArgumentParser":
-    """The parser of the command that runs; its `callback_keys` decide which callbacks the Trainer gets."""
-    return cli._parser(cli.subcommand)
+def parser_of(cli: "LightningCLI", command: str | None) -> "LightningArgumentParser":
+    """The parser of a command, or of a program that runs none; its `callback_keys` decide which callbacks the Trainer gets."""
+    return cli._parser(command)
 
 
 def option_names(parser: "LightningArgumentParser") -> Iterator[str]:

@@ -7,12 +7,12 @@ Non-finite numbers are the strings "NaN", "Infinity" and "-Infinity". A file is 
 
 import json
 import math
-import os
 import re
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+from lit_ppo.json_file import write_json
 
 RETURN_COLOR: Final = "#4e79a7"
 NON_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -71,18 +71,7 @@ class TrainLog:
         Raises:
             OSError: The file cannot be written; the old one is still there.
         """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(name, 0o644)  # mkstemp's files are private, a curve is not
-            os.replace(name, target)
-        except BaseException:
-            os.unlink(name)
-            raise
+        write_json(Path(path), self.to_json())
 
     @classmethod
     def read(cls, path: str | Path) -> "TrainLog":

@@ -80,7 +80,7 @@ class RolloutDataModule(LightningDataModule):
         horizon: Steps of each environment in one rollout, T.
         seed: Seed of the episodes and of the sampled actions.
         contract: Rules for the environment's values in addition to those that always hold.
-        evaluation_envs: Number of greedy episodes played at a time.
+        evaluation_envs: Number of environments for greedy episodes, which play that many at a time.
         validation_episodes: Number of greedy episodes played by `validate`.
         test_episodes: Number of greedy episodes played by `test`.
         report_dir: Directory for the reports of faults, which `replay` plays again; None for no reports.
@@ -102,10 +102,10 @@ class RolloutDataModule(LightningDataModule):
         env_path: list[str] | str | None = None,
         remake_each_episode: bool = False,
         num_envs: int = 8,
-        horizon: int = 32,
+        horizon: int = 256,
         seed: int = 0,
         contract: ContractSettings = ContractSettings(),  # noqa: B008  frozen, so sharing it is safe
-        evaluation_envs: int = 50,
+        evaluation_envs: int = 10,
         validation_episodes: int = 20,
         test_episodes: int = 100,
         report_dir: str | None = "data/reports",

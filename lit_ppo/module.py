@@ -45,8 +45,8 @@ _REFUSED_FLAGS = {
     "accumulate_grad_batches": (1, "has no effect on PPO updates; use a larger --model.minibatch_size"),
     "overfit_batches": (0.0, "has no effect on PPO updates; on-policy data cannot be used again"),  # sets limit_train_batches
     "limit_train_batches": (1.0, "has no effect on PPO updates; an update is one batch; use --data.horizon"),
-    "check_val_every_n_epoch": (1, "has no effect on PPO updates; use --evaluation.every_n_updates"),
-    "val_check_interval": (1.0, "has no effect on PPO updates; use --evaluation.every_n_updates"),
+    "check_val_every_n_epoch": (1, "has no effect on PPO updates; use --evaluation.every_env_steps"),
+    "val_check_interval": (1.0, "has no effect on PPO updates; use --evaluation.every_env_steps"),
     "min_steps": (None, "keeps a signal and total_env_steps from ending the run; leave it out"),  # sets min_epochs
     "min_epochs": (0, "keeps a signal and total_env_steps from ending the run; leave it out"),
 }

@@ -18,7 +18,7 @@ from lit_ppo.ppo_settings import Decay, PPOSettings
 
 Part = TypeVar("Part")
 
-LEARNING_RATE: Final = 3e-3
+LEARNING_RATE: Final = 3e-4
 ADAM_EPSILON: Final = 1e-5
 # What a scheduler can monitor: the diagnostics of an update that a resumed run has as well; not times, not evaluations.
 MONITORED: Final = (

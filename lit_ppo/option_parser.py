@@ -23,6 +23,7 @@ _REPLACED: Final = {  # options and keys of earlier versions, and keys whose val
     "model.total_env_steps": "total_env_steps",
     "model.seed": "seed_everything",
     "data.seed": "seed_everything",
+    "evaluation.every_n_updates": "evaluation.every_env_steps, in env steps (1 evaluates after every update)",
 }
 _FLOAT: Final = re.compile(
     r"[-+]?(?:(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"

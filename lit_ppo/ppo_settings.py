@@ -49,7 +49,7 @@ class PPOSettings:
         optimizer: Makes the optimizer; called with the parameters that are trained. None for Adam.
         lr_scheduler: Makes a scheduler of the learning rate, which makes one step after each update; called with the optimizer.
             `lightning.pytorch.cli.ReduceLROnPlateau` takes `monitor`, the name of a diagnostic of the update.
-        learning_rate: Adam's step size at the start of the run; None for 0.003. An optimizer of your own has a setting for its
+        learning_rate: Adam's step size at the start of the run; None for 0.0003. An optimizer of your own has a setting for its
             rate.
         learning_rate_decay: Whether the learning rate decays linearly to 0 over the run, or stays constant. None for linear, or
             for constant if there is a scheduler or an optimizer of your own.
@@ -113,9 +113,9 @@ class PPOSettings:
     reward_scale: float = 1.0
     gamma: float = 0.99
     gae_lambda: float = 0.95
-    update_epochs: int = 4
+    update_epochs: int = 10
     minibatch_size: int = 64
-    clip_epsilon: float = 0.4
+    clip_epsilon: float = 0.2
     clip_decay: Decay = "constant"
     value_clip: float | None = None
     value_coefficient: float = 0.5

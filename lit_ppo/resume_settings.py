@@ -15,6 +15,7 @@ from lit_ppo.ppo_settings import PARTS
 _SECTIONS_OF_A_RUN: Final = (
     "seed_everything",
     "total_env_steps",
+    "preset",
     "model",
     "data",
     "evaluation",
@@ -25,6 +26,7 @@ _SECTIONS_OF_A_RUN: Final = (
 _TRAINER_KEYS_OF_A_RUN: Final = ("max_epochs", "max_steps", "precision", "deterministic", "logger")
 # Settings that cannot change on resume: the saved episodes or parameters would not fit.
 _FIXED_ON_RESUME: Final = (
+    "preset",
     "data.env_id",
     "data.env_kwargs",
     "data.wrappers",
@@ -154,11 +156,12 @@ def _without_length(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Settings of `base`, with those of `over` in their place, section by section."""
+    """Settings of `base`, with those of `over` in their place, section by section; of another class as a whole."""
     result = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _merged(result[key], value) if both else value
+        is_other = both and "class_path" in value and value["class_path"] != result[key].get("class_path")
+        result[key] = _merged(result[key], value) if both and not is_other else value
     return result
 
 
@@ -169,13 +172,13 @@ def refuse_fixed(saved: dict[str, Any], typed: dict[str, Any]) -> None:
         ConfigError: There is one that differs from the saved setting.
     """
     fixed = _FIXED_ON_RESUME + (_FIXED_RATES if _has_own_rates(saved["model"]) else ())
-    for section, name in (key.split(".") for key in fixed):
-        if name in typed.get(section, {}):
-            before, now = saved[section].get(name), typed[section][name]
-            if not _agrees(now, before):
-                raise ConfigError(
-                    f"{section}.{name}={_shown(now)}: the checkpoint's run has {_shown(before)}, which cannot change on resume"
-                )
+    for key in fixed:
+        section, _, name = key.rpartition(".")
+        before, now = (settings.get(section, {}) if section else settings for settings in (saved, typed))
+        if name in now and not _agrees(now[name], before.get(name)):
+            raise ConfigError(
+                f"{key}={_shown(now[name])}: the checkpoint's run has {_shown(before.get(name))}, which cannot change on resume"
+            )
 
 
 def _agrees(typed: Any, saved: Any) -> bool:

@@ -1,4 +1,4 @@
-"""RunLock: one run for each checkpoint directory."""
+"""RunLock: one process for each directory that a run writes to."""
 
 import fcntl
 import os
@@ -12,13 +12,14 @@ class RunLock:
 
     Args:
         directory: Created if it does not exist.
+        setting: Option that names the directory.
 
     Raises:
         ConfigError: Another run holds it.
         CheckpointError: The directory cannot be written.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, setting: str = "checkpoint.dirpath") -> None:
         path = directory / ".lock"
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -31,7 +32,7 @@ class RunLock:
             owner = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
             os.close(self._descriptor)
             raise ConfigError(
-                f"checkpoint.dirpath={directory}: the run of process {owner or 'unknown'} writes there; "
+                f"{setting}={directory}: the run of process {owner or 'unknown'} writes there; "
                 "wait for it or choose another directory"
             ) from None
         os.ftruncate(self._descriptor, 0)

@@ -65,7 +65,7 @@ def small_data(env_id: str = IDENTITY, cls: type[RolloutDataModule] = KeptData, 
 def small_module(cls: type[PPOModule] = KeptModule, **settings: Any) -> Any:
     """For the identity environment."""
     small = {"spec": vector_spec(3, 3), "actor_hidden_sizes": (8,), "critic_hidden_sizes": (8,), "minibatch_size": 10}
-    return cls(**(small | settings))
+    return cls(**(small | {"update_epochs": 4} | settings))
 
 
 def cartpole_module(**settings: Any) -> Any:

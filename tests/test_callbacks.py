@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from lit_ppo.callbacks.curve_export import CurveExport, slug
-from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of
+from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of, spacing_of
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.run_progress import RunProgress
 from lit_ppo.callbacks.run_summary import RunSummary
@@ -53,7 +53,7 @@ def update_of(path: str) -> int:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GreedyEvaluation(every_n_updates=0), "evaluation.every_n_updates=0: expected at least 1"),
+        (lambda: GreedyEvaluation(every_env_steps=0), "evaluation.every_env_steps=0: expected at least 1"),
         (lambda: GreedyEvaluation(num_episodes=0), "evaluation.num_episodes=0: expected at least 1"),
         (lambda: StopWhenSolved(confirmation_episodes=-1), "solved.confirmation_episodes=-1: expected at least 0"),
         (lambda: StopWhenSolved(margin=-0.5), "solved.margin=-0.5: expected at least 0"),
@@ -98,8 +98,8 @@ class Seen(Callback):
         self.rows.append((self.evaluation.latest.update, self.evaluation.is_fresh(trainer)))
 
 
-def test_untrained_policy_and_then_every_few_updates_are_evaluated() -> None:
-    evaluation = GreedyEvaluation(every_n_updates=2, num_episodes=1)
+def test_untrained_policy_and_then_every_few_env_steps_are_evaluated() -> None:
+    evaluation = GreedyEvaluation(every_env_steps=40, num_episodes=1)  # an update has 20
     seen, data = Seen(evaluation), scripted([5.0, 7.0, 6.0])
     trainer = bare_trainer(5, evaluation, seen)
     trainer.fit(small_module(), datamodule=data)
@@ -109,11 +109,28 @@ def test_untrained_policy_and_then_every_few_updates_are_evaluated() -> None:
     assert data.script["evaluation"] == []
 
 
+@pytest.mark.parametrize(
+    ("every_env_steps", "run_env_steps", "spacing"),
+    [(None, 1000, 20), (None, 1049, 20), (None, 30, 1), (None, None, 20_000), (7, 1000, 7), (7, None, 7)],
+)
+def test_spacing_is_a_fiftieth_of_the_run_unless_it_is_set(
+    every_env_steps: int | None, run_env_steps: int | None, spacing: int
+) -> None:
+    assert spacing_of(every_env_steps, run_env_steps) == spacing
+
+
+def test_evaluations_follow_the_updates_that_reach_another_fiftieth_of_the_run() -> None:
+    evaluation = GreedyEvaluation(num_episodes=1)
+    seen, module = Seen(evaluation), small_module(total_env_steps=1500)  # every 30 env steps, an update has 20
+    fit(5, evaluation, seen, module=module, data=scripted([1.0, 2.0, 3.0, 4.0]))
+    assert seen.rows == [(0, False), (2, True), (3, True), (3, False), (5, True)]  # at 40, 60 and 100 env steps
+
+
 # -- stop when solved
 
 
 def stopped_after(solved: StopWhenSolved, data: Any, updates: int = 4) -> int:
-    fit(updates, GreedyEvaluation(every_n_updates=1, num_episodes=1), solved, data=data)
+    fit(updates, GreedyEvaluation(every_env_steps=1, num_episodes=1), solved, data=data)
     return int(data.update)
 
 
@@ -158,7 +175,7 @@ def test_run_goes_on_after_a_confirmation_that_failed() -> None:
 
 def test_old_evaluation_is_not_looked_at_again() -> None:
     data = scripted([0.0, 8.0], [[5.0]])
-    fit(3, GreedyEvaluation(every_n_updates=2, num_episodes=1), StopWhenSolved(6.0, confirmation_episodes=1), data=data)
+    fit(3, GreedyEvaluation(every_env_steps=40, num_episodes=1), StopWhenSolved(6.0, confirmation_episodes=1), data=data)
     assert data.update == 3 and data.script["confirmation"] == []
 
 
@@ -259,7 +276,7 @@ def test_curve_begins_with_the_untrained_policy_and_is_rewritten_at_every_evalua
         def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
             lengths.append(TrainLog.read("deep/down/curve.json").steps)
 
-    fit(3, GreedyEvaluation(2, 1), CurveExport("deep/down/curve.json"), Reader(), data=scripted([5.0, 7.0]))
+    fit(3, GreedyEvaluation(40, 1), CurveExport("deep/down/curve.json"), Reader(), data=scripted([5.0, 7.0]))
     assert lengths == [[0], [0, 40], [0, 40]]
     written = json.loads(Path("deep/down/curve.json").read_text())
     assert written == {

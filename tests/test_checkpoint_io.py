@@ -43,7 +43,7 @@ def test_what_is_written_is_read_again_and_nothing_else_is_left(path: Path) -> N
 
 def test_file_is_an_ordinary_one_to_torch(path: Path) -> None:
     write_checkpoint(CONTENT, path)
-    assert is_same(torch.load(path, weights_only=True), {**CONTENT, "lit_ppo_format": 2})
+    assert is_same(torch.load(path, weights_only=True), {**CONTENT, "lit_ppo_format": 3})
 
 
 def test_checkpoint_before_is_kept_as_previous(path: Path) -> None:
@@ -166,13 +166,13 @@ def write_format(number: int | None, path: Path) -> None:
     path.write_bytes(sealed(buffer.getvalue()))
 
 
-@pytest.mark.parametrize(("number", "said"), [(None, "1 of lit_ppo 0.1"), (1, "1 of lit_ppo 0.1"), (3, "3 of another lit_ppo")])
+@pytest.mark.parametrize(("number", "said"), [(None, "1 of lit_ppo 0.1"), (1, "1 of lit_ppo 0.1"), (2, "2 of another lit_ppo")])
 def test_checkpoint_of_another_format_is_refused_by_name(number: int | None, said: str, path: Path) -> None:
     write_format(number, path)
     with pytest.raises(CheckpointError) as refused:
         read_checkpoint(path)
     assert str(refused.value) == (
-        f"{path}: format {said}, this version reads format 2; "
+        f"{path}: format {said}, this version reads format 3; "
         f"continue or test it with {said[5:]}, or train again, in another checkpoint.dirpath"
     )
 
@@ -305,10 +305,10 @@ def test_fallback_to_the_previous_checkpoint_is_announced(run: Any) -> None:
 def test_checkpoint_of_another_format_is_no_reason_to_fall_back(run: Any) -> None:
     last = Path("checkpoints/last.ckpt")
     assert run(SMALL) == (exit_codes.DONE, "")
-    write_format(3, last)
+    write_format(4, last)
     code, err = run("fit --ckpt_path last")
     assert code == exit_codes.CHECKPOINT and err.count("\n") == 1
-    assert err.startswith(f"lit_ppo: error: {last}: format 3 ")
+    assert err.startswith(f"lit_ppo: error: {last}: format 4 ")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])

@@ -31,7 +31,10 @@ from tests.runs import IDENTITY
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 SMALL = """--data.num_envs 2 --data.horizon 16 --data.evaluation_envs 2 --model.minibatch_size 16 --model.update_epochs 1
-    --evaluation.num_episodes 2 --evaluation.every_n_updates 1 --solved.confirmation_episodes 2 --trainer.max_epochs 2"""
+    --evaluation.num_episodes 2 --evaluation.every_env_steps 1 --solved.confirmation_episodes 2 --trainer.max_epochs 2"""
+
+
+PRESET = "preset: CartPole-v1, in place of the defaults (--preset=none for these)"
 
 
 class Ended(NamedTuple):
@@ -141,8 +144,8 @@ def update_of(path: str) -> int:
 def test_fit_from_an_empty_directory_leaves_curve_checkpoints_config_and_metrics() -> None:
     ended, left = in_a_process("fit --trainer.max_epochs 2 --evaluation.num_episodes 2")
     assert (ended.code, ended.err, left) == (exit_codes.DONE, "", [])
-    assert ended.out.splitlines()[0] == "not solved: no confirmed evaluation return of 475"
-    # the defaults: 8 envs x 32 steps, evaluated before the first update and after every one
+    assert ended.out.splitlines()[:2] == [PRESET, "not solved: no confirmed evaluation return of 475"]
+    # the preset: 8 envs x 32 steps, evaluated before the first update and after every one
     curve = TrainLog.read("data/rl/ppo_cartpole_trainlog.json")
     assert curve.steps == [0, 8 * 32, 2 * 8 * 32]
     assert update_of("checkpoints/last.ckpt") == 2 and update_of("checkpoints/best.ckpt") in (1, 2)
@@ -177,7 +180,7 @@ def test_curve_and_logger_can_be_turned_off(run: Run) -> None:
 
 def test_run_stops_as_solved_at_a_threshold_that_is_met(run: Run) -> None:
     ended = run(f"fit {SMALL} --trainer.max_epochs 5 --solved.threshold 1 --solved.margin 0")
-    assert ended.out.startswith("solved at env step 32: 2 fresh greedy episodes average ")
+    assert ended.out.splitlines()[1].startswith("solved at env step 32: 2 fresh greedy episodes average ")
     assert update_of("checkpoints/last.ckpt") == 1
 
 
@@ -194,7 +197,8 @@ def length_of(path: str) -> Any:
 @pytest.mark.parametrize(
     ("typed", "length"),
     [
-        ("", (50_000, -1, 50_000)),  # that of CartPole
+        ("", (50_000, -1, 50_000)),  # that of the preset
+        ("--preset=none", (1_000_000, -1, 1_000_000)),
         ("--trainer.max_epochs=1000", (None, 1000, 1000 * 8 * 32)),
         ("--total_env_steps=1000000", (1_000_000, -1, 1_000_000)),
         ("--total_env_steps=300 --trainer.max_epochs=7", (300, 7, 300)),
@@ -210,13 +214,13 @@ def test_length_of_a_run_is_what_is_typed(typed: str, length: Any, run: Run) -> 
 
 def test_learning_rate_is_above_0_until_the_end_of_a_run_of_1000_updates(run: Run) -> None:
     """Its 64,000 env steps are more than the 50,000 after which the rate used to be 0."""
-    small = "--data.num_envs 2 --data.horizon 32 --model.update_epochs 1 --evaluation.every_n_updates 2000"
+    small = "--data.num_envs 2 --data.horizon 32 --model.update_epochs 1 --evaluation.every_env_steps 128000"
     assert run(f"fit --data.env_id {IDENTITY} {small} --trainer.max_epochs=1000").code == exit_codes.DONE
     [metrics] = Path("logs").rglob("metrics.csv")
     with metrics.open() as file:
         rates = [float(row["optimizer/learning_rate"]) for row in csv.DictReader(file) if row["optimizer/learning_rate"]]
     assert len(rates) == 1000
-    assert rates[-1] == pytest.approx(3e-3 / 1000) and rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(3e-4 / 1000) and rates == sorted(rates, reverse=True)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +287,7 @@ def test_run_that_has_made_more_updates_than_are_typed_is_refused(run: Run) -> N
         ("model.total_env_steps", "total_env_steps"),
         ("model.seed", "seed_everything"),
         ("data.seed", "seed_everything"),
+        ("evaluation.every_n_updates", "evaluation.every_env_steps, in env steps (1 evaluates after every update)"),
     ],
 )
 def test_old_name_of_an_option_is_refused_with_the_new_one(old: str, new: str, run: Run) -> None:
@@ -296,6 +301,7 @@ def test_old_name_of_an_option_is_refused_with_the_new_one(old: str, new: str, r
         ("model.total_env_steps", "total_env_steps"),
         ("model.seed", "seed_everything"),
         ("data.seed", "seed_everything"),
+        ("evaluation.every_n_updates", "evaluation.every_env_steps, in env steps (1 evaluates after every update)"),
     ],
 )
 def test_key_in_a_configuration_file_that_another_option_replaces_is_refused(old: str, new: str, run: Run) -> None:
@@ -384,7 +390,7 @@ def test_directory_that_cannot_be_written_ends_in_one_line_and_exit_code_5(setti
     Path("taken").touch()
     Path("full/config.yaml").mkdir(parents=True)
     ended = run(f"fit {SMALL} {setting}")
-    assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.CHECKPOINT, "", 1)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.CHECKPOINT, f"{PRESET}\n", 1)
     assert ended.err.startswith("lit_ppo: error: ") and all(part in ended.err for part in parts)
 
 
@@ -483,7 +489,6 @@ BAD = {
     "--model.gamma 1.5": "model.gamma=1.5: expected a number in [0, 1]",
     "--data.num_envs 0": "data.num_envs=0: expected at least 1",
     "--data.num_workers 3": "data.num_envs=8: expected a multiple of data.num_workers=3",
-    "--model.minibatch_size 257": "model.minibatch_size=257: expected at most data.horizon * data.num_envs = 32 * 8 = 256",
     "--seed_everything -1": "seed_everything=-1: expected 0 to 2^32 - 1",
     "--total_env_steps 0": "total_env_steps=0: expected at least 1",
     "--torch_threads 0": "torch_threads=0: expected at least 1",
@@ -554,6 +559,12 @@ def test_interpreter_that_is_too_old_ends_in_one_line_and_exit_code_2(run: Run) 
     assert run(f"fit --data.python={python}") == Ended(
         exit_codes.USAGE, "", f"lit_ppo: error: data.python={python}: {expected}\n"
     )
+
+
+def test_minibatch_that_is_larger_than_a_rollout_is_refused(run: Run) -> None:
+    ended = run("fit --model.minibatch_size 257")  # found out when the run begins
+    message = "model.minibatch_size=257: expected at most data.horizon * data.num_envs = 32 * 8 = 256"
+    assert ended == Ended(exit_codes.USAGE, f"{PRESET}\n", f"lit_ppo: error: {message}\n")
 
 
 def test_bad_setting_leaves_no_traceback_and_no_process() -> None:
@@ -632,7 +643,7 @@ def test_run_resumed_by_command_equals_the_run_in_one_go(run: Run) -> None:
 def test_typed_value_wins_over_the_checkpoint_and_is_shown(run: Run, trained: None) -> None:
     ended = run("fit --ckpt_path last --trainer.max_epochs 3 --model.learning_rate 0.5 --model.learning_rate_decay constant")
     assert ended.code == exit_codes.DONE
-    assert "changed since checkpoints/last.ckpt: model.learning_rate: None -> 0.5\n" in ended.err
+    assert "changed since checkpoints/last.ckpt: model.learning_rate: 0.003 -> 0.5\n" in ended.err
     assert "model.learning_rate_decay: None -> constant\n" in ended.err
     checkpoint = torch.load("checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5
@@ -642,7 +653,7 @@ def test_typed_value_wins_over_the_checkpoint_and_is_shown(run: Run, trained: No
 def test_value_in_a_config_file_wins_over_the_checkpoint_too(run: Run, trained: None) -> None:
     Path("more.yaml").write_text("trainer: {max_epochs: 3}\nmodel: {learning_rate: 0.25}\n")
     ended = run("fit --config more.yaml --ckpt_path last")
-    assert "model.learning_rate: None -> 0.25\n" in ended.err
+    assert "model.learning_rate: 0.003 -> 0.25\n" in ended.err
     assert torch.load("checkpoints/last.ckpt", weights_only=True)["hyper_parameters"]["learning_rate"] == 0.25
 
 
@@ -739,7 +750,7 @@ def test_output_that_cannot_be_written_ends_in_one_line_and_exit_code_5(line: st
 
 def test_run_whose_standard_error_is_closed_works() -> None:
     ended = in_the_shell(f"fit {' '.join(SMALL.split())} 2>&-")
-    assert (ended.code, ended.out.count("\n")) == (exit_codes.DONE, 5)
+    assert (ended.code, ended.out.count("\n")) == (exit_codes.DONE, 6)
 
 
 def test_checkpoints_hold_the_settings_of_their_run_as_plain_data(run: Run) -> None:
@@ -756,7 +767,7 @@ def test_help_lists_all_commands(run: Run) -> None:
     ended = run("--help")
     assert (ended.code, ended.err) == (exit_codes.DONE, "")
     listed = [line.split()[0] for line in ended.out.splitlines() if line.startswith("    ") and line[4] != " "]
-    assert listed == ["fit", "validate", "test", "check-env", "plot", "replay", "rollout"]
+    assert listed == ["fit", "validate", "test", "check-env", "plot", "presets", "replay", "reproduce", "rollout"]
 
 
 def test_version_is_that_of_the_package(run: Run) -> None:
@@ -793,7 +804,7 @@ def test_examples_of_the_help_are_valid(run: Run, trained: None) -> None:
 def test_line_that_does_not_begin_with_a_command_is_refused(line: str, run: Run) -> None:
     ended = run(line)
     assert (ended.code, ended.err.count("\n")) == (exit_codes.USAGE, 1)
-    assert "expected one of fit, validate, test, check-env, plot, replay, rollout" in ended.err
+    assert "expected one of fit, validate, test, check-env, plot, presets, replay, reproduce, rollout" in ended.err
 
 
 def test_word_that_is_no_command_is_refused_with_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -801,6 +812,7 @@ def test_word_that_is_no_command_is_refused_with_all_commands(capsys: pytest.Cap
         cli.main(["fti"])
     assert ended.value.code == exit_codes.USAGE
     expected = (
-        "lit_ppo: error: fti: expected one of fit, validate, test, check-env, plot, replay, rollout (did you mean fit?)\n"
+        "lit_ppo: error: fti: expected one of fit, validate, test, check-env, plot, presets, replay, reproduce, "
+        "rollout (did you mean fit?)\n"
     )
     assert capsys.readouterr().err == expected

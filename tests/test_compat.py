@@ -271,7 +271,7 @@ def test_lightning_cli_calls_its_private_hooks_and_keeps_settings_where_they_are
     )
     assert compat_lightning.settings_of(cli, "trainer").max_epochs == 7
     assert compat_lightning.settings_of(cli, "model", instantiated=True) is cli.model
-    assert compat_lightning.parser_of(cli) is cli.parser and cli.parser.callback_keys == []
+    assert compat_lightning.parser_of(cli, None) is cli.parser and cli.parser.callback_keys == []
 
 
 def test_options_of_a_parser_and_its_subcommands_are_found() -> None:

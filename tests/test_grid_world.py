@@ -44,7 +44,7 @@ def files(
     data = KeptData(GRID, num_envs=8, horizon=32, evaluation_envs=2, **settings)
     policy, path = directory / "policy.json", directory / "path.json"
     callbacks = [
-        GreedyEvaluation(every_n_updates=8, num_episodes=1),
+        GreedyEvaluation(every_env_steps=8 * 256, num_episodes=1),
         StopWhenSolved(threshold=1e9),
         CurveExport(str(directory / "curve.json")),
         GridPolicy(str(policy), str(path)),

@@ -17,7 +17,8 @@ MODULES = {
 }
 FLOORS = {
     0: """errors exit_codes interrupts standard_streams allocator spaces leaf_rules contract curve functional networks
-        distributions seeding random_actions plot run_lock compat_torch ppo_settings policy normalization callables
+        distributions seeding random_actions plot run_lock json_file run_statistics compat_torch ppo_settings policy
+        normalization callables presets
         bridge bridge.settings bridge.protocol
         bridge.frame bridge.faults bridge.doorbell
         bridge.journal bridge.episodes bridge.restart_budget bridge.dealing bridge.guard bridge.sandbox""",
@@ -26,13 +27,13 @@ FLOORS = {
         bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.inprocess
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.pool bridge.checkpoint
         bridge.client""",
-    2: "rollout evaluation replay transitions environment_check update optimization",
+    2: "rollout evaluation replay transitions environment_check update optimization reproduction",
     3: """module data diagnostics checkpoint_io compat_lightning
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
-        callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_summary
-        callbacks.stop_when_solved option_parser resume_settings""",
-    4: """commands commands.environment_options commands.train commands.check_env commands.plot commands.replay
-        commands.rollout""",
+        callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_record callbacks.run_summary
+        callbacks.stop_when_solved option_parser resume_settings results_report""",
+    4: """commands commands.environment_options commands.train commands.check_env commands.plot commands.presets
+        commands.replay commands.reproduce commands.rollout""",
     5: "cli __main__",
 }
 FLOOR_OF = {f"lit_ppo.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
@@ -55,11 +56,18 @@ NARROWER = {
     "lit_ppo.curve": set(),
     "lit_ppo.run_lock": set(),
     "lit_ppo.allocator": set(),
+    "lit_ppo.json_file": set(),
+    "lit_ppo.run_statistics": {"numpy"},
+    "lit_ppo.reproduction": {"yaml"},
+    "lit_ppo.results_report": set(),
     "lit_ppo.contract": {"numpy"},
     "lit_ppo.plot": {"matplotlib"},
+    "lit_ppo.presets": {"yaml"},
     "lit_ppo.commands": set(),
     "lit_ppo.commands.plot": set(),
+    "lit_ppo.commands.presets": set(),
     "lit_ppo.commands.replay": set(),
+    "lit_ppo.commands.reproduce": set(),
     "lit_ppo.commands.check_env": set(),
     "lit_ppo.commands.environment_options": {"yaml"},
     "lit_ppo.commands.rollout": {"numpy", "torch"},

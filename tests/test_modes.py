@@ -100,7 +100,7 @@ def run(mode: Mode, directory: Path, *parts: int, strike: int | None = None) -> 
             **mode.settings,
         )
         callbacks = [
-            GreedyEvaluation(every_n_updates=2, num_episodes=3),
+            GreedyEvaluation(every_env_steps=64, num_episodes=3),
             StopWhenSolved(threshold=1e9),
             CurveExport(str(directory / "curve.json")),
             RunCheckpoint(str(directory / "checkpoints"), every_n_updates=100),

@@ -185,7 +185,7 @@ def test_run_without_decay_needs_no_length() -> None:
     module = small_module(learning_rate_decay="constant")
     trainer = bare_trainer(-1, max_steps=16)  # 2 updates of 4 passes in 2 minibatches
     trainer.fit(module, datamodule=small_data())
-    assert (trainer.global_step, module.metrics["optimizer/learning_rate"]) == (16, 3e-3)
+    assert (trainer.global_step, module.metrics["optimizer/learning_rate"]) == (16, 3e-4)
 
 
 @pytest.mark.parametrize(("target_kl", "passes"), [(1e-12, 1), (1e6, 5), (None, 5)])
@@ -269,10 +269,10 @@ def test_seed_of_the_data_and_seed_of_the_module_both_count() -> None:
     assert not same(base, other_data) and not same(base, other_module)
 
 
-@pytest.mark.parametrize("evaluates_every", [1, 1000])
+@pytest.mark.parametrize("evaluates_every", [1, 20_000])
 def test_evaluation_does_not_touch_training(evaluates_every: int) -> None:
     without, _ = fit(4)
-    with_it, _ = fit(4, GreedyEvaluation(every_n_updates=evaluates_every, num_episodes=3))
+    with_it, _ = fit(4, GreedyEvaluation(every_env_steps=evaluates_every, num_episodes=3))
     assert same(parameters(without), parameters(with_it))
 
 
@@ -281,7 +281,7 @@ def test_training_draws_nothing_from_global_random_streams() -> None:
         return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2]  # type: ignore[index, union-attr]
 
     before = streams()
-    fit(2, GreedyEvaluation(every_n_updates=1, num_episodes=2))
+    fit(2, GreedyEvaluation(every_env_steps=1, num_episodes=2))
     assert streams() == before
 
 
@@ -506,12 +506,12 @@ def test_minibatch_as_large_as_the_rollout_is_accepted() -> None:
         (
             "check_val_every_n_epoch",
             2,
-            "trainer.check_val_every_n_epoch=2: has no effect on PPO updates; use --evaluation.every_n_updates",
+            "trainer.check_val_every_n_epoch=2: has no effect on PPO updates; use --evaluation.every_env_steps",
         ),
         (
             "val_check_interval",
             0.5,
-            "trainer.val_check_interval=0.5: has no effect on PPO updates; use --evaluation.every_n_updates",
+            "trainer.val_check_interval=0.5: has no effect on PPO updates; use --evaluation.every_env_steps",
         ),
     ],
 )

@@ -79,7 +79,7 @@ def test_run_with_own_optimizer_or_scheduler_resumed_half_way_equals_the_run_in_
     assert differences(in_one_go, in_parts) == []
     assert not same(parameters(straight), parameters(cartpole_module()))
     if own == "plateau":  # else the test would not show that its state is restored
-        assert in_one_go["optimizer_states"][0]["param_groups"][0]["lr"] < 3e-3
+        assert in_one_go["optimizer_states"][0]["param_groups"][0]["lr"] < 3e-4
 
 
 # -- the owner of the learning rate
@@ -104,7 +104,7 @@ class OwnScheduler(PPOModule):
 @pytest.mark.parametrize(
     ("cls", "settings", "rates"),
     [
-        (PPOModule, {}, [3e-3 * (1 - k / 4) for k in range(4)]),
+        (PPOModule, {}, [3e-4 * (1 - k / 4) for k in range(4)]),
         (PPOModule, {"optimizer": adamw()}, [0.01] * 4),
         (PPOModule, {"optimizer": adamw(), "learning_rate_decay": "linear"}, [0.01, 0.0075, 0.005, 0.0025]),
         (PPOModule, {"lr_scheduler": partial(StepLR, step_size=2, gamma=0.1), "learning_rate": 0.5}, [0.5, 0.5, 0.05, 0.05]),

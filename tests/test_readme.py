@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lit_ppo import cli, exit_codes
+from lit_ppo.reproduction import read_row
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,8 +49,8 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_readme_has_the_commands_that_these_tests_are_about() -> None:
-    assert len(COMMANDS) == 19
-    assert {line.split()[3] for line in COMMANDS} == {"fit", "test", "check-env", "rollout", "plot"}
+    assert len(COMMANDS) == 21
+    assert {line.split()[3] for line in COMMANDS} == {"fit", "test", "presets", "check-env", "rollout", "plot", "reproduce"}
 
 
 def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,17 +69,26 @@ def test_options_of_a_command_exist(command: str, monkeypatch: pytest.MonkeyPatc
     assert capsys.readouterr().out.startswith("# lightning.pytorch")
 
 
+def test_row_that_a_command_names_is_there() -> None:
+    [line] = [line for line in COMMANDS if " reproduce " in line]
+    options = cli.command_parser().parse_args(shlex.split(line)[3:])
+    [row] = [read_row(options.rows_dir / f"{name}.yaml") for name in options.rows]
+    assert row.seeds >= options.seeds
+
+
 def test_commands_from_a_first_run_to_a_plot_work_one_after_the_other() -> None:
     first, resume = (line for line in COMMANDS if "--total_env_steps" in line)
     [test] = [line for line in COMMANDS if " test " in line]
     [plot] = [line for line in COMMANDS if " plot " in line]
     [check] = [line for line in COMMANDS if " check-env " in line]
+    [presets] = [line for line in COMMANDS if line.endswith(" presets")]
     export, check_file = (line for line in COMMANDS if " rollout " in line)
-    settings = "--data.num_envs=2 --model.update_epochs=1 --evaluation.num_episodes=1 --evaluation.every_n_updates=50"
+    settings = "--data.num_envs=2 --model.update_epochs=1 --evaluation.num_episodes=1 --evaluation.every_env_steps=3200"
     for command in (
         f"{first} {settings}".replace("=5000", "=1600"),
         resume.replace("=10000", "=3200"),
         test,
+        presets,
         check,
         export,
         check_file,
@@ -90,7 +100,7 @@ def test_commands_from_a_first_run_to_a_plot_work_one_after_the_other() -> None:
 
 
 def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for command in ("fit", "check-env", "rollout export", "rollout check"):
+    for command in ("fit", "check-env", "reproduce", "rollout export", "rollout check"):
         parsed(f"python -m lit_ppo {command} --help", monkeypatch)
     helped = capsys.readouterr().out
     named = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)*)", README)) - {"help", "print_config"}
@@ -102,7 +112,7 @@ def test_summary_in_the_readme_is_what_a_run_prints() -> None:
     """Its numbers are another machine's."""
     ended = shell(f"python -m lit_ppo fit {SHORT}")
     [shown] = [block.splitlines() for _, block in BLOCKS if "checkpoint: " in block]
-    assert ended.stdout.splitlines()[2:] == shown[2:]
+    assert (ended.stdout.splitlines()[0], ended.stdout.splitlines()[3:]) == (shown[0], shown[3:])
 
 
 def test_python_example_runs() -> None:

@@ -1,9 +1,13 @@
 """Callbacks of a user, named in a command line."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_ppo.callbacks.greedy_evaluation import data_of
 
 
 class ReadsAbsentFile(Callback):
@@ -18,3 +22,29 @@ class StopsAfterOneUpdate(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.should_stop = True
+
+
+class KillsTheCommand(Callback):
+    """Kills the process that has started this one, once, and notes where the run starts.
+
+    Args:
+        update: At whose end.
+        once: File that is removed first; without it nothing is killed.
+        starts: File that gets a line with the number of updates before each start.
+    """
+
+    def __init__(self, update: int, once: str, starts: str) -> None:
+        self.update, self.once, self.starts = update, once, starts
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with open(self.starts, "a") as file:
+            file.write(f"{data_of(trainer).update}\n")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if data_of(trainer).update == self.update:
+            try:
+                Path(self.once).unlink()
+            except FileNotFoundError:  # done already
+                return
+            os.kill(os.getppid(), signal.SIGKILL)
+            signal.pause()  # the kernel ends this process as well

@@ -75,6 +75,12 @@ class Checkout:
             raise RunFailed(f"{self.side}: expected lit_ppo of {self.path}, got {file}")
         return self
 
+    @property
+    def evaluation_interval(self) -> str:
+        """What the option is called that says how often a run is evaluated: in env steps, in older versions in updates."""
+        source = (self.path / "lit_ppo" / "callbacks" / "greedy_evaluation.py").read_text()
+        return "every_env_steps" if "every_env_steps" in source else "every_n_updates"
+
     def commit(self) -> str:
         """The checked out commit, with `-dirty` if tracked files differ from it."""
         git = ["git", "-C", str(self.path), "describe", "--always", "--dirty", "--abbrev=12"]

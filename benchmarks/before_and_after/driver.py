@@ -75,7 +75,8 @@ def train(num_envs: int, minibatch_size: int, compiled: bool, warm_up: int, upda
     horizon = 128
     data = RolloutDataModule("CartPole-v1", num_envs=num_envs, horizon=horizon)
     # so small a learning rate leaves the policy as it is: both versions step the same episodes, whatever their schedules
-    module = PPOModule(*_spaces(data), learning_rate=1e-9, minibatch_size=minibatch_size, compile=compiled)
+    settings = {"learning_rate": 1e-9, "update_epochs": 4, "minibatch_size": minibatch_size, "compile": compiled}
+    module = PPOModule(*_spaces(data), **settings)
     times = _fit(data, module, warm_up + updates)
     if compiled:
         from torch._dynamo.utils import counters

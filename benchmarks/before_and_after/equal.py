@@ -28,7 +28,7 @@ _UPDATES: Final = {1: 40, 8: 24, 64: 12}  # by num_envs
 _HORIZON: Final = {1: 128, 8: 32, 64: 32}  # 5,120 to 24,576 env steps; with fewer, 1 environment would not fill a minibatch
 _UPDATES_WITH_KILL: Final = 40
 _UPDATES_OF_A_CHECKPOINT: Final = 10
-_NEVER: Final = 1_000_000  # updates
+_NEVER: Final = 1_000_000_000  # env steps
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,12 @@ class Case:
         kill = {"worker": ", workers killed", "trainer": ", trainer killed and resumed", None: ""}[self.kill]
         return f"{self.vectorization}, {self.num_workers} worker(s), {self.num_envs} env(s), {evaluation}{kill}"
 
-    def arguments(self) -> list[str]:
-        """Of `python -m lit_ppo`."""
+    def arguments(self, evaluation_interval: str) -> list[str]:
+        """Of `python -m lit_ppo`.
+
+        Args:
+            evaluation_interval: Of `Checkout`.
+        """
         return [
             "fit",
             f"--trainer.max_epochs={_UPDATES_WITH_KILL if self.kill else _UPDATES[self.num_envs]}",
@@ -56,7 +60,7 @@ class Case:
             f"--data.num_workers={self.num_workers}",
             f"--data.num_envs={self.num_envs}",
             f"--data.horizon={_HORIZON[self.num_envs]}",
-            f"--evaluation.every_n_updates={1 if self.evaluates else _NEVER}",
+            f"--evaluation.{evaluation_interval}={1 if self.evaluates else _NEVER}",
             f"--checkpoint.every_n_updates={_UPDATES_OF_A_CHECKPOINT}",
             "--solved.threshold=.inf",
             "--checkpoint.dirpath=checkpoints",
@@ -241,7 +245,7 @@ def play(case: Case, checkout: Checkout, directory: Path) -> dict[str, Any]:
         RunFailed: The run failed, or the kill had no effect.
     """
     last = directory / "checkpoints" / "last.ckpt"
-    with Fit(checkout, directory, case.arguments()) as fit:
+    with Fit(checkout, directory, case.arguments(checkout.evaluation_interval)) as fit:
         if case.kill is not None:
             fit.wait_for(last)
         if case.kill == "worker":
@@ -252,7 +256,7 @@ def play(case: Case, checkout: Checkout, directory: Path) -> dict[str, Any]:
     if case.kill == "worker" and not _restarts(directory):
         raise RunFailed(f"{checkout.side}: expected a restarted worker in the run's log, found none")
     if case.kill == "trainer":
-        with Fit(checkout, directory, [*case.arguments(), "--ckpt_path=last"]) as fit:
+        with Fit(checkout, directory, [*case.arguments(checkout.evaluation_interval), "--ckpt_path=last"]) as fit:
             fit.finish()
     return outcome(directory)
 

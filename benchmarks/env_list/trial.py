@@ -37,7 +37,7 @@ _OPTIONS: Final = {
     "data.evaluation_envs": 1,
     "model.minibatch_size": 16,
     "model.update_epochs": 2,
-    "evaluation.every_n_updates": 2,
+    "evaluation.every_env_steps": 64,
     "evaluation.num_episodes": 1,
     "solved.threshold": ".inf",
     "checkpoint.every_n_updates": 1,

@@ -1,1 +1,1 @@
-"""Evidence that lit_ppo learns: each row beside Stable-Baselines3 or sb3-contrib with the same settings in the same run."""
+"""Stable-Baselines3 and sb3-contrib beside lit_ppo's rows (`configs/rows/`), and environments with a known optimum."""

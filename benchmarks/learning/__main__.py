@@ -1,83 +1,76 @@
-"""`python -m benchmarks.learning [ROW...]`: run what has no result yet, and print the table."""
+"""`python -m benchmarks.learning ROW...`: run Stable-Baselines3 or sb3-contrib with the settings of lit_ppo's rows.
+
+Its runs are kept beside ours, in `results/ROW.json`. It makes no checkpoints: a run that was killed starts again.
+"""
 
 import argparse
-import importlib.util
+import json
+import os
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Final
 
-from benchmarks.learning.results import RESULTS, RowResults, table
-from benchmarks.learning.rows import JUDGING_SEEDS, QUICK_SEED, ROWS, Row
-from benchmarks.learning.runs import RUNNERS, RunFailed
-from benchmarks.report import peers_python
+from benchmarks.learning.translation import NoCounterpart, to_sb3
+from benchmarks.report import ROOT, peers_python
+from lit_ppo.errors import CheckpointError, ConfigError
+from lit_ppo.reproduction import FIRST_SEED, RECORD, SB3, Row, RowResults, Run, make_runs, missing, read_row, run_directory
 
-_AT_A_TIME: Final = 2  # runs, each of which has a process for its environments
+_TASK: Final = "task.json"
 
 
 def main() -> int:
     options = _options()
-    rows = [row for row in ROWS if row.name in options.rows or (not options.rows and (row.is_quick or not options.quick))]
-    seeds = options.seeds or ([QUICK_SEED] if options.quick else list(JUDGING_SEEDS))
-    if problem := _missing(rows):
-        print(problem, file=sys.stderr)
-        return 2
     try:
-        results = [RowResults(row, RESULTS.with_name("learning-quick") if options.quick else RESULTS) for row in rows]
-    except ValueError as error:
+        rows = [read_row(options.rows_dir / f"{name}.yaml") for name in options.rows]
+        runs = [run for row in rows for run in _runs_of(row, options)]
+        failures = make_runs(runs, options.jobs, lambda line: print(line, file=sys.stderr, flush=True))
+    except (ConfigError, CheckpointError, NoCounterpart, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
-    tasks = [
-        (found, who, seed)
-        for who in RUNNERS  # ours first: a peer may take several times as long
-        for found in results
-        for seed in seeds
-        if not found.of(who, seed) and (who == "lit_ppo" or found.row.has_peer)
-    ]
-    lock = threading.Lock()
-
-    def run(task: tuple[RowResults, str, int]) -> bool:
-        found, who, seed = task
-        name = f"{found.row.name}, {who}, seed {seed}"
-        try:
-            result = {"seed": seed, **RUNNERS[who](found.row, seed)}
-        except RunFailed as error:
-            print(f"{name}: {error}", file=sys.stderr, flush=True)
-            return False
-        with lock:
-            found.add(result)
-        best, last = result["best"]["mean"], result["last"]["mean"]
-        print(f"{name}: best {best:.4g}, last {last:.4g}, {result['wall_s']:.0f} s", file=sys.stderr, flush=True)
-        return True
-
-    with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        finished = list(pool.map(run, tasks))
-    print(table(results, seeds))
-    return 0 if all(finished) else 1
+    return 1 if failures else 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
-    names = [row.name for row in ROWS]
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"rows to run, default all: {', '.join(names)}")
-    parser.add_argument("--seeds", nargs="+", type=int, help=f"default: {' '.join(map(str, JUDGING_SEEDS))}")
-    parser.add_argument("--quick", action="store_true", help="quick rows only, with one seed that judges nothing")
-    options = parser.parse_args()
-    if unknown := set(options.rows) - set(names):
-        parser.error(f"unknown rows: {', '.join(sorted(unknown))}")
-    return options
+    parser.add_argument("rows", nargs="+", metavar="ROW", help="rows whose runs are wanted")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: as many as the row says, which may be none)")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
+    parser.add_argument("--rows_dir", type=Path, default=ROOT / "configs" / "rows")
+    parser.add_argument("--results_dir", type=Path, default=ROOT / "results")
+    parser.add_argument("--runs_dir", type=Path, default=ROOT / "data" / "reproduce")
+    return parser.parse_args()
 
 
-def _missing(rows: list[Row]) -> str | None:
-    """What has to be installed first, in one line; None if nothing is missing."""
-    extras = sorted({extra for row in rows for extra in row.extras if importlib.util.find_spec(extra) is None})
-    if extras:
-        return f"{' and '.join(extras)}: not installed; run pip install -c constraints.txt -e '.[{','.join(extras)}]'"
-    try:
-        peers_python()
-    except FileNotFoundError:
-        return "the peers are not installed; run sh benchmarks/setup_peers.sh"
-    return None
+def _runs_of(row: Row, options: argparse.Namespace) -> list[Run]:
+    results = RowResults(row, options.results_dir)
+    num_seeds = row.sb3_seeds if options.seeds is None else options.seeds
+    seeds = range(FIRST_SEED, FIRST_SEED + num_seeds)
+    return missing(results, SB3, seeds, lambda seed: _run(results, seed, options.runs_dir))
+
+
+def _run(results: RowResults, seed: int, runs_dir: Path) -> Run:
+    row, directory = results.row, run_directory(results.row, SB3, seed, runs_dir).absolute()
+    python, settings = peers_python(), sb3_settings(row)
+
+    def command() -> list[str]:
+        task = {"settings": settings, "seed": seed, "num_episodes": row.num_episodes}
+        (directory / _TASK).write_text(json.dumps(task, indent=1))
+        return [python, "-m", "benchmarks.learning.peer", str(directory / _TASK), str(directory / RECORD)]
+
+    return Run(results, SB3, seed, directory, command)
+
+
+def sb3_settings(row: Row) -> dict[str, object]:
+    """The settings of a row in SB3's terms, with the length and the evaluations of its runs.
+
+    Raises:
+        NoCounterpart: Stable-Baselines3 cannot run with them.
+    """
+    evaluation = {
+        "every_env_steps": row.env_steps // row.evaluation.times,
+        "num_episodes": row.evaluation.num_episodes,
+    }
+    return {**to_sb3(row.settings), "env_steps": row.env_steps, "evaluation": evaluation}
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""Stable-Baselines3 or sb3-contrib in a process and a venv of its own: settings on standard input, results on standard output.
+"""Stable-Baselines3 or sb3-contrib in a process and a venv of its own: a task as JSON comes in, the record of its run goes out.
 
-Trains for the env steps that are asked for, evaluates as `lit_ppo fit` does (greedy episodes before the first and after every
-few updates; of equal policies the later counts as better), and judges the best and the last policy on episodes of their own.
+Trains for the env steps that are asked for, evaluates as `lit_ppo fit` does (greedy episodes before the first update and at
+equal distances after it; of equal policies the later counts as better), and judges the best and the last policy on episodes of
+their own. The record has the form of `lit_ppo.callbacks.run_record`.
 """
 
 import copy
+import importlib
 import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, NamedTuple
 
@@ -21,12 +24,17 @@ from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from torch import Tensor, nn
 
-from benchmarks.report import versions
+from benchmarks.report import machine, versions
+from lit_ppo.bridge.atari import atari
+from lit_ppo.bridge.settings import package_of
+from lit_ppo.json_file import write_json
+from lit_ppo.run_statistics import thinned
 
 Settings = dict[str, Any]
 _ALGORITHMS: Final[dict[str, Any]] = {"PPO": PPO, "MaskablePPO": MaskablePPO, "RecurrentPPO": RecurrentPPO}
@@ -34,6 +42,7 @@ _ACTIVATIONS: Final = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": 
 _PLAYED_AT_A_TIME: Final = 50
 _EVALUATION_SEEDS: Final = 1 << 20  # the first of them; training has those from the run's seed on
 _JUDGING_SEEDS: Final = 1 << 24
+_LAST_EPISODES: Final = 100  # whose mean is the final training return
 
 
 class SmallImages(BaseFeaturesExtractor):
@@ -67,13 +76,20 @@ class SmallImages(BaseFeaturesExtractor):
         return torch.cat([encoder(obs[key]) for key, encoder in self.encoders.items()], dim=1)
 
 
-def make_env(settings: Settings) -> gymnasium.Env[Any, Any]:
-    """One environment, with the parts of its observation that the policy sees."""
-    env = gymnasium.make(settings["env_id"], **settings["env_kwargs"])
+def make_env(settings: Settings, is_training: bool) -> gymnasium.Env[Any, Any]:
+    """One environment, with the parts of its observation that the policy sees, and a monitor outside."""
+    if (package := package_of(settings["env_id"])) is not None:
+        importlib.import_module(package)
+    limit = {} if settings["max_episode_steps"] is None else {"max_episode_steps": settings["max_episode_steps"]}
+    env = gymnasium.make(settings["env_id"], **settings["env_kwargs"], **limit)
+    for wrapper in settings["wrappers"]:
+        module, _, name = wrapper.rpartition(".")
+        # the preprocessing of both sides is the same code
+        env = atari(env, is_training) if wrapper == "atari" else getattr(importlib.import_module(module), name)(env)
     if isinstance(env.observation_space, gymnasium.spaces.Dict):
         keys = settings["obs_keys"] or list(env.observation_space.spaces)
         env = FilterObservation(env, [key for key in keys if key != settings["mask_key"]])
-    return env
+    return Monitor(env)
 
 
 class Player:
@@ -84,7 +100,7 @@ class Player:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._envs = [make_env(settings) for _ in range(_PLAYED_AT_A_TIME)]
+        self._envs = [make_env(settings, is_training=False) for _ in range(_PLAYED_AT_A_TIME)]
         self._is_masked = settings["mask_key"] is not None
 
     def returns(self, model: BaseAlgorithm, seeds: Sequence[int]) -> NDArray[np.float64]:
@@ -136,52 +152,62 @@ class Kept(NamedTuple):
             normalize.obs_rms = self.obs_statistics
 
 
-class Evaluation(BaseCallback):
-    """Greedy episodes every few updates, and a copy of the best policy so far.
+class Watch(BaseCallback):
+    """Greedy episodes at equal distances, a copy of the best policy so far, and the returns of the training episodes.
 
     Args:
-        player: Plays them.
-        every_n_updates: Updates between evaluations.
+        player: Plays the greedy episodes.
+        every_env_steps: Env steps between evaluations.
         num_episodes: Episodes of each.
     """
 
-    def __init__(self, player: Player, every_n_updates: int, num_episodes: int) -> None:
+    def __init__(self, player: Player, every_env_steps: int, num_episodes: int) -> None:
         super().__init__()
-        self._player, self._every_n_updates, self._num_episodes = player, every_n_updates, num_episodes
-        self._updates, self._next_seed = 0, _EVALUATION_SEEDS
+        self._player, self._every_env_steps, self._num_episodes = player, every_env_steps, num_episodes
+        self._next_at, self._next_seed = 0, _EVALUATION_SEEDS
+        self.updates = -1
         self.best: tuple[float, int, Kept] | None = None  # mean return, env steps, policy
+        self.greedy: list[tuple[int, float]] = []  # env steps, mean return
+        self.training: list[tuple[int, float]] = []  # env steps, return of one episode
 
     def _on_step(self) -> bool:
+        """Keep what the monitors say of episodes that have ended."""
+        ended = [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
+        self.training += [(self.num_timesteps, float(value)) for value in ended]
         return True
 
     def _on_rollout_start(self) -> None:
         """The update before, if there was one, is over."""
         self._evaluate()
-        self._updates += 1
 
     def _on_training_end(self) -> None:
         self._evaluate()
 
     def _evaluate(self) -> None:
-        if self._updates % self._every_n_updates:
+        self.updates += 1
+        if self.num_timesteps < self._next_at:
             return
+        self._next_at = (self.num_timesteps // self._every_env_steps + 1) * self._every_env_steps
         seeds = range(self._next_seed, self._next_seed + self._num_episodes)
         self._next_seed = seeds.stop
         mean = float(self._player.returns(self.model, seeds).mean())
+        self.greedy.append((self.num_timesteps, mean))
         if self.best is None or mean >= self.best[0]:
             self.best = mean, self.num_timesteps, Kept.of(self.model)
 
 
-def _schedule(start: float, decay: str, rollout_share: float) -> Callable[[float], float]:
-    """A schedule of SB3, called with the share of the run that remains after a rollout; ours take the share before it."""
+def _schedule(start: float, decay: str, settings: Settings) -> Callable[[float], float]:
+    """A schedule of SB3, called with the share of the run that remains after a rollout; ours take the env steps before it."""
     if decay == "constant":
         return lambda remaining: start
-    return lambda remaining: start * max(0.0, remaining + rollout_share)
+    env_steps, total = settings["env_steps"], settings["total_env_steps"]
+    rollout = settings["ppo"]["n_steps"] * settings["env"]["num_envs"]
+    return lambda remaining: start * min(1.0, max(0.0, 1 - ((1 - remaining) * env_steps - rollout) / total))
 
 
 def make_model(settings: Settings, seed: int) -> BaseAlgorithm:
     """An untrained model on its training environments."""
-    envs: VecEnv = DummyVecEnv([lambda: make_env(settings["env"]) for _ in range(settings["env"]["num_envs"])])
+    envs: VecEnv = DummyVecEnv([lambda: make_env(settings["env"], is_training=True)] * settings["env"]["num_envs"])
     envs.seed(seed)
     if any(settings["normalize"].values()):
         envs = VecNormalize(envs, gamma=settings["ppo"]["gamma"], **settings["normalize"])
@@ -193,8 +219,7 @@ def make_model(settings: Settings, seed: int) -> BaseAlgorithm:
     is_dict = isinstance(envs.observation_space, gymnasium.spaces.Dict)
     if is_dict:
         policy["features_extractor_class"] = SmallImages
-    rollout_share = settings["ppo"]["n_steps"] * envs.num_envs / settings["total_env_steps"]
-    schedules = {name: _schedule(*schedule, rollout_share) for name, schedule in settings["schedules"].items()}
+    schedules = {name: _schedule(*schedule, settings) for name, schedule in settings["schedules"].items()}
     algorithm = _ALGORITHMS[settings["algorithm"]]
     kind = "MultiInput" if is_dict else "Cnn" if is_image_space(envs.observation_space) else "Mlp"
     name = kind + ("LstmPolicy" if algorithm is RecurrentPPO else "Policy")
@@ -203,28 +228,48 @@ def make_model(settings: Settings, seed: int) -> BaseAlgorithm:
 
 
 def main() -> None:
+    """Arguments: the task's file, and the file for the record."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    task = json.load(sys.stdin)
-    settings, seed, episodes = task["settings"], task["seed"], task["episodes"]
+    task = json.loads(Path(sys.argv[1]).read_text())
+    settings, seed, episodes = task["settings"], task["seed"], task["num_episodes"]
     player = Player(settings["env"])
-    model, evaluation = make_model(settings, seed), Evaluation(player, **settings["evaluation"])
-    model.learn(settings["total_env_steps"], callback=evaluation)
+    model, watch = make_model(settings, seed), Watch(player, **settings["evaluation"])
     start = perf_counter()
+    model.learn(settings["env_steps"], callback=watch)
+    wall_s = perf_counter() - start
     judging = range(_JUDGING_SEEDS + 10_000 * seed, _JUDGING_SEEDS + 10_000 * seed + episodes)
     last = player.returns(model, judging)
-    assert evaluation.best is not None
-    best_at, kept = evaluation.best[1:]
+    assert watch.best is not None
+    best_at, kept = watch.best[1:]
     kept.restore(model)
     best = player.returns(model, judging)
-    result = {
+    final = [value for _, value in watch.training[-_LAST_EPISODES:]]
+    used = machine()
+    record = {
+        "algorithm": settings["algorithm"],
+        "settings": settings,
         "env_steps": model.num_timesteps,
-        "best": {"mean": float(best.mean()), "std": float(best.std()), "env_steps": best_at},
-        "last": {"mean": float(last.mean()), "std": float(last.std())},
-        "judging_s": perf_counter() - start,
+        "updates": watch.updates,
+        "wall_s": round(wall_s, 1),
+        "training": _curve(watch.training),
+        "greedy": _curve(watch.greedy),
+        "final_training": {"mean": float(np.mean(final)), "episodes": len(final)} if final else None,
+        "final_greedy": _summary(last),
+        "best_greedy": _summary(best) | {"env_steps": best_at},
         "versions": versions(),
+        "cpu": f"{used['cpu']}, {used['cores']} cores",
     }
-    print(json.dumps(result))
+    write_json(Path(sys.argv[2]), record)
+
+
+def _curve(points: list[tuple[int, float]]) -> dict[str, list[float]]:
+    steps, returns = thinned([step for step, _ in points], [value for _, value in points], [1] * len(points))
+    return {"env_steps": list(steps), "returns": [round(value, 4) for value in returns]}
+
+
+def _summary(returns: NDArray[np.float64]) -> dict[str, float]:
+    return {"mean": round(float(returns.mean()), 4), "std": round(float(returns.std()), 4), "episodes": len(returns)}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""GreedyEvaluation: plays greedy episodes every few updates, in processes apart from training."""
+"""GreedyEvaluation: plays greedy episodes from time to time, in processes apart from training."""
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -8,6 +8,21 @@ from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import ConfigError
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.module import PPOModule
+
+_EVALUATIONS_OF_A_RUN: Final = 50
+_SPACING_WITHOUT_LENGTH: Final = 20_000  # env steps
+
+
+def spacing_of(every_env_steps: int | None, run_env_steps: int | None) -> int:
+    """Env steps between two evaluations.
+
+    Args:
+        every_env_steps: As it was set; None for a fiftieth of the run.
+        run_env_steps: Length of the run; None if it is unlimited.
+    """
+    if every_env_steps is not None:
+        return every_env_steps
+    return _SPACING_WITHOUT_LENGTH if run_env_steps is None else max(1, run_env_steps // _EVALUATIONS_OF_A_RUN)
 
 
 class Evaluation(NamedTuple):
@@ -19,37 +34,47 @@ class Evaluation(NamedTuple):
 
 
 class GreedyEvaluation(Callback):
-    """Evaluates the untrained policy, then the policy after every few updates.
+    """Evaluates the untrained policy, then the policy every few env steps.
+
+    An evaluation follows the first update that reaches, or passes, another multiple of the spacing.
 
     Training is not touched: other processes, other seeds, no random numbers. The mean return goes to the loggers and to
     `trainer.callback_metrics` as `eval/return`; other callbacks find the newest evaluation in `latest`.
 
     Args:
-        every_n_updates: Updates between evaluations.
+        every_env_steps: Env steps between evaluations; 1 evaluates after every update. None for a fiftieth of the run, or for
+            20,000 if the run is unlimited.
         num_episodes: Greedy episodes in each.
 
     Raises:
         ConfigError: A setting is out of its range.
     """
 
-    def __init__(self, every_n_updates: int = 1, num_episodes: int = 10) -> None:
-        for name, value in {"every_n_updates": every_n_updates, "num_episodes": num_episodes}.items():
-            if value < 1:
+    def __init__(self, every_env_steps: int | None = None, num_episodes: int = 10) -> None:
+        for name, value in {"every_env_steps": every_env_steps, "num_episodes": num_episodes}.items():
+            if value is not None and value < 1:
                 raise ConfigError(f"evaluation.{name}={value}: expected at least 1")
-        self.every_n_updates, self.num_episodes = every_n_updates, num_episodes
+        self.every_env_steps, self.num_episodes = every_env_steps, num_episodes
         self.latest: Evaluation | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first point of the curve: the untrained policy; after a resume, an evaluation that was interrupted."""
-        if data_of(trainer).update % self.every_n_updates == 0 and not self.is_fresh(trainer):
+        if self._is_due(trainer, pl_module):
             self._evaluate(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate when it is due."""
-        data = data_of(trainer)
-        if data.update % self.every_n_updates == 0:
+        if self._is_due(trainer, pl_module):
             mean = self._evaluate(trainer, pl_module)
             pl_module.log("eval/return", mean, logger=False, batch_size=1)
+
+    def _is_due(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Whether the run has reached a multiple of the spacing that the newest evaluation had not."""
+        if self.latest is None:
+            return True
+        assert isinstance(pl_module, PPOModule)
+        spacing = spacing_of(self.every_env_steps, pl_module.run_env_steps)
+        return data_of(trainer).env_steps // spacing > self.latest.env_steps // spacing
 
     def is_fresh(self, trainer: Trainer) -> bool:
         """Whether `latest` evaluated the newest update."""

@@ -1,7 +1,7 @@
 """`python -m lit_ppo fit | validate | test`: LightningCLI with this project's classes, defaults and rules for checkpoints.
 
-A typed setting wins over the checkpoint's, the checkpoint's wins over the default. Every expected error ends in one line on
-standard error and a documented exit code.
+A typed setting wins over the checkpoint's, the checkpoint's over the preset's, the preset's over the default. Every expected
+error ends in one line on standard error and a documented exit code.
 """
 
 import logging
@@ -22,7 +22,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
-from lit_ppo import exit_codes, interrupts, standard_streams
+from lit_ppo import exit_codes, interrupts, presets, standard_streams
 from lit_ppo.callbacks.curve_export import CurveExport
 from lit_ppo.callbacks.graceful_exit import GracefulExit, RunInterrupted
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
@@ -33,7 +33,7 @@ from lit_ppo.callbacks.run_summary import RunSummary
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.checkpoint_io import VerifiedCheckpointIO
 from lit_ppo.commands import DESCRIPTION, PROGRAM, TRAINING
-from lit_ppo.compat_lightning import parser_of, remove_option, settings_of
+from lit_ppo.compat_lightning import option_names, parser_of, remove_option, settings_of
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.exit_codes import fail
@@ -67,7 +67,7 @@ _EXAMPLES: Final = """examples:
   {program} fit --print_config > my.yaml
   {program} fit --ckpt_path=last --total_env_steps=100000
   {program} test --ckpt_path=best --data.test_episodes=1000"""
-_DEFAULT_ENV_STEPS: Final = 50_000
+_DEFAULT_ENV_STEPS: Final = 1_000_000
 _LINKED: Final = {"seed_everything": [("data", "seed"), ("model", "seed")], "total_env_steps": [("model", "total_env_steps")]}
 _NOT_TYPED: Final = 2**62 - 1
 # Lightning's advice that does not apply here: the data loader is an environment, the metrics go to the loggers directly.
@@ -104,7 +104,10 @@ class LitPPOCLI(LightningCLI):
         *,
         program: str | None = None,
     ) -> None:
-        self._arguments, self._module_class = args, module_class
+        self._arguments, self._module_class, self._runs = args, module_class, run
+        self._typed: dict[str, Any] = {}  # settings that were typed, without the defaults
+        self._preset: presets.Preset | None = None  # whose settings stand in for the defaults
+        self._about_preset = ""  # first line of output
         if program is None:
             program = f"python {Path(sys.argv[0]).name}"
             if run and args is None:
@@ -142,12 +145,16 @@ class LitPPOCLI(LightningCLI):
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The training commands and the arguments that they skip; only the command that is asked for is worked out."""
-        asked = list(sys.argv[1:] if self._arguments is None else self._arguments)[:1]
+        asked = self._given()[:1]
         return {
             # results are printed as our own table; checkpoints are never unpickled; --ckpt_path is ours
             command: LightningCLI.subcommands()[command] | {"verbose", "weights_only", "ckpt_path"}
             for command in (asked if set(asked) & set(TRAINING) else TRAINING)
         }
+
+    def _given(self) -> list[str]:
+        """Command and options."""
+        return list(sys.argv[1:] if self._arguments is None else self._arguments)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The options of the run as a whole."""
@@ -158,7 +165,15 @@ class LitPPOCLI(LightningCLI):
             type=int | None,
             default=None,
             help="Length of the run in env steps, over which learning rate and clip range decay. Default: trainer.max_epochs "
-            "rollouts if that is given, else 50,000. trainer.max_epochs, max_steps and max_time can end the run earlier.",
+            "rollouts if that is given, else that of the preset, else 1,000,000. trainer.max_epochs, max_steps and max_time "
+            "can end the run earlier.",
+        )
+        run.add_argument(
+            "--preset",
+            type=str | None,
+            default=None,
+            help="Settings that stand in for the defaults: a name that the command presets lists, or none. Default: the preset "
+            "of the environment, if it has one. What is typed wins.",
         )
         run.add_argument(
             "--ckpt_path",
@@ -197,6 +212,43 @@ class LitPPOCLI(LightningCLI):
         parser.link_arguments("data.spec", "model.spec", apply_on="instantiate")
         remove_option(parser, "--model.spec.help")  # left over from the argument that is a link now
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Let the settings of a preset replace the defaults, unless a checkpoint's will.
+
+        Settings that a Python program gives as a mapping are taken as they are, without a preset.
+        """
+        command = next((word for word in self._given() if word in TRAINING), None) if self._runs else None
+        if (args is None or isinstance(args, list)) and (command is not None or not self._runs):
+            self._typed = self._parse_typed(command)
+            if self._typed.get("ckpt_path") is None:
+                of_command = parser_of(self, command)
+                self._choose_preset(of_command.get_default("data.env_id"))
+                if self._preset is not None:
+                    known = set(option_names(of_command))  # a user's module may lack some
+                    standing_in = self._preset.defaults_beside(self._typed)
+                    of_command.set_defaults({key: value for key, value in standing_in.items() if f"--{key}" in known})
+        super().parse_arguments(parser, args)
+
+    def _choose_preset(self, default_env_id: str) -> None:
+        """Take the typed preset, or that of the environment.
+
+        Raises:
+            ConfigError: There is no preset of the typed name.
+        """
+        name, data = self._typed.get("preset"), self._typed.get("data", {})
+        if name is not None:
+            self._preset = None if name == presets.NONE else presets.preset_named(name)
+        elif (preset := presets.preset_for(data.get("env_id", default_env_id))) is not None:
+            if changed := preset.changed_by(data):
+                self._about_preset = (
+                    f"preset: none, since that of {preset.name} is for another data.{changed[0]}; "
+                    f"--preset={preset.name} takes it all the same"
+                )
+            else:
+                self._preset = preset
+        if self._preset is not None:
+            self._about_preset = f"preset: {self._preset.name}, in place of the defaults (--preset=none for these)"
+
     def _parse_ckpt_path(self) -> None:
         """Let a checkpoint's settings replace the defaults, and refuse typed ones that cannot change on resume."""
         command = self.config.get("subcommand")
@@ -206,7 +258,7 @@ class LitPPOCLI(LightningCLI):
                 raise ConfigError(f"ckpt_path: {command} needs a checkpoint; use --ckpt_path=best")
             return
         path = checkpoint_at(given, Path(self.config[command].checkpoint.dirpath))
-        saved, typed = saved_settings(path), self._typed(command)
+        saved, typed = saved_settings(path), self._typed
         if command == "fit":
             interrupts.advise(interrupts.continue_from(given))
             refuse_fixed(saved, typed)
@@ -215,16 +267,19 @@ class LitPPOCLI(LightningCLI):
         self.config = self.parser.parse_object({"subcommand": command, command: resumed(saved, typed)})
         self.config[command].ckpt_path = str(path)
 
-    def _typed(self, command: str) -> dict[str, Any]:
+    def _parse_typed(self, command: str | None) -> dict[str, Any]:
         """The settings that were typed, on the command line or in configuration files, without the defaults."""
-        arguments = list(sys.argv[1:] if self._arguments is None else self._arguments)
+        arguments = [argument for argument in self._given() if not argument.startswith("--print_config")]
         # links need their sources, so these get a value first, which a typed one replaces
-        first = arguments.index(command) + 1
+        first = 0 if command is None else arguments.index(command) + 1
         arguments[first:first] = [f"--{source}={_NOT_TYPED}" for source in _LINKED]
         parsed = self.parser.parse_args(arguments, defaults=False)
         # as plain data, as a checkpoint holds the settings: functions by their import paths
-        typed: dict[str, Any] = yaml.safe_load(self.parser.dump(parsed, skip_none=False, skip_validation=True))[command]
+        settings = yaml.safe_load(self.parser.dump(parsed, skip_none=False, skip_validation=True))
+        typed: dict[str, Any] = settings if command is None else settings[command]
         typed.pop("config", None)
+        if typed.get("preset") is None:  # null, as a printed configuration file has it, is that of the environment
+            typed.pop("preset", None)
         for source, targets in _LINKED.items():
             for section, key in targets:
                 typed.get(section, {}).pop(key, None)
@@ -233,13 +288,16 @@ class LitPPOCLI(LightningCLI):
         return typed
 
     def before_instantiate_classes(self) -> None:
-        """Give the run its length: `total_env_steps`, or 50,000 env steps if `trainer.max_epochs` is not given either."""
+        """Record the preset, and give the run its length, the preset's if `trainer.max_epochs` is not given either."""
         quiet_lightning()
         config = self.config if self.subcommand is None else self.config[self.subcommand]
+        if config.ckpt_path is None:
+            config.preset = presets.NONE if self._preset is None else self._preset.name
         if config.trainer.max_epochs is None:
             config.trainer.max_epochs = -1  # unlimited
             if config.total_env_steps is None:
-                config.total_env_steps = config.model.total_env_steps = _DEFAULT_ENV_STEPS
+                length = _DEFAULT_ENV_STEPS if self._preset is None else self._preset.total_env_steps
+                config.total_env_steps = config.model.total_env_steps = length
         if config.total_env_steps is not None and config.total_env_steps < 1:
             raise ConfigError(f"total_env_steps={config.total_env_steps}: expected at least 1")
 
@@ -253,7 +311,7 @@ class LitPPOCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = settings_of(self, "trainer", instantiated=True)
-        callbacks = parser_of(self).callback_keys
+        callbacks = parser_of(self, self.subcommand).callback_keys
         for key, wanted in {"progress": config.enable_progress_bar, "checkpoint": config.enable_checkpointing}.items():
             if wanted is False:  # Lightning would refuse the flag because of the callback
                 callbacks.remove(key)
@@ -278,6 +336,8 @@ class LitPPOCLI(LightningCLI):
         self.model.refuse_flags(self.trainer)  # Lightning would refuse some itself, without saying what to use instead
         interrupt: GracefulExit = settings_of(self, "interrupt", instantiated=True)
         reason = ""
+        if self._about_preset and self.trainer.is_global_zero:
+            print(self._about_preset, flush=True)
         try:
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, RunCheckpoint):

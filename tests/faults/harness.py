@@ -140,7 +140,7 @@ def fit_of(env_kwargs: dict[str, Any], *more: str) -> list[str]:
         "data.horizon": 16,
         "data.evaluation_envs": 1,
         "model.minibatch_size": 16,
-        "evaluation.every_n_updates": 1,
+        "evaluation.every_env_steps": 1,
         "evaluation.num_episodes": 2,
         "trainer.max_epochs": 6,
         "trainer.logger": "false",

@@ -44,7 +44,7 @@ def arguments_of(seed: int, vectorization: str) -> list[str]:
         "data.horizon": 64,
         "data.evaluation_envs": 4,
         "model.minibatch_size": 128,
-        "evaluation.every_n_updates": 3,
+        "evaluation.every_env_steps": 1536,
         "evaluation.num_episodes": 4,
         "solved.threshold": ".inf",
         "checkpoint.every_n_updates": 1,

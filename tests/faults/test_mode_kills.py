@@ -37,7 +37,7 @@ def arguments_of(name: str) -> list[str]:
         **{f"data.{key}": value for key, value in mode.data.items()},
         "model.minibatch_size": 32,
         **{f"model.{key}": value for key, value in (sizes | mode.settings).items()},
-        "evaluation.every_n_updates": 4,
+        "evaluation.every_env_steps": 512,
         "evaluation.num_episodes": 2,
         "checkpoint.every_n_updates": 8,
         "solved.threshold": ".inf",
