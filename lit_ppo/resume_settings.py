@@ -32,6 +32,7 @@ _FIXED_ON_RESUME: Final = (
     "data.wrappers",
     "data.max_episode_steps",
     "data.frame_stack",
+    "data.remake_each_episode",
     "data.obs_keys",
     "data.action_mask",
     "data.num_envs",
