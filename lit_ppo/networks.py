@@ -6,6 +6,7 @@ R is a number of rows: observations, one for each step of each environment.
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
 
@@ -34,6 +35,14 @@ _NATURE_SIDE: Final = 36  # smallest side of an image that fits the Nature netwo
 _SMALLEST_SIDE: Final = 3  # of an image; anything smaller is a table of numbers
 
 
+def _global_stream_kept() -> AbstractContextManager[None]:
+    """For making a layer, whose own initialisation draws from the global generator.
+
+    Making it on the meta device instead would import sympy, which takes half a second.
+    """
+    return torch.random.fork_rng(devices=[])
+
+
 @dataclass(frozen=True)
 class Initializer:
     """Draws the weights of layers.
@@ -50,19 +59,22 @@ class Initializer:
 
     def linear(self, num_inputs: int, num_outputs: int, gain: float) -> nn.Linear:
         """A layer with its weights drawn."""
-        layer = nn.Linear(num_inputs, num_outputs, device="meta").to_empty(device="cpu")
+        with _global_stream_kept():
+            layer = nn.Linear(num_inputs, num_outputs)
         self._draw(layer, gain)
         return layer
 
     def conv(self, num_inputs: int, num_outputs: int, kernel: int, stride: int, padding: int) -> nn.Conv2d:
         """A layer for a ReLU, with its weights drawn."""
-        layer = nn.Conv2d(num_inputs, num_outputs, kernel, stride, padding, device="meta").to_empty(device="cpu")
+        with _global_stream_kept():
+            layer = nn.Conv2d(num_inputs, num_outputs, kernel, stride, padding)
         self._draw(layer, math.sqrt(2))
         return layer
 
     def cell(self, kind: MemoryKind, num_inputs: int, size: int) -> nn.GRUCell | nn.LSTMCell:
         """A recurrent cell with its weights drawn."""
-        cell = (nn.GRUCell if kind == "gru" else nn.LSTMCell)(num_inputs, size, device="meta").to_empty(device="cpu")
+        with _global_stream_kept():
+            cell = (nn.GRUCell if kind == "gru" else nn.LSTMCell)(num_inputs, size)
         for name, parameter in cell.named_parameters():
             if not self.orthogonal:  # the default of `nn.GRUCell` and `nn.LSTMCell`
                 nn.init.uniform_(parameter, -1 / math.sqrt(size), 1 / math.sqrt(size), generator=self.generator)
@@ -77,7 +89,6 @@ class Initializer:
         return int(torch.randint(1 << 62, (), generator=self.generator))
 
     def _draw(self, layer: nn.Linear | nn.Conv2d, gain: float) -> None:
-        # made without memory first: PyTorch's own initialisation would draw from the global generator
         assert layer.bias is not None
         if self.orthogonal:
             nn.init.orthogonal_(layer.weight, gain, generator=self.generator)

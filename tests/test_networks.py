@@ -1,6 +1,8 @@
 """Networks: what is made of each kind of leaf, shapes, and weights that come from one generator."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -280,3 +282,17 @@ def test_making_networks_leaves_the_global_stream_alone(orthogonal: bool) -> Non
     initializer(orthogonal=orthogonal).cell("lstm", 3, 4)
     network_of((9, 9, 3), orthogonal=orthogonal)
     assert torch.get_rng_state().equal(before)
+
+
+def test_making_a_policy_imports_no_sympy() -> None:
+    """Half a second at the start of each run: layers on the meta device would need it."""
+    code = """
+import sys, torch
+from lit_ppo.ppo_settings import PPOSettings
+from tests.specs import policy_of, vector_spec
+for memory in (None, "gru"):
+    policy_of(vector_spec(4, 2), PPOSettings(memory=memory))
+print("sympy" in sys.modules)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    assert ended.stdout == "False\n"
