@@ -77,6 +77,7 @@ class WorkerSlice:
 
     def _spawn(self) -> Wire:
         settings = self._settings
+        is_confined = settings.sandbox != "off"
         worker = self._start_worker(
             settings.python,
             self.name,
@@ -84,7 +85,9 @@ class WorkerSlice:
             {
                 "cwd": settings.worker_cwd,
                 "rlimits": settings.rlimits or {},
-                "strict": settings.sandbox == "strict",
+                "level": settings.sandbox,
+                "read": [*(settings.sandbox_read or []), *(self._environment.env_path or [])] if is_confined else [],
+                "write": [*(settings.sandbox_write or [])] if is_confined else [],
                 "env": settings.worker_env or [],
             },
         )
