@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from lit_ppo.rollout import EpisodeStatistics, Learner, Rollout, Standpoint, col
 from lit_ppo.spaces import EnvSpec
 
 log = logging.getLogger(__name__)
+_LARGEST_COUNT: Final = 1_000_000  # of environments, steps of a rollout, episodes: more is a slip of the hand
 Item = TypeVar("Item")
 
 
@@ -125,6 +126,8 @@ class RolloutDataModule(LightningDataModule):
         for name, value in settings.items():
             if value < 1:
                 raise ConfigError(f"data.{name}={value}: expected at least 1")
+            if value > _LARGEST_COUNT:
+                raise ConfigError(f"data.{name}={value}: expected at most {_LARGEST_COUNT:,}")
         if seed < 0:
             raise ConfigError(f"data.seed={seed}: expected at least 0")
         if num_envs % processes.first_workers:

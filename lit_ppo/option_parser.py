@@ -70,6 +70,7 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 _load_default: Final = get_loader("yaml")
+_LONGEST_MESSAGE: Final = 1000
 _MAX_NODES: Final = 100_000  # of a document, each counted as often as aliases repeat it
 
 
@@ -146,7 +147,10 @@ class OptionParser(LightningArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """Parse, with the values of single items of `env_kwargs` marked."""
-        return super().parse_args(list(_marked(sys.argv[1:] if args is None else args)), namespace, **kwargs)
+        try:
+            return super().parse_args(list(_marked(sys.argv[1:] if args is None else args)), namespace, **kwargs)
+        except UnicodeDecodeError as error:
+            self.error(f"expected a configuration file in UTF-8, got byte 0x{error.object[error.start]:02x} at {error.start}")
 
     def parse_string(self, *args: Any, **kwargs: Any) -> Any:
         """Parse a configuration file's text, and refuse a key whose value would be replaced by that of another option."""
@@ -165,7 +169,7 @@ class OptionParser(LightningArgumentParser):
             options = [option[2:] for option in option_names(self) if option.startswith("--")]
             if similar := difflib.get_close_matches(unknown[1], options, n=1):
                 text += f" (did you mean --{similar[0]}?)"
-        fail(text, USAGE)
+        fail(text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}...", USAGE)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):

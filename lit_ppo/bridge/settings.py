@@ -66,6 +66,8 @@ class EnvironmentSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"data.{name}={value}: expected at least 1")
+            if value is not None and value >= 1 << 31:
+                raise ConfigError(f"data.{name}={value}: expected less than 2^31")
         if type(self.remake_each_episode) is not bool:
             raise ConfigError(f"data.remake_each_episode={shown(self.remake_each_episode)}: expected true or false")
         if self.env_path is not None:  # absolute, since the worker has another working directory

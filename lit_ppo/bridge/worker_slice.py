@@ -113,7 +113,8 @@ class WorkerSlice:
         try:
             announced = worker.reply("make", settings.start_timeout_s)
         except (WorkerExited, ProtocolError) as error:
-            if settings.python is not None and (refused := refusal_after_failure(settings.python)) is not None:
+            can_be_refused = settings.python is not None or settings.rlimits
+            if can_be_refused and (refused := refusal_after_failure(settings.python, settings.rlimits)) is not None:
                 raise ConfigError(refused) from error
             raise
         expected = {"protocol": protocol.PROTOCOL_VERSION, "env_id": self._environment.env_id, "num_envs": self._num_rows}
