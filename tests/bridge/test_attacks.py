@@ -42,6 +42,23 @@ REMAINS: Final = {
 }
 
 
+# What Landlock alone stops; all else has to be stopped without it as well, since older kernels know less of it.
+BY_LANDLOCK: Final = {
+    "list_the_home_directory",
+    "open_the_terminal",
+    "plant_a_file_at_home",
+    "plant_a_link_at_home",
+    "plant_a_module_in_the_working_directory",
+    "plant_a_module_on_the_import_path",
+    "read_a_file_at_home",
+    "remove_a_file_of_the_trainer",
+    "rename_a_file_of_the_trainer",
+    "write_a_file_of_the_trainer",
+    "write_into_shared_memory",
+    "write_into_the_temporary_directory",
+}
+
+
 class Setting(NamedTuple):
     """Where the attacks are tried."""
 
@@ -51,7 +68,7 @@ class Setting(NamedTuple):
 
 
 USERS: Final[tuple[int | None, ...]] = (None, NOBODY) if os.getuid() == 0 else (None,)
-UNSHARE: Final = 272
+UNSHARE, LANDLOCK = 272, 444
 OPEN: Final = [Setting("off", user) for user in USERS]
 CLOSED: Final = [
     Setting(level, user, refuses)
@@ -133,11 +150,17 @@ def test_best_effort_goes_without_what_is_missing_and_says_so() -> None:
     assert {name for name, is_achieved in found["achieved"].items() if is_achieved} == REMAINS["strict"]
 
 
+def test_without_landlock_only_files_are_open() -> None:
+    found = attacked(Setting("best-effort", USERS[-1], (UNSHARE, LANDLOCK)))
+    assert found["layers"]["landlock"] == "off (Operation not permitted)"
+    assert {name for name, is_achieved in found["achieved"].items() if is_achieved} == BY_LANDLOCK | REMAINS["strict"]
+
+
 @pytest.mark.parametrize(
     ("level", "number", "layer"),
     [
         ("isolated", UNSHARE, r"namespaces is off (user namespace: Operation not permitted)"),
-        ("strict", 444, "landlock is off (Operation not permitted)"),
+        ("strict", LANDLOCK, "landlock is off (Operation not permitted)"),
         ("strict", 317, "seccomp is off (Operation not permitted)"),
         ("strict", 126, "capabilities is off (Operation not permitted)"),
     ],
