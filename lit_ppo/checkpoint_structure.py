@@ -170,7 +170,7 @@ class Continuation:
         for name, sample in self.callbacks.items():
             if name in states:
                 _OF_CALLBACKS.get(name, _like(sample))(states[name], f"{key}.{name}")
-            elif has_all:
+            elif has_all and name in _OF_CALLBACKS:
                 raise CheckpointError(f"the checkpoint's {key}: expected {shown(name)}, which is missing")
 
 
@@ -232,7 +232,7 @@ def _latest_evaluation(value: Any, key: str) -> None:
         structure(value[index], f"{key}[{index}]")
 
 
-# What the state of a fresh callback does not tell.
+# The callbacks of every run of the command line, and what the state of a fresh one does not tell.
 _OF_CALLBACKS: Final[dict[str, Structure]] = {
     "GreedyEvaluation": _mapping({"latest": _optional(_latest_evaluation)}),
     "StopWhenSolved": _mapping({"solved_at": _optional(_whole()), "considered": _of_type(int)}),
