@@ -15,7 +15,7 @@ _PROBE_S: Final = 30.0
 # In words that every Python understands.
 _PROBE: Final = """
 import json, resource, sys
-for name, value in json.loads(sys.argv[1]).items():
+for name, value in LIMITS.items():
     resource.setrlimit(getattr(resource, "RLIMIT_" + name.upper()), (value, value))
 versions = {"python": sys.version.split()[0]}
 for name in ("numpy", "gymnasium"):
@@ -62,7 +62,7 @@ def refusal_after_failure(python: str | None, rlimits: Mapping[str, int] | None 
 def _refusal(python: str | None, rlimits: Mapping[str, int]) -> str | None:
     try:
         answer = subprocess.run(
-            [python or sys.executable, "-c", _PROBE, json.dumps(dict(rlimits))],
+            [python or sys.executable, "-c", f"LIMITS = {dict(rlimits)!r}\n{_PROBE}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
