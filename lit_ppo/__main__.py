@@ -3,6 +3,11 @@
 import os
 import sys
 
+if not sys.flags.safe_path:
+    # Last, where `python -m` has it first: the user's own modules are found, but a file there, which an environment may have
+    # written, never stands in for an installed module or one of Python's.
+    sys.path[:] = [*(entry for entry in sys.path if entry not in ("", os.getcwd())), os.getcwd()]
+
 from lit_ppo import allocator, interrupts, standard_streams
 
 _WORKERS = {"fit": 2, "validate": 1, "test": 1}  # of each command that trains or plays
@@ -25,8 +30,6 @@ def main() -> None:
     standard_streams.prepare()
     interrupts.advise(interrupts.advice_at_start(sys.argv[1:]))
     interrupts.install()
-    if not sys.flags.safe_path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does; the script's own directory is elsewhere
     if len(sys.argv) > 1 and sys.argv[1] in _WORKERS:
         start_workers(sys.argv[1])
         allocator.keep_freed_memory()

@@ -74,6 +74,11 @@ def step_without_hooks(trainer: Trainer, optimizer: LightningOptimizer, closure:
     progress.increment_completed()
 
 
+def attached_trainer(module: LightningModule) -> Trainer | None:
+    """The Trainer that uses a module, if any; `module.trainer` raises if there is none."""
+    return module._trainer
+
+
 def save_checkpoint(callback: "ModelCheckpoint", trainer: Trainer, path: str) -> None:
     """Write a checkpoint and tell the loggers, as `ModelCheckpoint` does; `trainer.save_checkpoint` does not tell them."""
     callback._save_checkpoint(trainer, path)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import IterableDataset
 
 from lit_ppo import seeding
+from lit_ppo.bridge import sandbox
 from lit_ppo.bridge.checkpoint import BridgeMark
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.reports import Fault
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
+from lit_ppo.checkpoint_structure import require_data
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import ConfigError, ContractViolation
 from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
@@ -31,6 +33,7 @@ from lit_ppo.rollout import EpisodeStatistics, Learner, Rollout, Standpoint, col
 from lit_ppo.spaces import EnvSpec
 
 log = logging.getLogger(__name__)
+_LARGEST_COUNT: Final = 1_000_000  # of environments, steps of a rollout, episodes: more is a slip of the hand
 Item = TypeVar("Item")
 
 
@@ -123,6 +126,8 @@ class RolloutDataModule(LightningDataModule):
         for name, value in settings.items():
             if value < 1:
                 raise ConfigError(f"data.{name}={value}: expected at least 1")
+            if value > _LARGEST_COUNT:
+                raise ConfigError(f"data.{name}={value}: expected at most {_LARGEST_COUNT:,}")
         if seed < 0:
             raise ConfigError(f"data.seed={seed}: expected at least 0")
         if num_envs % processes.first_workers:
@@ -174,9 +179,8 @@ class RolloutDataModule(LightningDataModule):
             spec = bridge.spec
         except ConfigError as error:  # the bridge's messages lack the prefix of its options
             raise ConfigError(str(error) if str(error).startswith("data.") else f"data.{error}") from error
-        if self.bridge_settings.sandbox == "strict" and self.reward_threshold is None:
-            layers = ", ".join(f"{layer} {outcome}" for layer, outcome in sorted(bridge.sandbox_layers.items()))
-            log.warning("sandbox of the environment processes: %s", layers)
+        if self.reward_threshold is None and (missing := sandbox.missing(bridge.sandbox_layers)):
+            log.warning("data.sandbox=%s: %s", self.bridge_settings.sandbox, missing)
         self.reward_threshold = spec.reward_threshold
         return spec
 
@@ -332,8 +336,11 @@ class RolloutDataModule(LightningDataModule):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; stages other than `fit` need only the counters."""
+        is_fit = self._stage == "fit"
+        nothing_remembered = self._learner.policy.initial_state(1) if is_fit else None
+        require_data(state, nothing_remembered, is_fit=is_fit, has_more=type(self) is not RolloutDataModule)
         self.update, self.env_steps = state["update"], state["env_steps"]
-        if self._stage != "fit" or "bridge" not in state:
+        if not is_fit or "bridge" not in state:
             return
         assert self._bridge is not None
         self._statistics.load_state_dict(state["statistics"])

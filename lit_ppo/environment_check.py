@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_ppo import seeding
-from lit_ppo.bridge import protocol
+from lit_ppo.bridge import protocol, sandbox
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.contract import ContractSettings, VectorStep
@@ -49,7 +49,7 @@ class EnvironmentReport:
         versions: Of Python and its packages in the worker.
         steps, episodes: How many random steps were made, and how many episodes ended in them.
         fault: How it broke the contract or raised; None if it did not.
-        remarks: Warnings of the contract.
+        remarks: Warnings of the contract, and which layers of the sandbox are missing.
         difference: Where the same actions from the same seeds, in a fresh process, came to something else; None if nowhere.
         gymnasium: What Gymnasium's own checker says; the last may begin with `error: `.
         reset, step: What the calls cost.
@@ -127,6 +127,8 @@ def check_environment(
 
     with bridge(on_warning=remarks.append) as first:
         report = EnvironmentReport(first.spec, first.versions, remarks=remarks)
+        if missing := sandbox.missing(first.sandbox_layers):
+            remarks.append(f"sandbox={settings.sandbox}: {missing}")
         trial = _Trial(first.spec, num_steps, seed)
         try:
             trial.play(first, seeds, report)

@@ -14,14 +14,16 @@ from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_ppo import functional, seeding
 from lit_ppo.callables import PartOfCheckpoint, plain
-from lit_ppo.compat_lightning import backward_listener, needs_optimizer_hooks, step_without_hooks
+from lit_ppo.checkpoint_structure import RUN_LENGTH_KEY, RUNNING_RETURNS_KEY, Continuation
+from lit_ppo.compat_lightning import attached_trainer, backward_listener, needs_optimizer_hooks, step_without_hooks
 from lit_ppo.diagnostics import LearntMinibatch, kl_of, measured, num_valid
 from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.evaluation import EpisodeResults
@@ -35,9 +37,6 @@ from lit_ppo.spaces import EnvSpec, spec_from_json, spec_to_json
 from lit_ppo.update import CompiledGradients, EagerGradients, MinibatchResult, blank_minibatch
 
 log = logging.getLogger(__name__)
-
-_RUN_LENGTH_KEY = "lit_ppo_run_env_steps"  # of a checkpoint
-_RUNNING_RETURNS_KEY = "lit_ppo_running_returns"
 
 # Trainer flags that are refused: their default, why, and what to use instead.
 _REFUSED_FLAGS = {
@@ -229,13 +228,45 @@ class PPOModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the length of the run, and the discounted returns of the unfinished episodes."""
-        checkpoint[_RUN_LENGTH_KEY] = self.run_env_steps
-        checkpoint[_RUNNING_RETURNS_KEY] = self._running_returns
+        checkpoint[RUN_LENGTH_KEY] = self.run_env_steps
+        checkpoint[RUNNING_RETURNS_KEY] = self._running_returns
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read what `on_save_checkpoint` saved."""
-        self._run_env_steps_before = checkpoint.get(_RUN_LENGTH_KEY)
-        self._running_returns = checkpoint.get(_RUNNING_RETURNS_KEY)
+        """Check that the checkpoint is whole, before anything of it is used, and read what `on_save_checkpoint` saved.
+
+        Raises:
+            CheckpointError: It is not.
+        """
+        trainer = attached_trainer(self)
+        if trainer is not None:
+            self._continuation(trainer).require(checkpoint)
+        self._run_env_steps_before = checkpoint.get(RUN_LENGTH_KEY)
+        self._running_returns = checkpoint.get(RUNNING_RETURNS_KEY)
+
+    def _continuation(self, trainer: Trainer) -> Continuation:
+        """What a checkpoint must hold for this run."""
+        is_ours = type(self).configure_optimizers is PPOModule.configure_optimizers and self.settings.optimizer is None
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        ours = [callback for callback in callbacks if type(callback).__module__.startswith("lit_ppo.")]
+        loops = {f"{name}_loop": getattr(trainer, f"{name}_loop") for name in ("fit", "validate", "test", "predict")}
+        return Continuation(
+            parameters=self.state_dict() if self.strict_loading else {},
+            optimizer=self._stepped_optimizer_state() if is_ours else None,
+            num_schedulers=int(self.settings.lr_scheduler is not None) if is_ours else None,
+            loops={name: loop.state_dict() for name, loop in loops.items()},
+            callbacks={callback.state_key: state for callback in ours if (state := callback.state_dict())},
+            data_key=None if trainer.datamodule is None else type(trainer.datamodule).__qualname__,  # type: ignore[attr-defined]
+            is_fit=trainer.state.fn == TrainerFn.FITTING,
+        )
+
+    def _stepped_optimizer_state(self) -> dict[str, Any]:
+        """The state of our optimizer after a step, on parameters of the same shapes."""
+        copies = [nn.Parameter(torch.zeros_like(parameter)) for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = make_optimizer(copies, self.settings, self.device.type)
+        for copy in copies:
+            copy.grad = torch.zeros_like(copy)
+        optimizer.step()
+        return optimizer.state_dict()
 
     def on_train_start(self) -> None:
         """Stop a resumed run that has already reached `total_env_steps`."""

@@ -70,12 +70,62 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 _load_default: Final = get_loader("yaml")
+_LONGEST_MESSAGE: Final = 1000
+_MAX_NODES: Final = 100_000  # of a document, each counted as often as aliases repeat it
 
 
 def _load(text: str) -> Any:
-    value = _load_default(text)
-    # jsonargparse takes some mappings for text: `{env}`
-    return value if isinstance(value, str) else yaml.load(text, Loader=_Loader)
+    """The value of YAML.
+
+    Raises:
+        yaml.YAMLError: The text is no YAML, or too large, nested too deeply, or has a key twice.
+    """
+    try:
+        if not _is_plain(text):
+            _require_sane(yaml.compose(text, Loader=_Loader), {})
+        value = _load_default(text)
+        # jsonargparse takes some mappings for text: `{env}`
+        return value if isinstance(value, str) else yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("expected YAML that is not nested as deeply") from None
+    except (ValueError, OverflowError) as error:  # a number of thousands of digits
+        raise yaml.YAMLError(str(error)) from None
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text is a single scalar for sure, as most values of options are."""
+    return set(text).isdisjoint("[{&*:\n")
+
+
+def _require_sane(node: yaml.Node | None, sizes: dict[int, int]) -> int:
+    """Refuse what YAML allows and no configuration needs: a key twice, aliases that multiply, or that contain themselves.
+
+    Args:
+        node: Of the tree that the text describes.
+        sizes: Of the nodes that were visited, by identity; 0 while a node is being visited.
+
+    Returns:
+        How many nodes there are, with all that aliases repeat.
+
+    Raises:
+        yaml.YAMLError: There is one of these.
+    """
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in sizes:
+        sizes[id(node)] = 0
+        children = node.value
+        if isinstance(node, yaml.MappingNode):
+            known: set[str] = set()
+            for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key in known:
+                    raise yaml.YAMLError(f"expected every key once, got {key} twice")
+                known.add(key)
+            children = [child for pair in node.value for child in pair]
+        sizes[id(node)] = 1 + sum(_require_sane(child, sizes) for child in children)
+    if not 0 < sizes[id(node)] < _MAX_NODES:
+        raise yaml.YAMLError(f"expected at most {_MAX_NODES} values, and no alias within what it stands for")
+    return sizes[id(node)]
 
 
 set_loader("yaml", _load, exceptions=(yaml.YAMLError,))
@@ -97,7 +147,10 @@ class OptionParser(LightningArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """Parse, with the values of single items of `env_kwargs` marked."""
-        return super().parse_args(list(_marked(sys.argv[1:] if args is None else args)), namespace, **kwargs)
+        try:
+            return super().parse_args(list(_marked(sys.argv[1:] if args is None else args)), namespace, **kwargs)
+        except UnicodeDecodeError as error:
+            self.error(f"expected a configuration file in UTF-8, got byte 0x{error.object[error.start]:02x} at {error.start}")
 
     def parse_string(self, *args: Any, **kwargs: Any) -> Any:
         """Parse a configuration file's text, and refuse a key whose value would be replaced by that of another option."""
@@ -116,7 +169,7 @@ class OptionParser(LightningArgumentParser):
             options = [option[2:] for option in option_names(self) if option.startswith("--")]
             if similar := difflib.get_close_matches(unknown[1], options, n=1):
                 text += f" (did you mean --{similar[0]}?)"
-        fail(text, USAGE)
+        fail(text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}...", USAGE)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):

@@ -21,14 +21,15 @@ FLOORS = {
         normalization callables presets
         bridge bridge.settings bridge.protocol
         bridge.frame bridge.faults bridge.doorbell
-        bridge.journal bridge.episodes bridge.restart_budget bridge.dealing bridge.guard bridge.sandbox""",
+        bridge.journal bridge.episodes bridge.restart_budget bridge.dealing
+        bridge.kernel bridge.system_calls bridge.landlock bridge.namespaces bridge.sandbox bridge.guard bridge.sweeper""",
     1: """envs envs.grid_world bridge.gymnasium_checker
         bridge.trees bridge.frame_stack bridge.atari bridge.making bridge.interpreter bridge.hosts bridge.typed
         bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.inprocess
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.pool bridge.checkpoint
         bridge.client""",
     2: "rollout evaluation replay transitions environment_check update optimization reproduction",
-    3: """module data diagnostics checkpoint_io compat_lightning
+    3: """module data diagnostics checkpoint_io checkpoint_structure compat_lightning
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_record callbacks.run_summary
         callbacks.stop_when_solved option_parser resume_settings results_report""",
@@ -96,8 +97,13 @@ NARROWER = {
             "restart_budget",
             "dealing",
             "pool",
-            "guard",
+            "kernel",
+            "system_calls",
+            "landlock",
+            "namespaces",
             "sandbox",
+            "guard",
+            "sweeper",
             "command",
             "interpreter",
             "child",

@@ -1,7 +1,9 @@
 """The process behind a worker, as the kernel knows it: started, and ended with everything it started.
 
 Our child is the guard, which forks the worker (see `guard`). Which processes are killed follows from what we started and from
-the kernel's own numbers, never from what a worker says.
+the kernel's own numbers, never from what a worker says. This process is a subreaper: what a guard that was killed has left
+behind becomes a child of ours. If its workers are in a sandbox, its memory is not dumpable: other processes of its user cannot
+look into it, debuggers and profilers included, and it leaves no core dump.
 """
 
 import os
@@ -10,9 +12,9 @@ import shutil
 import signal
 import subprocess
 import weakref
-from pathlib import Path
 from typing import Any, Final
 
+from lit_ppo.bridge import guard, kernel, sweeper, system_calls
 from lit_ppo.bridge.command import worker_command
 from lit_ppo.errors import ConfigError
 
@@ -30,15 +32,22 @@ class Child:
         confinement: As in `guard.split`.
 
     Raises:
-        ConfigError: The interpreter cannot be run, or this is not Linux.
+        ConfigError: The interpreter cannot be run, there is no temporary directory, or this is not Linux.
     """
 
     def __init__(self, python: str | None, confinement: dict[str, Any]) -> None:
         if not hasattr(os, "pidfd_open") or not hasattr(os, "memfd_create"):
             raise ConfigError("lit_ppo's bridge needs Linux (memfd_create, pidfd_open)")
         _occupy_standard_descriptors()
+        self.command = command, environment = worker_command(python, confinement)
+        try:
+            self._directory = sweeper.run_directory()  # kept for as long as this object is
+        except OSError as error:
+            raise ConfigError(f"TMPDIR: expected a directory that can be written: {error}") from error
+        if confinement.get("level", "off") != "off":
+            kernel.prctl(kernel.DUMPABLE, 0)
         self.frame_fd = os.memfd_create("lit_ppo-frame", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        command, environment = self.command = worker_command(python, confinement)
+        _be_subreaper_for(+1)
         try:
             self._process = subprocess.Popen(
                 [*command, "--frame-fd", str(self.frame_fd)],
@@ -46,11 +55,13 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                env=environment,
-                pass_fds=(self.frame_fd,),
+                env=environment | {"TMPDIR": self._directory.path},
+                cwd="/",  # Python looks there for modules before our own code says where they are
+                pass_fds=(self.frame_fd, self._directory.descriptor),
                 start_new_session=True,
             )
         except OSError as error:
+            _be_subreaper_for(-1)
             os.close(self.frame_fd)
             raise ConfigError(f"data.python={command[0]}: expected a Python interpreter: {error.strerror}") from error
         try:
@@ -58,8 +69,9 @@ class Child:
         except OSError:  # no descriptor is left
             self._process.kill()
             _release(self._process, [self.frame_fd])
+            _be_subreaper_for(-1)
             raise
-        self._release = weakref.finalize(self, _end_and_release, self._process, self.pidfd, self.frame_fd)
+        self._release = weakref.finalize(self, _end_and_release, self._process, self._directory, self.pidfd, self.frame_fd)
         assert self._process.stdin is not None and self._process.stdout is not None and self._process.stderr is not None
         self.requests, self.replies = self._process.stdin.fileno(), self._process.stdout.fileno()
         self.stderr = self._process.stderr.fileno()
@@ -90,6 +102,16 @@ def _occupy_standard_descriptors() -> None:
     os.close(descriptor)
 
 
+_num_guards = 0
+
+
+def _be_subreaper_for(more: int) -> None:
+    """Count the guards; while there are any, what they could leave behind comes back to this process."""
+    global _num_guards
+    _num_guards += more
+    kernel.prctl(kernel.CHILD_SUBREAPER, int(_num_guards > 0))
+
+
 def _end(process: "subprocess.Popen[bytes]", pidfd: int) -> None:
     """End a guard, and by it its worker; afterwards `returncode` says how the worker ended."""
     assert process.stdin is not None
@@ -104,8 +126,8 @@ def _end(process: "subprocess.Popen[bytes]", pidfd: int) -> None:
         how = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     except ChildProcessError:  # other code of this process has reaped it
         how = None
-    if how is not None and how.si_status == signal.SIGKILL:
-        _kill_session(process.pid)  # a guard that was killed has left behind what the worker had started
+    if how is not None and how.si_code != os.CLD_EXITED:
+        _kill_orphans(process.pid)  # a guard that was killed has left behind what the worker had started
     process.wait()
 
 
@@ -116,30 +138,44 @@ def _has_ended(pidfd: int, timeout_s: float | None) -> bool:
     return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
 
 
-def _kill_session(session: int) -> None:
-    """Kill every process of a session that we started and whose first process is not reaped yet.
+def _kill_orphans(dead_guard: int) -> None:
+    """Kill what a guard that was killed, and is not reaped yet, has left behind.
 
-    The numbers come from the kernel: nothing that a worker announces has a say in what is killed.
+    All of it has become our children. Of our children those are meant that are in the guard's session, or in another one than
+    ours and have more filters of system calls than we: a worker can leave its session, but cannot take off its filter.
     """
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == session:
-            continue
-        try:
-            with open(f"/proc/{entry}/stat", "rb") as stat:
-                fields = stat.read().rsplit(b")", 1)[1].split()
-            if int(fields[3]) == session:
-                os.kill(int(entry), signal.SIGKILL)
-        except (OSError, IndexError):
-            continue  # it ended while we looked
+    own_session, own_marks, seen = os.getsid(0), system_calls.marks("self"), {dead_guard}
+    while orphans := [
+        pid
+        for pid, session in guard.children()
+        if pid not in seen and (session == dead_guard or (session != own_session and _marks(pid) > own_marks))
+    ]:
+        for pid in orphans:
+            seen.add(pid)
+            try:
+                pidfd = os.pidfd_open(pid)
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                _has_ended(pidfd, KILL_WAIT_S)
+                os.close(pidfd)
+                os.waitpid(pid, os.WNOHANG)
+            except (ProcessLookupError, ChildProcessError):
+                continue  # other code of this process has reaped it
 
 
-def _end_and_release(process: "subprocess.Popen[bytes]", pidfd: int, frame_fd: int) -> None:
+def _marks(pid: int) -> int:
+    try:
+        return system_calls.marks(pid)
+    except OSError:
+        return 0  # it has ended
+
+
+def _end_and_release(process: "subprocess.Popen[bytes]", directory: sweeper.RunDirectory, pidfd: int, frame_fd: int) -> None:
     """End a guard and its worker, and release all that this process has of them."""
     _end(process, pidfd)
-    if process.returncode == -signal.SIGKILL:  # a guard that was killed could not remove the worker's directory
-        for directory in Path(os.environ.get("TMPDIR", "/tmp")).glob(f"lit_ppo-{process.pid}-*"):
-            shutil.rmtree(directory, ignore_errors=True)
+    if process.returncode < 0:  # a guard that was killed could not remove the worker's directory
+        shutil.rmtree(f"{directory.path}/{process.pid}", ignore_errors=True)
     _release(process, [pidfd, frame_fd])
+    _be_subreaper_for(-1)
 
 
 def _release(process: "subprocess.Popen[bytes]", descriptors: list[int]) -> None:

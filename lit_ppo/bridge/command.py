@@ -12,8 +12,8 @@ _PACKAGE: Final = Path(__file__).resolve().parents[1]
 # trainer's site-packages; then the guard forks, before anything heavy is imported.
 _BOOT: Final = """
 import importlib.util, json, sys
-package, path = sys.argv[1], json.loads(sys.argv[2])
-sys.path[:1] = [entry for entry in path if entry not in sys.path]
+package, path, own = sys.argv[1], json.loads(sys.argv[2]), sys.path[1:]
+sys.path[:] = dict.fromkeys(entry for part in path for entry in (own if part is None else [part]))
 spec = importlib.util.spec_from_file_location("lit_ppo", package + "/__init__.py", submodule_search_locations=[package])
 sys.modules["lit_ppo"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["lit_ppo"])
@@ -23,7 +23,7 @@ from lit_ppo.bridge.worker import main
 main(sys.argv[4:], confined)
 """
 # What a worker may see of the trainer's environment: no tokens, keys or passwords.
-_PASSED_ON: Final = ("PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DISPLAY", "VIRTUAL_ENV")
+_PASSED_ON: Final = ("PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "DISPLAY", "VIRTUAL_ENV")
 _PASSED_ON_PREFIXES: Final = ("LC_", "PYTHON", "SDL_", "MUJOCO_", "PYOPENGL_", "EGL_", "MESA_", "GYM_", "OMP_", "COVERAGE_")
 
 
@@ -35,10 +35,11 @@ def worker_command(python: str | None, confinement: dict[str, Any]) -> tuple[lis
         confinement: As in `guard.split`, and `env`: names of environment variables to let through. Defaults are an empty
             working directory, no limits, no sandbox, no further variables.
     """
-    confinement = {"cwd": None, "rlimits": {}, "strict": False, "env": []} | confinement
-    # absolute, since the worker has another working directory
-    path = [os.path.abspath(entry) for entry in sys.path] if python is None else [os.getcwd()]
-    command = [python or sys.executable, "-c", _BOOT, str(_PACKAGE), json.dumps(path), json.dumps(confinement)]
+    confinement = {"cwd": None, "rlimits": {}, "level": "off", "read": [], "write": [], "env": []} | confinement
+    # absolute, since the worker has another working directory; None stands for the interpreter's own path
+    path = [*map(os.path.abspath, sys.path), None] if python is None else [None, os.getcwd()]
+    interpreter = sys.executable if python is None else os.path.abspath(python) if "/" in python else python
+    command = [interpreter, "-c", _BOOT, str(_PACKAGE), json.dumps(path), json.dumps(confinement)]
     return command, worker_environment(confinement["env"])
 
 
@@ -53,6 +54,8 @@ def worker_environment(named: Collection[str] = ()) -> dict[str, str]:
         for name, value in os.environ.items()
         if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES) or name in named
     }
+    if passed_on.get("PYTHONPATH"):  # absolute, as above
+        passed_on["PYTHONPATH"] = ":".join(os.path.abspath(entry) for entry in passed_on["PYTHONPATH"].split(":"))
     # a worker steps small environments; threads of BLAS would only compete with the trainer
     return {
         "OMP_NUM_THREADS": "1",

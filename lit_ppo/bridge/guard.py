@@ -7,26 +7,21 @@ the parent stays as guard and sleeps until
 - the worker goes away.
 
 Then it kills the worker's group and every descendant that was left behind (it is their subreaper, so even a daemon comes back
-to it), and ends the way the worker ended. If the guard itself is killed, the kernel kills the worker (PR_SET_PDEATHSIG); the
-worker's private directory is then removed by the trainer or, if that was killed too, by the next guard that starts: guard and
-worker hold a lock on it, which the kernel releases when both are gone.
+to it), removes the worker's private directory, and ends the way the worker ended. If the guard itself is killed, the kernel
+kills the worker (PR_SET_PDEATHSIG), and what the worker had started comes back to the trainer, which is the next subreaper
+(see `child`). A worker cannot look into its guard, whose memory is not dumpable.
+
+With namespaces there is a third process, the guard's child and the worker's parent: the init of the process namespace.
 """
 
-import ctypes
-import fcntl
 import os
-import re
 import resource
 import select
 import signal
-import time
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
-from lit_ppo.bridge import sandbox
-
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_CHILD_SUBREAPER: Final = 36
-_PRIVATE_NAME: Final = re.compile(r"lit_ppo-(\d+)-\d+")  # the guard's process number, and when it started
+from lit_ppo.bridge import kernel, namespaces, sandbox
 
 
 def split(confinement: dict[str, Any]) -> dict[str, str]:
@@ -34,93 +29,88 @@ def split(confinement: dict[str, Any]) -> dict[str, str]:
 
     Args:
         confinement: `cwd`: working directory, null for an empty one that is removed at the end; `rlimits`: see `sandbox.limit`;
-            `strict`: whether to apply `sandbox.apply_strict`.
+            `level`, `read` and `write`: see `sandbox.confine`.
 
     Returns:
-        The layers of the sandbox, as `sandbox.apply_strict` reports them, and `error` if something cannot be had.
+        The layers of the sandbox, as `sandbox.confine` reports them, and `error` if something cannot be had.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    report, private = {}, None
+    report: dict[str, str] = {}
+    kernel.prctl(kernel.CHILD_SUBREAPER, 1)
+    guard = os.pidfd_open(os.getpid())
+    private = _make_private(confinement, report)
+    level, has_namespaces = confinement["level"], False
+    if level in sandbox.WITH_NAMESPACES:
+        refused = namespaces.refusal()
+        report["namespaces"] = sandbox.ON if refused is None else f"off ({refused})"
+        if has_namespaces := refused is None:
+            namespaces.enter()
+    kernel.prctl(kernel.DUMPABLE, 0)
+    status_read, status_write = os.pipe()
+    child = os.fork()
+    if child != 0:
+        os.close(status_write)
+        _guard(child, private, status_read)
+    os.close(status_read)
+    os.setpgid(0, 0)
+    if has_namespaces:
+        namespaces.enter_as_init()
+        _end_with(guard)
+        worker = os.fork()
+        if worker != 0:
+            namespaces.serve_as_init(worker, status_write)
+        os.setpgid(0, 0)
+    os.close(status_write)
+    kernel.prctl(kernel.DUMPABLE, 1)
     try:
-        if confinement["cwd"] is None:
-            temporary = os.environ.get("TMPDIR", "/tmp")
-            remove_orphans(temporary)
-            private = f"{temporary}/lit_ppo-{os.getpid()}-{time.monotonic_ns()}"
-            os.mkdir(private, 0o700)
-            _lock(private)  # never closed: guard and worker hold it for life
-        os.chdir(private or confinement["cwd"])
+        sandbox.limit(confinement["rlimits"])
+    except ValueError as error:
+        report["error"] = str(error)
+    write = [private, os.getcwd(), *confinement["write"]]
+    report |= sandbox.confine(level, confinement["read"], write, has_namespaces)
+    if level in sandbox.NEEDED and (missing := sandbox.missing(report)):
+        report.setdefault("error", f"sandbox={level}: {missing}; data.sandbox=best-effort goes without what this machine lacks")
+    _end_with(guard)
+    os.close(guard)
+    return report
+
+
+def _make_private(confinement: dict[str, Any], report: dict[str, str]) -> str:
+    """Make the worker's private directory in TMPDIR, which then is a part of it, and go to where the worker works."""
+    private = f"{os.environ['TMPDIR']}/{os.getpid()}"
+    try:
+        for path in (private, f"{private}/cwd", f"{private}/tmp"):
+            os.mkdir(path, 0o700)
+        os.environ["TMPDIR"] = f"{private}/tmp"
+        os.chdir(f"{private}/cwd" if confinement["cwd"] is None else confinement["cwd"])
     except OSError as error:
         report["error"] = f"worker_cwd={confinement['cwd']}: {error}"
-    guard = os.getpid()
-    worker = os.fork()
-    if worker == 0:
-        os.setpgid(0, 0)
-        try:
-            sandbox.limit(confinement["rlimits"])
-        except ValueError as error:
-            report["error"] = str(error)
-        if confinement["strict"]:
-            report |= sandbox.apply_strict()
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # last: entering a user namespace takes it back
-        if os.getppid() != guard:  # it died before the kernel knew whom to tell
-            os._exit(1)
-        return report
-    _guard(worker, private)
-    raise AssertionError("the guard does not return")
+    return private
 
 
-def remove_orphans(temporary: str) -> None:
-    """Remove private directories whose guard and worker were both killed; one that may be in use stays.
-
-    Args:
-        temporary: Where such directories are.
-    """
-    try:
-        entries = list(os.scandir(temporary))
-    except OSError:  # it may be written to, but not listed
-        return
-    for entry in entries:
-        name = _PRIVATE_NAME.fullmatch(entry.name)
-        if name is None or os.path.exists(f"/proc/{name[1]}"):
-            continue
-        try:
-            # without a process of that number it may still be in use, in another process namespace: then it is locked
-            if entry.stat(follow_symlinks=False).st_uid == os.getuid() and (lock := _lock(entry.path)) is not None:
-                import shutil  # here, so that starting does not pay for it
-
-                shutil.rmtree(entry.path, ignore_errors=True)
-                os.close(lock)
-        except OSError:
-            continue  # no directory, or another guard was faster
+def _end_with(guard: int) -> None:
+    """Let the kernel kill this process when its parent ends; end it now if the guard has ended before the kernel knew."""
+    kernel.prctl(kernel.PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    ended = select.poll()
+    ended.register(guard, select.POLLIN)
+    if ended.poll(0):
+        os._exit(1)
 
 
-def _lock(directory: str) -> int | None:
-    """A descriptor that holds the lock on a directory; None if another process holds it, or the file system has no locks."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _guard(worker: int, private: str | None) -> None:
+def _guard(child: int, private: str, status_fd: int) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.close(1)  # else the trainer would not see the end of the worker's replies
     os.close(2)
     ends = select.poll()
     ends.register(0, 0)  # no event but POLLHUP, which is always reported
-    ends.register(os.pidfd_open(worker), select.POLLIN)
+    ends.register(os.pidfd_open(child), select.POLLIN)
     ends.poll()
-    status = _kill_all(worker)
-    if private is not None:
-        import shutil  # here, so that starting does not pay for it
+    status = _kill_all(child)
+    of_worker = namespaces.status_of_worker(status_fd)
+    import shutil  # here, so that starting does not pay for it
 
-        shutil.rmtree(private, ignore_errors=True)
-    code = os.waitstatus_to_exitcode(status)
+    shutil.rmtree(private, ignore_errors=True)
+    code = os.waitstatus_to_exitcode(status if of_worker is None else of_worker)
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
@@ -128,23 +118,23 @@ def _guard(worker: int, private: str | None) -> None:
     os._exit(code if code >= 0 else 1)
 
 
-def _kill_all(worker: int) -> int:
-    """Kill and reap the worker and all that it left behind; its wait status."""
-    ended, status = os.waitpid(worker, os.WNOHANG)
+def _kill_all(child: int) -> int:
+    """Kill and reap our child and all that was left behind; the child's wait status."""
+    ended, status = os.waitpid(child, os.WNOHANG)
     try:
-        os.killpg(worker, signal.SIGKILL)
+        os.killpg(child, signal.SIGKILL)
     except ProcessLookupError:
         pass  # the whole group is gone already
     if not ended:
         try:
-            os.kill(worker, signal.SIGKILL)  # it may not have reached its own group yet
+            os.kill(child, signal.SIGKILL)  # it may not have reached its own group yet
         except ProcessLookupError:
             pass
-        _, status = os.waitpid(worker, 0)
-    while children := _children():
-        for child in children:
+        _, status = os.waitpid(child, 0)
+    while left := [pid for pid, _ in children()]:
+        for pid in left:
             try:
-                os.kill(child, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
         try:
@@ -154,16 +144,15 @@ def _kill_all(worker: int) -> int:
     return status
 
 
-def _children() -> list[int]:
-    """Our children: orphans of the worker come back here from every session."""
-    me, found = os.getpid(), []
+def children() -> Iterator[tuple[int, int]]:
+    """Process number and session of each child of this process: orphans come back to a subreaper from every session."""
+    me = os.getpid()
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
                 with open(f"/proc/{entry}/stat", "rb") as stat:
-                    parent = int(stat.read().rsplit(b")", 1)[1].split()[1])
-            except (OSError, IndexError):
+                    _, parent, _, session = stat.read().rsplit(b")", 1)[1].split()[:4]
+            except (OSError, ValueError, IndexError):
                 continue  # it ended while we looked
-            if parent == me:
-                found.append(int(entry))
-    return found
+            if int(parent) == me:
+                yield int(entry), int(session)

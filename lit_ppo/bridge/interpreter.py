@@ -14,7 +14,9 @@ _NEEDED: Final = "Python 3.10, numpy 1.26 and Gymnasium 0.29, or newer"
 _PROBE_S: Final = 30.0
 # In words that every Python understands.
 _PROBE: Final = """
-import json, sys
+import json, resource, sys
+for name, value in LIMITS.items():
+    resource.setrlimit(getattr(resource, "RLIMIT_" + name.upper()), (value, value))
 versions = {"python": sys.version.split()[0]}
 for name in ("numpy", "gymnasium"):
     try:
@@ -45,11 +47,22 @@ def refusal(python: str | None, versions: Mapping[str, Any]) -> str | None:
     return None
 
 
-def refusal_after_failure(python: str | None) -> str | None:
-    """Why an interpreter whose worker did not start cannot run one, by what it says of itself; None if it can."""
+def refusal_after_failure(python: str | None, rlimits: Mapping[str, int] | None = None) -> str | None:
+    """Why an interpreter whose worker did not start cannot run one, by what it says of itself; None if it can.
+
+    Args:
+        python: Its path; None for that of this process.
+        rlimits: The limits of the worker, as in `sandbox.limit`.
+    """
+    if rlimits and refusal_after_failure(python) is None and _refusal(python, rlimits) is not None:
+        return f"data.rlimits={dict(rlimits)}: expected limits with which Python and Gymnasium start"
+    return _refusal(python, {})
+
+
+def _refusal(python: str | None, rlimits: Mapping[str, int]) -> str | None:
     try:
         answer = subprocess.run(
-            [python or sys.executable, "-c", _PROBE],
+            [python or sys.executable, "-c", f"LIMITS = {dict(rlimits)!r}\n{_PROBE}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -19,6 +19,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_ppo.errors import CheckpointError
+
 # A longer episode can no longer be rebuilt; without a bound an endless one would eat all memory.
 MAX_EPISODE_STEPS: Final = 1_000_000
 _FIRST_ROWS: Final = 1024
@@ -32,6 +34,28 @@ def to_text(data: bytes) -> str:
 def from_text(text: str) -> bytes:
     """The bytes that `to_text` was given."""
     return base64.b64decode(text, validate=True)
+
+
+def saved_numbers(text: str, dtype: "np.dtype[Any]", key: str, count: int | None = None) -> NDArray[Any]:
+    """The numbers that a checkpoint holds as text.
+
+    Args:
+        text: As `to_text` made it.
+        dtype: Of the numbers; with a shape, of each item.
+        key: How messages call the text.
+        count: How many items there must be; None for any number.
+
+    Raises:
+        CheckpointError: It holds something else.
+    """
+    try:
+        data = from_text(text)
+    except ValueError as error:
+        raise CheckpointError(f"the checkpoint's datamodule.bridge.{key}: expected base64: {error}") from None
+    if len(data) % dtype.itemsize or count not in (None, len(data) // dtype.itemsize):
+        expected = f"whole items of {dtype.itemsize} bytes" if count is None else f"{count} items of {dtype.itemsize} bytes"
+        raise CheckpointError(f"the checkpoint's datamodule.bridge.{key}: expected {expected}, got {len(data)} bytes")
+    return np.frombuffer(data, dtype)
 
 
 def digest_rows(rows: NDArray[np.uint8], rewards: NDArray[np.float64] | None = None) -> NDArray[np.uint64]:
@@ -190,20 +214,28 @@ class Journal:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned: the episodes are laid side by side so that all end with the last row."""
-        kind, shape = self._actions.dtype.newbyteorder("<"), self._actions.shape[2:]
-        actions = [np.frombuffer(from_text(data), kind).reshape(-1, *shape) for data in state["actions"]]
+        """Continue from what `state_dict` returned: the episodes are laid side by side so that all end with the last row.
+
+        Raises:
+            CheckpointError: The texts do not hold actions and as many digests.
+        """
+        kind = np.dtype((self._actions.dtype.newbyteorder("<"), self._actions.shape[2:]))
+        actions = [saved_numbers(text, kind, f"journal.actions[{env}]") for env, text in enumerate(state["actions"])]
+        digest_lists = [
+            saved_numbers(text, np.dtype("<u8"), f"journal.digests[{env}]", len(actions[env]))
+            for env, text in enumerate(state["digests"])
+        ]
         longest = max(len(episode) for episode in actions)
         rows = max(_FIRST_ROWS, longest + 1)
         self._marks.clear()
         self._base, self.steps = self.steps, self.steps + longest
         self.digested = self.steps
-        self._actions = np.zeros((rows, self.num_envs, *shape), self._actions.dtype)
+        self._actions = np.zeros((rows, self.num_envs, *self._actions.shape[2:]), self._actions.dtype)
         self._stepped, self._digests = np.zeros((rows, self.num_envs), np.bool_), np.zeros((rows, self.num_envs), np.uint64)
-        for env, (episode, digests) in enumerate(zip(actions, state["digests"], strict=True)):
+        for env, (episode, digests) in enumerate(zip(actions, digest_lists, strict=True)):
             self._actions[longest - len(episode) : longest, env] = episode
             self._stepped[longest - len(episode) : longest, env] = True
-            self._digests[longest - len(episode) : longest, env] = np.frombuffer(from_text(digests), "<u8")
+            self._digests[longest - len(episode) : longest, env] = digests
             self.begins[env] = self.steps - len(episode)
         self.seeds[:] = state["seeds"]
         self.first_digests[:] = np.array(state["first_digests"], np.uint64)

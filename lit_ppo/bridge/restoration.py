@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from lit_ppo.bridge.episodes import Episodes
 from lit_ppo.bridge.history import History, Slot
-from lit_ppo.bridge.journal import Journal, digest_rows, from_text, to_text
+from lit_ppo.bridge.journal import Journal, digest_rows, saved_numbers, to_text
 from lit_ppo.bridge.reports import FaultReports
 from lit_ppo.bridge.settings import BridgeSettings, Vectorization
 from lit_ppo.bridge.worker_slice import WorkerSlice
 from lit_ppo.contract import Contract
-from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault
+from lit_ppo.errors import CheckpointError, ConfigError, ContractViolation, EnvironmentFault
 from lit_ppo.spaces import Row
 
 STEPS_PER_SNAPSHOT: Final = 4096  # bounds what a failed worker has to be stepped again, and the journal
@@ -209,7 +209,7 @@ class Replay:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        _require_possible(self._recorded, state)
 
 
 class Snapshots:
@@ -297,8 +297,29 @@ class Snapshots:
         return {"snapshots": mark["snapshots"], "ended": to_text(mark["ended"])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._snapshots, self._ended_before = list(state["snapshots"]), from_text(state["ended"])
+        _require_possible(self._recorded, state)
+        if len(state["snapshots"]) != len(self._recorded.slices):
+            expected, got = len(self._recorded.slices), len(state["snapshots"])
+            raise CheckpointError(f"the checkpoint's datamodule.bridge.snapshots: expected {expected} of them, got {got}")
+        ended = saved_numbers(state["ended"], np.dtype(np.uint8), "ended", self._journal.num_envs)
+        self._snapshots, self._ended_before = list(state["snapshots"]), ended.tobytes()
         self._saved_at = int(self._journal.begins.min())
+
+
+def _require_possible(recorded: Recorded, state: dict[str, Any]) -> None:
+    """Refuse saved rows of another size, and actions in the journal that no policy can have chosen.
+
+    Raises:
+        CheckpointError: The checkpoint is at fault, not the environment.
+    """
+    journal = recorded.journal
+    saved_numbers(state["rows"], np.dtype((np.uint8, (recorded.row.size,))), "rows", journal.num_envs)
+    for env in range(journal.num_envs):
+        actions, _ = journal.episode(env)
+        try:
+            recorded.contract.check_actions(actions)
+        except ValueError as error:
+            raise CheckpointError(f"the checkpoint's datamodule.bridge.journal.actions[{env}]: {error}") from None
 
 
 RESTORATIONS: Final[dict[Vectorization, type[Replay] | type[Snapshots]]] = {"sync": Replay, "native": Snapshots}

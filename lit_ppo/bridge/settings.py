@@ -10,6 +10,7 @@ from typing import Any, Literal
 from lit_ppo.errors import ConfigError, shown
 
 Vectorization = Literal["sync", "native"]
+SandboxLevel = Literal["off", "best-effort", "strict", "isolated"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class EnvironmentSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"data.{name}={value}: expected at least 1")
+            if value is not None and value >= 1 << 31:
+                raise ConfigError(f"data.{name}={value}: expected less than 2^31")
         if type(self.remake_each_episode) is not bool:
             raise ConfigError(f"data.remake_each_episode={shown(self.remake_each_episode)}: expected true or false")
         if self.env_path is not None:  # absolute, since the worker has another working directory
@@ -159,11 +162,15 @@ class BridgeSettings:
             that episode and go on.
         on_replay_mismatch: What follows when the replay of an episode differs from the recorded one: `restart` it with a
             warning, or stop with an `error`.
-        sandbox: `strict` denies the workers sockets, signals to other processes and new privileges.
+        sandbox: What the workers may not do: `strict` takes the network, other processes, most files and all privileges from
+            them; `isolated` gives them namespaces of their own as well; `best-effort` does what this machine allows.
+        sandbox_read: Files and directories that workers in a sandbox may read, besides the system, Python and its modules.
+        sandbox_write: Files and directories that they may change, besides a working directory and a TMPDIR of their own.
         rlimits: Resource limits of a worker by their names in the `resource` module, such as `as` (bytes of address space),
             `nofile`, `fsize`; None for those of the trainer.
         worker_env: Names of environment variables that the workers get besides the harmless ones; None for no others.
-        worker_cwd: Working directory of the workers; None for an empty one that is removed at the end.
+        worker_cwd: Working directory of the workers; None for an empty one that is removed at the end. The training process
+            must not import from it.
         show_output: Show what the environments print, each line behind the name of its worker. The last lines are shown with
             every fault anyway.
     """
@@ -179,7 +186,9 @@ class BridgeSettings:
     restart_window: int = 10_000
     on_violation: Literal["stop", "restart"] = "stop"
     on_replay_mismatch: Literal["restart", "error"] = "restart"
-    sandbox: Literal["off", "strict"] = "off"
+    sandbox: SandboxLevel = "off"
+    sandbox_read: list[str] | None = None
+    sandbox_write: list[str] | None = None
     rlimits: dict[str, int] | None = None
     worker_cwd: str | None = None
     worker_env: list[str] | None = None
@@ -201,6 +210,15 @@ class BridgeSettings:
             raise ConfigError("data.on_violation=restart: native environments cannot give up one episode; use sync")
         if self.max_restarts < 0:
             raise ConfigError(f"data.max_restarts={self.max_restarts}: expected at least 0")
+        for name in ("sandbox_read", "sandbox_write"):
+            if getattr(self, name) is not None:
+                paths = [_absolute(f"data.{name}", path) for path in getattr(self, name)]
+                object.__setattr__(self, name, paths)
+        if self.worker_cwd is not None:
+            object.__setattr__(self, "worker_cwd", _absolute("data.worker_cwd", self.worker_cwd))
+            _require_no_imports_from("data.worker_cwd", self.worker_cwd)
+        for path in self.sandbox_write or []:
+            _require_no_imports_from("data.sandbox_write", path)
         if self.bridge == "inprocess":
             needs_process = {
                 "num_workers": self.first_workers > 1,
@@ -213,3 +231,29 @@ class BridgeSettings:
             for name, is_set in needs_process.items():
                 if is_set:
                     raise ConfigError(f"data.{name}={getattr(self, name)}: needs a process; use data.bridge=process")
+
+
+def _absolute(setting: str, path: object) -> str:
+    """A path that is there, absolute: the worker has another working directory.
+
+    Raises:
+        ConfigError: There is no such file or directory.
+    """
+    if type(path) is not str or not os.path.exists(expanded := os.path.expanduser(path)):
+        raise ConfigError(f"{setting}={shown(path)}: expected a file or directory that exists")
+    return os.path.abspath(expanded)
+
+
+def _require_no_imports_from(setting: str, directory: str) -> None:
+    """Refuse a directory in which a worker could place code that this process imports.
+
+    Raises:
+        ConfigError: A part of this process's import path is there.
+    """
+    real = os.path.realpath(directory)
+    for entry in map(os.path.realpath, sys.path):
+        if os.path.commonpath([real, entry]) == real:
+            raise ConfigError(
+                f"{setting}={directory}: expected a directory from which the training process imports nothing, since workers "
+                f"can write there, but {entry} is on its import path; use another directory"
+            )

@@ -77,6 +77,7 @@ class WorkerSlice:
 
     def _spawn(self) -> Wire:
         settings = self._settings
+        is_confined = settings.sandbox != "off"
         worker = self._start_worker(
             settings.python,
             self.name,
@@ -84,7 +85,9 @@ class WorkerSlice:
             {
                 "cwd": settings.worker_cwd,
                 "rlimits": settings.rlimits or {},
-                "strict": settings.sandbox == "strict",
+                "level": settings.sandbox,
+                "read": [*(settings.sandbox_read or []), *(self._environment.env_path or [])] if is_confined else [],
+                "write": [*(settings.sandbox_write or [])] if is_confined else [],
                 "env": settings.worker_env or [],
             },
         )
@@ -110,7 +113,8 @@ class WorkerSlice:
         try:
             announced = worker.reply("make", settings.start_timeout_s)
         except (WorkerExited, ProtocolError) as error:
-            if settings.python is not None and (refused := refusal_after_failure(settings.python)) is not None:
+            can_be_refused = settings.python is not None or settings.rlimits
+            if can_be_refused and (refused := refusal_after_failure(settings.python, settings.rlimits)) is not None:
                 raise ConfigError(refused) from error
             raise
         expected = {"protocol": protocol.PROTOCOL_VERSION, "env_id": self._environment.env_id, "num_envs": self._num_rows}

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_ppo.commands.environment_options import add_environment_options, environment_of
+from lit_ppo.commands.environment_options import add_environment_options, environment_of, processes_of
 from lit_ppo.errors import CheckpointError
 from lit_ppo.exit_codes import ENVIRONMENT, fail
 
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     from lit_ppo.environment_check import check_environment
 
     environment = environment_of(options.env_id, options)
-    report = check_environment(environment, num_steps=options.steps, seed=options.seed)
+    report = check_environment(environment, processes_of(options), num_steps=options.steps, seed=options.seed)
     print("\n".join(f"{name:<14}{text}" for name, text in _lines(report)))
     if options.json is not None:
         try:

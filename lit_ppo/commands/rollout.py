@@ -5,8 +5,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_ppo.bridge.settings import EnvironmentSettings
-from lit_ppo.commands.environment_options import add_environment_options, environment_of, typed_environment
+from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
+from lit_ppo.commands.environment_options import (
+    add_environment_options,
+    environment_of,
+    processes_of,
+    typed_environment,
+)
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.exit_codes import ENVIRONMENT, fail
 
@@ -58,14 +63,14 @@ def _export(options: argparse.Namespace) -> None:
     if options.steps < 1 or options.seed < 0:
         raise ConfigError(f"steps={options.steps}, seed={options.seed}: expected at least one step, and a seed of at least 0")
     if options.ckpt_path is None:
-        environment, choose = environment_of(options.env_id, options), None
+        environment, settings, choose = environment_of(options.env_id, options), processes_of(options), None
     else:
-        environment, choose = _policy_of(options.ckpt_path, options)
+        environment, settings, choose = _policy_of(options.ckpt_path, options)
 
     def seed_of(env: int, episode: int) -> int:
         return episode_seed(options.seed, "training" if choose is None else "evaluation", 0, env, episode)
 
-    with EnvBridge(environment, options.num_envs, seed_of) as bridge:
+    with EnvBridge(environment, options.num_envs, seed_of, settings=settings) as bridge:
         choose = choose or _random(bridge.spec, options.seed)
         document = collect(bridge, options.steps, choose, seed_of)
     _write(options.out, "--out", document)
@@ -81,8 +86,8 @@ def _random(spec: "EnvSpec", seed: int) -> "Choose":
     return lambda obs, begins: random_actions(spec, obs, generator)
 
 
-def _policy_of(given: str, options: argparse.Namespace) -> "tuple[EnvironmentSettings, Choose]":
-    """The environment of a checkpoint's run, except for what was typed, and its greedy policy."""
+def _policy_of(given: str, options: argparse.Namespace) -> "tuple[EnvironmentSettings, BridgeSettings, Choose]":
+    """The environment of a checkpoint's run and its sandbox, except for what was typed, and its greedy policy."""
     from lit_ppo.compat_torch import defer_dynamo
 
     defer_dynamo()
@@ -103,7 +108,7 @@ def _policy_of(given: str, options: argparse.Namespace) -> "tuple[EnvironmentSet
         chosen, state = policy.act(seen, state, None if state is None else torch.from_numpy(begins), None)
         return policy.distribution.to_env(chosen.numpy())
 
-    return EnvironmentSettings.of({**data, **typed_environment(options)}), choose
+    return EnvironmentSettings.of({**data, **typed_environment(options)}), processes_of(options, data), choose
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -141,7 +146,8 @@ def _check(options: argparse.Namespace) -> None:
 def _announced(options: argparse.Namespace) -> "EnvSpec":
     from lit_ppo.bridge.client import EnvBridge
 
-    with EnvBridge(environment_of(options.env_id, options), 1, lambda env, episode: 0) as bridge:
+    environment, settings = environment_of(options.env_id, options), processes_of(options)
+    with EnvBridge(environment, 1, lambda env, episode: 0, settings=settings) as bridge:
         return bridge.spec
 
 

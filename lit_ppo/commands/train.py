@@ -68,6 +68,7 @@ _EXAMPLES: Final = """examples:
   {program} fit --ckpt_path=last --total_env_steps=100000
   {program} test --ckpt_path=best --data.test_episodes=1000"""
 _DEFAULT_ENV_STEPS: Final = 1_000_000
+_MOST_THREADS: Final = 1024  # torch crashes where the system does not give it as many as it asks for
 _LINKED: Final = {"seed_everything": [("data", "seed"), ("model", "seed")], "total_env_steps": [("model", "total_env_steps")]}
 _NOT_TYPED: Final = 2**62 - 1
 # Lightning's advice that does not apply here: the data loader is an environment, the metrics go to the loggers directly.
@@ -300,6 +301,8 @@ class LitPPOCLI(LightningCLI):
                 config.total_env_steps = config.model.total_env_steps = length
         if config.total_env_steps is not None and config.total_env_steps < 1:
             raise ConfigError(f"total_env_steps={config.total_env_steps}: expected at least 1")
+        if config.total_env_steps is not None and config.total_env_steps >= 1 << 63:
+            raise ConfigError(f"total_env_steps={config.total_env_steps}: expected less than 2^63")
 
     def instantiate_classes(self) -> None:
         try:
@@ -308,6 +311,11 @@ class LitPPOCLI(LightningCLI):
             raise
         except ValueError as error:  # of jsonargparse, for a class that raises, such as a logger that is not installed
             raise ConfigError(condensed(str(error))) from error
+        except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
+            if not isinstance(error, MemoryError) and not re.search("can't allocate memory|[Oo]verflow", str(error)):
+                raise
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"model, data: expected sizes that this machine has the memory for: {reason[:200]}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = settings_of(self, "trainer", instantiated=True)
@@ -328,6 +336,8 @@ class LitPPOCLI(LightningCLI):
             raise ConfigError(f"seed_everything={seed}: expected 0 to 2^32 - 1")
         if num_threads < 1:
             raise ConfigError(f"torch_threads={num_threads}: expected at least 1")
+        if num_threads > _MOST_THREADS:
+            raise ConfigError(f"torch_threads={num_threads}: expected at most {_MOST_THREADS}")
         seed_everything(seed, workers=True, verbose=False)
         torch.set_num_threads(num_threads)
 

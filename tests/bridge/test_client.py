@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import tests.fault_envs  # noqa: F401  registers the ids, for the runs in process
-from lit_ppo.bridge import restoration
+from lit_ppo.bridge import restoration, sweeper
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.journal import MAX_EPISODE_STEPS, to_text
 from lit_ppo.bridge.process import WorkerProcess
@@ -88,6 +88,7 @@ def all_ended(pidfds: list[int], deadline_s: float = 20.0) -> bool:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind() -> Iterator[None]:
+    sweeper.run_directory()  # its process and descriptors stay for all tests
     children_before, descriptors_before = children(), descriptors()
     yield
     assert children() == children_before
@@ -1458,11 +1459,10 @@ def test_what_the_worker_had_started_is_killed_when_the_guard_was(tmp_path: Path
     with bridge_of(num_envs=1, env_kwargs={"grandchildren": str(pids)}) as bridge:
         bridge.reset()
         sleeper, daemon = map(int, pids.read_text().split())
-        ends = [os.pidfd_open(sleeper)]
+        ends = [os.pidfd_open(sleeper), os.pidfd_open(daemon)]
         strike_guard(bridge)
         bridge.step(np.zeros(1, np.int64))
         assert all_ended(ends, 5.0)
-        os.kill(daemon, signal.SIGKILL)  # it has left the session, and its reaper was killed
 
 
 def test_a_frame_that_the_environment_has_sealed_is_a_protocol_error() -> None:

@@ -87,8 +87,7 @@ def disturbed(directory: Path, seed: int, vectorization: str, chance: random.Ran
             if run.process.poll() is None:
                 deaths.trainers += 1
                 run.kill()
-            # where guard and trainer are killed at once, nobody is left to remove the working directory
-            ended = run.ended(is_tidy=False)
+            ended = run.ended()
         finally:
             run.close()
         if ended.code != -signal.SIGKILL or monotonic() > deadline:

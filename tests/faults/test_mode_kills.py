@@ -83,9 +83,9 @@ def test_killed_run_ends_as_the_undisturbed_one(name: str, who: str, tmp_path: P
             assert ended.code == 0 and "is replaced" in ended.err, ended.err
         else:
             run.process.kill()
-            assert run.ended(is_tidy=False).code == -signal.SIGKILL
+            assert run.ended().code == -signal.SIGKILL
     if who == "trainer":
         with closing(CommandLine(run.directory, *arguments_of(name), "--ckpt_path=last")) as again:
-            ended = again.ended(is_tidy=False)
+            ended = again.ended()
             assert ended.code == 0, ended.err
     assert differences(list(undisturbed(name, tmp_path)), list(outcome(run.directory))) == []

@@ -1,0 +1,71 @@
+"""What the settings of the sandbox allow, and which of them are refused."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
+from lit_ppo.commands.check_env import add_arguments
+from lit_ppo.commands.environment_options import processes_of
+from lit_ppo.errors import ConfigError, EnvironmentRaised
+
+READER = """
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Reader(CartPoleEnv):
+    def __init__(self, path):
+        super().__init__()
+        open(path).close()
+"""
+
+
+def test_confined_environment_reads_what_it_is_allowed_and_its_own_modules(tmp_path: Path) -> None:
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "envs" / "reader_env.py").write_text(READER)
+    (tmp_path / "data" / "levels").touch()
+    kwargs = {"path": str(tmp_path / "data" / "levels")}
+    environment = EnvironmentSettings("reader_env:Reader", kwargs, env_path=[str(tmp_path / "envs")])
+    for allowed in (None, [str(tmp_path / "data")]):
+        settings = BridgeSettings(sandbox="strict", sandbox_read=allowed)
+        with EnvBridge(environment, 1, lambda env, episode: episode, settings=settings) as bridge:
+            if allowed is None:
+                with pytest.raises(EnvironmentRaised, match="PermissionError"):
+                    bridge.reset()
+            else:
+                assert bridge.reset()[""].shape == (1, 4)
+
+
+@pytest.mark.parametrize("setting", ["worker_cwd", "sandbox_write"])
+def test_directory_that_the_trainer_imports_from_is_no_place_for_workers_to_write(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "modules").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    for directory in (tmp_path, tmp_path / "modules"):
+        value: Any = str(directory) if setting == "worker_cwd" else [str(directory)]
+        with pytest.raises(ConfigError, match=f"data.{setting}={directory}: expected a directory from which the training"):
+            BridgeSettings(**{setting: value})
+    (tmp_path / "modules" / "inside").mkdir()  # no module there is found by its own name
+    BridgeSettings(worker_cwd=str(tmp_path / "modules" / "inside"))
+
+
+def test_path_that_is_not_there_is_refused_and_one_at_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    assert BridgeSettings(sandbox_read=["~/data"]).sandbox_read == [str(tmp_path / "data")]
+    with pytest.raises(ConfigError, match=r"data\.sandbox_read='~/none': expected a file or directory that exists"):
+        BridgeSettings(sandbox_read=["~/none"])
+
+
+def test_sandbox_of_a_checkpoints_run_holds_unless_another_is_typed() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    saved = {"sandbox": "strict", "sandbox_read": [os.sep], "python": "/elsewhere"}
+    inherited, typed = (processes_of(parser.parse_args(["X", *more]), saved) for more in ([], ["--sandbox=isolated"]))
+    assert (inherited.sandbox, inherited.sandbox_read, inherited.python) == ("strict", [os.sep], None)
+    assert typed.sandbox == "isolated" and processes_of(parser.parse_args(["X"])).sandbox == "off"

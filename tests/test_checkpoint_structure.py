@@ -1,0 +1,146 @@
+"""A checkpoint that is not whole is refused before anything of it is used, by the key that is at fault."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from lit_ppo import CurveExport, GreedyEvaluation, PPOModule, RolloutDataModule, RunCheckpoint, StopWhenSolved, exit_codes
+from lit_ppo.bridge.journal import to_text
+from lit_ppo.callbacks.run_config import CONFIG_KEY
+from lit_ppo.checkpoint_io import VerifiedCheckpointIO, read_checkpoint, write_checkpoint
+from lit_ppo.errors import CheckpointError
+from tests.test_cli import SMALL, Run, in_an_empty_directory, run  # noqa: F401
+
+Damage = Callable[[dict[str, Any]], object]
+
+
+def fit(max_epochs: int, ckpt_path: str | None = None) -> None:
+    """A small run, in the working directory."""
+    data = RolloutDataModule(num_envs=2, horizon=8, evaluation_envs=1, bridge="inprocess", report_dir=None)
+    module = PPOModule(data.spec, minibatch_size=16, actor_hidden_sizes=[4], critic_hidden_sizes=[4], total_env_steps=160)
+    trainer = Trainer(
+        max_epochs=max_epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[GreedyEvaluation(num_episodes=1), StopWhenSolved(), CurveExport("curve.json"), RunCheckpoint("checkpoints")],
+        plugins=[VerifiedCheckpointIO()],
+    )
+    try:
+        trainer.fit(module, data, ckpt_path=ckpt_path)
+    finally:
+        data.close()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The checkpoint of a small run, as the command line would have written it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("run"))
+        fit(2)
+        return {**read_checkpoint("checkpoints/last.ckpt"), CONFIG_KEY: {}}
+
+
+def bridge(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    state: dict[str, Any] = checkpoint["RolloutDataModule"]["bridge"]
+    return state
+
+
+FIRST = "policy.actor.torso.hidden.layers.0.weight"
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "no weights": (lambda c: c.pop("state_dict"), "expected 'state_dict', which is missing"),
+    "one weight less": (lambda c: c["state_dict"].pop(FIRST), f"state_dict: expected '{FIRST}', which is missing"),
+    "one weight more": (lambda c: c["state_dict"].update(x=torch.zeros(1)), "state_dict: 'x' is none of its keys"),
+    "a weight of another shape": (
+        lambda c: c["state_dict"].update({FIRST: torch.zeros(3, 3)}),
+        rf"state_dict\.{FIRST}: expected a tensor of floating-point numbers of shape \(4, 4\), got 'torch.float32 \(3, 3\)'",
+    ),
+    "a weight that is text": (lambda c: c["state_dict"].update({FIRST: "x"}), f"{FIRST}: expected a tensor .* got 'x'"),
+    "no optimizer": (lambda c: c.pop("optimizer_states"), "expected 'optimizer_states', which is missing"),
+    "two optimizers": (lambda c: c["optimizer_states"].append({}), "optimizer_states: expected a list of 1"),
+    "moments of a parameter less": (
+        lambda c: c["optimizer_states"][0]["state"].pop(0),
+        r"optimizer_states\[0\]\.state: expected 0, which is missing",
+    ),
+    "a moment of another shape": (
+        lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(1)),
+        r"optimizer_states\[0\]\.state\.0\.exp_avg: expected a tensor",
+    ),
+    "no rate": (lambda c: c["optimizer_states"][0]["param_groups"][0].pop("lr"), r"param_groups\[0\]: expected 'lr'"),
+    "a scheduler that the run has not": (lambda c: c["lr_schedulers"].append({}), "lr_schedulers: expected a list of 0"),
+    "no loops": (lambda c: c.pop("loops"), "expected 'loops', which is missing"),
+    "a loop that is a number": (lambda c: c["loops"].update(fit_loop=3), "loops.fit_loop: expected a mapping, got 3"),
+    "no callbacks": (lambda c: c.pop("callbacks"), "expected 'callbacks', which is missing"),
+    "one callback less": (lambda c: c["callbacks"].pop("CurveExport"), "callbacks: expected 'CurveExport', which is missing"),
+    "a curve of text": (lambda c: c["callbacks"]["CurveExport"].update(steps=["x"]), r"CurveExport\.steps\[0\]: expected"),
+    "no datamodule": (lambda c: c.pop("RolloutDataModule"), "expected 'RolloutDataModule', which is missing"),
+    "no counter": (lambda c: c["RolloutDataModule"].pop("update"), "datamodule: expected 'update', which is missing"),
+    "a counter below zero": (lambda c: c["RolloutDataModule"].update(update=-1), "datamodule.update: expected a whole number"),
+    "no bridge": (lambda c: c["RolloutDataModule"].pop("bridge"), "datamodule: expected 'bridge', which is missing"),
+    "more than belongs there": (lambda c: c["RolloutDataModule"].update(x=1), "datamodule: 'x' is none of its keys"),
+    "too few statistics": (
+        lambda c: c["RolloutDataModule"]["statistics"]["returns"].pop(),
+        "statistics.returns: expected a list of 2",
+    ),
+    "a memory that the policy has not": (
+        lambda c: c["RolloutDataModule"].update(policy_state=torch.zeros(2, 2)),
+        "policy_state: expected NoneType",
+    ),
+    "no journal": (lambda c: bridge(c).pop("journal"), "datamodule.bridge: expected 'journal', which is missing"),
+    "a seed less": (lambda c: bridge(c)["journal"]["seeds"].pop(), r"journal\.seeds: expected a list of 2"),
+    "a seed that is none": (
+        lambda c: bridge(c)["journal"].update(seeds=[-1, 0]),
+        r"journal\.seeds\[0\]: expected a whole number",
+    ),
+    "a digest that is too large": (
+        lambda c: bridge(c)["journal"].update(first_digests=[1 << 64, 0]),
+        r"first_digests\[0\]: expected a whole number",
+    ),
+    "actions that are no text": (lambda c: bridge(c)["journal"].update(actions=[1, 2]), r"actions\[0\]: expected str, got 1"),
+    "actions that are cut": (
+        lambda c: bridge(c)["journal"].update(actions=[to_text(b"1234567"), ""]),
+        r"journal\.actions\[0\]: expected whole items of 8 bytes, got 7 bytes",
+    ),
+    "text that is no bytes": (lambda c: bridge(c).update(rows="!"), r"bridge\.rows: expected base64"),
+    "too few rows": (lambda c: bridge(c).update(rows=to_text(b"123")), r"bridge\.rows: expected 2 items of 16 bytes, got 3"),
+    "digests of other actions": (
+        lambda c: bridge(c)["journal"].update(actions=["", ""]),
+        r"journal\.digests\[0\]: expected 0 items",
+    ),
+    "an action that is impossible": (
+        lambda c: bridge(c)["journal"].update(actions=[to_text(b"\7" * 8), ""], digests=[to_text(bytes(8)), ""]),
+        r"journal\.actions\[0\]: actions\[0\]: expected",
+    ),
+    "a length that is text": (lambda c: c.update(lit_ppo_run_env_steps="x"), "lit_ppo_run_env_steps: expected a whole number"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_checkpoint_that_is_not_whole_is_refused_with_its_key(damage: str, whole: dict[str, Any]) -> None:
+    change, message = DAMAGES[damage]
+    checkpoint = deepcopy(whole)
+    change(checkpoint)
+    write_checkpoint(checkpoint, "damaged.ckpt")
+    with pytest.raises(CheckpointError, match=message):
+        fit(3, "damaged.ckpt")
+
+
+def test_checkpoint_that_is_whole_is_not_refused(whole: dict[str, Any]) -> None:
+    write_checkpoint(whole, "whole.ckpt")
+    fit(3, "whole.ckpt")
+    assert read_checkpoint("checkpoints/last.ckpt")["RolloutDataModule"]["update"] == 3
+
+
+def test_checkpoint_without_its_datamodule_ends_in_one_line_and_exit_code_5(run: Run) -> None:  # noqa: F811
+    assert run(f"fit {SMALL} --trainer.logger=false").code == exit_codes.DONE
+    checkpoint = read_checkpoint("checkpoints/last.ckpt")
+    del checkpoint["RolloutDataModule"]
+    write_checkpoint(checkpoint, "damaged.ckpt")
+    ended = run("fit --ckpt_path=damaged.ckpt --trainer.max_epochs=3")
+    expected = "lit_ppo: error: the checkpoint: expected 'RolloutDataModule', which is missing\n"
+    assert ended.code == exit_codes.CHECKPOINT and ended.err.endswith(expected)

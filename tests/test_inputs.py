@@ -1,0 +1,54 @@
+"""Input that no run can use: one line, and exit code 2."""
+
+import re
+from pathlib import Path
+
+from lit_ppo import exit_codes
+from tests.test_cli import Run, in_an_empty_directory, run  # noqa: F401
+
+BOMB = "\n".join(
+    f"    {name}: &{name} [{', '.join([value] * 10)}]"
+    for name, value in zip("abcdefgh", ["1", *map("*{}".format, "abcdefg")], strict=True)
+)
+FILES = {
+    "twice.yaml": b"model:\n  gamma: 0.9\n  gamma: 0.8\n",
+    "bomb.yaml": f"data:\n  env_kwargs:\n{BOMB}\n".encode(),
+    "itself.yaml": b"data: {env_kwargs: &a {x: *a}}\n",
+    "deep.yaml": b"data: {env_kwargs: " + b"[" * 5000 + b"]" * 5000 + b"}\n",
+    "few.yaml": b"data: {rlimits: {nofile: 3}}\n",
+    "many.yaml": b"data: {rlimits: {nofile: 1" + b"0" * 30 + b"}}\n",
+    "latin.yaml": b"model: {activation: t\xe4nh}\n",
+}
+REFUSED = {
+    "--data.num_env=4": r"unrecognized arguments: --data\.num_env=4 \(did you mean --data\.num_envs\?\)",
+    "--data.num_envs=99999999999999999999": r"data\.num_envs=9+: expected at most 1,000,000",
+    "--data.horizon=10000000000": r"data\.horizon=10+: expected at most 1,000,000",
+    "--data.frame_stack=99999999999": r"data\.frame_stack=9+: expected less than 2\^31",
+    "--total_env_steps=999999999999999999999": r"total_env_steps=9+: expected less than 2\^63",
+    "--seed_everything=99999999999": r"seed_everything=9+: expected 0 to 2\^32 - 1",
+    f"--seed_everything={'9' * 5000}": "seed_everything: Exceeds the limit",
+    "--torch_threads=100000": "torch_threads=100000: expected at most 1024",
+    "--model.actor_hidden_sizes=[10000000000]": "model, data: expected sizes that this machine has the memory for: .*",
+    "--model.actor_hidden_sizes=[99999999999999999999]": "model, data: expected sizes that this machine has the memory for: .*",
+    "--config=twice.yaml": "Problems parsing config: expected every key once, got gamma twice",
+    "--config=bomb.yaml": "Problems parsing config: expected at most 100000 values, and no alias within what it stands for",
+    "--config=itself.yaml": "Problems parsing config: expected at most 100000 values, and no alias within what it stands for",
+    "--config=deep.yaml": "Problems parsing config: expected YAML that is not nested as deeply",
+    "--config=latin.yaml": "expected a configuration file in UTF-8, got byte 0xe4 at 21",
+    f"--data.env_kwargs={'[' * 5000}": r"data\.env_kwargs: expected a mapping or null, got \[+\.\.\.",
+    "--trainer.accelerator=quantum": ".*invalid accelerator name.*",
+    "--solved.threshold=nan": r"solved\.threshold: expected a number or null, got nan",
+    "--data.step_timeout_s=nan": r"data\.step_timeout_s: expected a number, got nan",
+    "--config=few.yaml": r"data\.rlimits=\{'nofile': 3\}: expected limits with which Python and Gymnasium start",
+    "--config=many.yaml": r"data\.rlimits: nofile=10+ cannot be set: .*",
+    "--data.python=/etc/passwd": r"data\.python=/etc/passwd: expected a Python interpreter: Permission denied",
+}
+
+
+def test_input_that_no_run_can_use_ends_in_one_line_and_exit_code_2(run: Run) -> None:  # noqa: F811
+    for name, content in FILES.items():
+        Path(name).write_bytes(content)
+    for typed, message in REFUSED.items():  # in one test: what follows each costs more than the input itself
+        ended = run(f"fit --trainer.logger=false {typed}")
+        assert (ended.code, ended.out) == (exit_codes.USAGE, ""), typed
+        assert re.fullmatch(f"lit_ppo: error: {message}[^\n]*\n", ended.err), ended.err
