@@ -260,7 +260,8 @@ def test_killed_command_goes_on_and_comes_to_the_same_results(command: Callable[
     assert again.code == straight.code == exit_codes.DONE, again.err + straight.err
     assert not (tmp_path / "killed" / "kill_once").exists()
     starts = [int(line) for line in (tmp_path / "killed" / "starts").read_text().split()]
-    assert len(starts) == 4 and 10 in starts  # the seed that struck went on from its checkpoint
+    assert 10 in starts  # the seed that struck went on from its checkpoint
+    assert len(starts) in (3, 4)  # the other seed may not have begun yet when it struck
 
     def results(name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((tmp_path / name / "results" / "tiny.json").read_text())
