@@ -142,10 +142,23 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
     """Trainer plugin that writes with `write_checkpoint` and reads with `read_checkpoint`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        _require_local(path)
         write_checkpoint(checkpoint, path)
 
     def load_checkpoint(self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
+        _require_local(path)
         return read_checkpoint(path, map_location or "cpu")
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        Path(path).unlink(missing_ok=True)
+        for file in (Path(path), previous_of(Path(path))):
+            file.unlink(missing_ok=True)
+
+
+def _require_local(path: str | Path) -> None:
+    """Refuse a URL, which would be taken for a directory.
+
+    Raises:
+        CheckpointError: The path is a URL.
+    """
+    if "://" in str(path):
+        raise CheckpointError(f"{path}: expected a local path: a file elsewhere cannot be replaced as a whole; copy it there")

@@ -6,7 +6,7 @@ It has a length (1), so Lightning fetches nothing ahead.
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -23,6 +23,7 @@ from lit_ppo.bridge.checkpoint import BridgeMark
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.reports import Fault
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
+from lit_ppo.callables import plain
 from lit_ppo.checkpoint_structure import require_data
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import ConfigError, ContractViolation
@@ -31,6 +32,7 @@ from lit_ppo.policy import Policy
 from lit_ppo.replay import write_report
 from lit_ppo.rollout import EpisodeStatistics, Learner, Rollout, Standpoint, collect_rollout, standpoint_after
 from lit_ppo.spaces import EnvSpec
+from lit_ppo.trainer_checks import check_run, check_spaces
 
 log = logging.getLogger(__name__)
 _LARGEST_COUNT: Final = 1_000_000  # of environments, steps of a rollout, episodes: more is a slip of the hand
@@ -116,6 +118,8 @@ class RolloutDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         processes = BridgeSettings(**bridge)
+        if isinstance(contract, Mapping):  # from a checkpoint, which holds plain data
+            contract = ContractSettings(**contract)
         settings = {
             "num_envs": num_envs,
             "horizon": horizon,
@@ -143,6 +147,10 @@ class RolloutDataModule(LightningDataModule):
             env_path,
             remake_each_episode,
         )
+        environment = {key: value for key, value in vars(self.environment).items() if key != "is_training"}
+        saved = environment | settings | {"seed": seed, "contract": vars(contract), "report_dir": report_dir}
+        # the module hands them to the loggers: Lightning would refuse a seed other than the module's
+        self.save_hyperparameters(plain(saved | vars(processes), "data"), logger=False)
         self.num_envs, self.horizon, self.seed = num_envs, horizon, seed
         self.bridge_settings, self.contract_settings = processes, contract
         self.evaluation_envs, self.report_dir = evaluation_envs, report_dir
@@ -238,8 +246,14 @@ class RolloutDataModule(LightningDataModule):
     # -- Lightning's side
 
     def setup(self, stage: str) -> None:
-        """Start the training environments for `fit`; they boot while Lightning continues."""
+        """Start the training environments for `fit`; they boot while Lightning continues.
+
+        Raises:
+            ConfigError: The module, a callback, a plugin or a flag of the Trainer is refused.
+        """
         self._stage = stage
+        if self.trainer is not None:
+            check_run(self.trainer, self.trainer.lightning_module)
         if stage == "fit" and self._bridge is None:
             self._bridge = EnvBridge(
                 self.environment,
@@ -252,6 +266,8 @@ class RolloutDataModule(LightningDataModule):
                 on_fault=self._report,
             )
             self._evaluation_spec = self.spec  # raises now if its spaces cannot be used
+        if self.trainer is not None:
+            check_spaces(self._learner.spec, self.spec)
 
     def train_dataloader(self) -> OneItem[Rollout]:
         """One rollout in each epoch."""
@@ -260,6 +276,10 @@ class RolloutDataModule(LightningDataModule):
     def val_dataloader(self) -> OneItem[EpisodeResults] | list[OneItem[EpisodeResults]]:
         """The episodes of `validate`; during `fit` the `GreedyEvaluation` callback evaluates instead."""
         return [] if self._stage == "fit" else OneItem(partial(self._results_of, "evaluation", self.validation_episodes))
+
+    def predict_dataloader(self) -> OneItem[EpisodeResults]:
+        """The episodes of `predict`, which are those of `validate`."""
+        return OneItem(partial(self._results_of, "evaluation", self.validation_episodes))
 
     def test_dataloader(self) -> OneItem[EpisodeResults]:
         """The episodes of `test`."""

@@ -7,7 +7,7 @@ minibatches, with manual optimisation. So Lightning can write a checkpoint at up
 import inspect
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from time import perf_counter
 from types import FrameType
 from typing import Any, cast
@@ -23,7 +23,16 @@ from torch import Tensor, nn
 from lit_ppo import functional, seeding
 from lit_ppo.callables import PartOfCheckpoint, plain
 from lit_ppo.checkpoint_structure import RUN_LENGTH_KEY, RUNNING_RETURNS_KEY, Continuation
-from lit_ppo.compat_lightning import attached_trainer, backward_listener, needs_optimizer_hooks, step_without_hooks
+from lit_ppo.compat_lightning import (
+    attached_trainer,
+    backward_listener,
+    log_over_env_steps,
+    monitor_after_evaluations,
+    needs_optimizer_hooks,
+    publish_metrics,
+    step_without_hooks,
+    tell_of_evaluation,
+)
 from lit_ppo.diagnostics import LearntMinibatch, kl_of, measured, num_valid
 from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.evaluation import EpisodeResults
@@ -34,21 +43,10 @@ from lit_ppo.policy import policy_for
 from lit_ppo.ppo_settings import PARTS, PPOSettings
 from lit_ppo.rollout import Batch, Rollout, RolloutSource, make_batch
 from lit_ppo.spaces import EnvSpec, spec_from_json, spec_to_json
+from lit_ppo.trainer_checks import check_run
 from lit_ppo.update import CompiledGradients, EagerGradients, MinibatchResult, blank_minibatch
 
 log = logging.getLogger(__name__)
-
-# Trainer flags that are refused: their default, why, and what to use instead.
-_REFUSED_FLAGS = {
-    "gradient_clip_val": (None, "has no effect on PPO updates; use --model.max_grad_norm"),
-    "accumulate_grad_batches": (1, "has no effect on PPO updates; use a larger --model.minibatch_size"),
-    "overfit_batches": (0.0, "has no effect on PPO updates; on-policy data cannot be used again"),  # sets limit_train_batches
-    "limit_train_batches": (1.0, "has no effect on PPO updates; an update is one batch; use --data.horizon"),
-    "check_val_every_n_epoch": (1, "has no effect on PPO updates; use --evaluation.every_env_steps"),
-    "val_check_interval": (1.0, "has no effect on PPO updates; use --evaluation.every_env_steps"),
-    "min_steps": (None, "keeps a signal and total_env_steps from ending the run; leave it out"),  # sets min_epochs
-    "min_epochs": (0, "keeps a signal and total_env_steps from ending the run; leave it out"),
-}
 
 
 class PPOModule(LightningModule):
@@ -70,7 +68,8 @@ class PPOModule(LightningModule):
         self.save_hyperparameters({"spec": self.spec, **vars(ppo)})
         weights = seeding.generator(ppo.seed, "weights")
         self.policy = policy_for(self.spec.observation, self.spec.action, self.spec.mask, ppo, weights)
-        self.metrics: dict[str, float] = {}  # of the newest update
+        self.metrics: dict[str, float] = {}  # of the newest update, and of its evaluation
+        self._is_evaluated = False  # the newest update, and callbacks have not been told
         self._updated_at: float | None = None
         self._calls_hooks = True  # Lightning's, around each backward pass and optimizer step
         self._gradients: EagerGradients | CompiledGradients | None = None  # made when fit starts
@@ -136,33 +135,33 @@ class PPOModule(LightningModule):
     def _has_own_optimizer(self) -> bool:
         return self.makes_own_optimizer() or self.settings.optimizer is not None
 
-    @staticmethod
-    def refuse_flags(trainer: Trainer) -> None:
-        """Refuse Trainer flags that would be ignored or do not work with PPO.
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot work.
 
         Raises:
-            ConfigError: Names the flag and what to use instead.
+            ConfigError: The data, a callback, a plugin or a flag of the Trainer is refused.
         """
-        for flag, (default, reason) in _REFUSED_FLAGS.items():
-            value = getattr(trainer, flag, default)
-            if value not in (None, default):
-                raise ConfigError(f"trainer.{flag}={value}: {reason}")
-        is_half = trainer.precision.endswith("-true") and trainer.precision not in ("32-true", "64-true")
-        if is_half or trainer.precision == "16-mixed":
-            raise ConfigError(f"trainer.precision={trainer.precision}: PPO's ratios need the range of bf16-mixed or 32-true")
-        if trainer.world_size > 1:
-            raise ConfigError(f"trainer.devices: expected 1 device, got {trainer.world_size}; more envs use data.num_envs")
+        check_run(self.trainer, self)
+
+    @property
+    def hparams_initial(self) -> MutableMapping[str, Any]:  # type: ignore[override]
+        """What loggers get: the settings of the module and, under `data`, those of the run's datamodule."""
+        settings = super().hparams_initial
+        trainer = attached_trainer(self)
+        data = None if trainer is None else trainer.datamodule  # type: ignore[attr-defined]
+        return settings if data is None else settings | {"data": dict(data.hparams)}
 
     def on_fit_start(self) -> None:
         """Check the settings against the Trainer and the data, and compile if asked to.
 
         Raises:
-            ConfigError: A Trainer flag is refused, a minibatch is larger than a rollout, a schedule has no length, or a part of
-                the checkpoint is not there.
+            ConfigError: A minibatch is larger than a rollout, a schedule has no length, or the checkpoint lacks a part.
         """
-        self.refuse_flags(self.trainer)
         self._prepare_optimization()
         source = self._source
+        log_over_env_steps(self.trainer, lambda: source.env_steps)
+        self.trainer.log_every_n_steps = 1  # type: ignore[attr-defined]  # of env steps, Lightning would skip nearly all
+        monitor_after_evaluations(self.trainer)
         transitions = source.horizon * source.num_envs
         if self.settings.minibatch_size > transitions:
             raise ConfigError(
@@ -322,6 +321,8 @@ class PPOModule(LightningModule):
         if self._updated_at is not None:  # including evaluation, checkpoints and callbacks
             self.metrics["time/overall_steps_per_s"] = num_transitions / (now - self._updated_at)
         self._updated_at, self.is_updating, self.learnt_update = now, False, rollout.update
+        self._is_evaluated = False
+        publish_metrics(self.trainer, {**self._source.metrics, **self.metrics})
 
     def _learnt_rewards(self, rollout: Rollout) -> tuple[Tensor, Moments | None, Tensor | None]:
         """Rewards as the critic learns from them, and the moments and running returns that they leave to be stored."""
@@ -361,8 +362,14 @@ class PPOModule(LightningModule):
                 break
         return passes
 
+    def add_evaluation(self, metrics: Mapping[str, float]) -> None:
+        """Add the results of an evaluation to the metrics of the newest update."""
+        self.metrics.update(metrics)
+        self._is_evaluated = True
+        publish_metrics(self.trainer, metrics)
+
     def on_train_epoch_end(self) -> None:
-        """Log the diagnostics of the update over env steps; stop the run if it has reached `total_env_steps`.
+        """Log the metrics of the update as one row over env steps; stop the run if it has reached `total_env_steps`.
 
         The loggers are called directly because `self.log` costs half a millisecond per number, more than an optimizer step.
         Lightning calls checkpoint callbacks after this hook, so they see that the run stops, and save its last update.
@@ -370,6 +377,8 @@ class PPOModule(LightningModule):
         source = self._source
         for logger in self.trainer.loggers:
             logger.log_metrics({**source.metrics, **self.metrics}, step=source.env_steps)
+        if self._is_evaluated:
+            tell_of_evaluation(self.trainer, self)
         self._stop_at_the_end()
 
     def _make_gradients(self, minibatch_sizes: Sequence[int]) -> EagerGradients | CompiledGradients:
@@ -443,6 +452,10 @@ class PPOModule(LightningModule):
     def test_step(self, results: EpisodeResults, batch_idx: int) -> None:
         """Log the greedy episodes that the datamodule has played."""
         self._report(results, "test")
+
+    def predict_step(self, results: EpisodeResults, batch_idx: int) -> EpisodeResults:
+        """The greedy episodes that the datamodule has played; `forward` gives the actions for given observations."""
+        return results
 
     def _report(self, results: EpisodeResults, stage: str) -> None:
         values = {

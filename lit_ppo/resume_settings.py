@@ -1,13 +1,16 @@
 """What the settings of a checkpoint mean for a run that resumes it: which it keeps, which may change, which are refused."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from lit_ppo import presets
 from lit_ppo.callables import in_words
 from lit_ppo.callbacks.run_config import CONFIG_KEY
 from lit_ppo.checkpoint_io import previous_of, read_checkpoint, verified_bytes
+from lit_ppo.checkpoint_structure import RUN_LENGTH_KEY
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.ppo_settings import PARTS
 
@@ -87,14 +90,43 @@ def saved_settings(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The checkpoint holds no settings.
     """
-    settings = read_checkpoint(path).get(CONFIG_KEY)
-    if settings is None:
-        raise CheckpointError(f"{path}: expected the settings of its run, found none: it was not written by this command line")
+    checkpoint = read_checkpoint(path)
+    settings = checkpoint.get(CONFIG_KEY) or _settings_from_python(checkpoint, path)
     saved = {key: settings[key] for key in _SECTIONS_OF_A_RUN if key in settings}
     saved["trainer"] = {key: settings["trainer"][key] for key in _TRAINER_KEYS_OF_A_RUN if key in settings["trainer"]}
     for section, linked in (("data", {"seed"}), ("model", {"seed", "total_env_steps"})):
         saved[section] = {key: value for key, value in saved[section].items() if key not in linked}
     return saved
+
+
+def _settings_from_python(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings of a run that a Python program made: those that Lightning saves of module and datamodule.
+
+    Raises:
+        CheckpointError: They are not there, or the command line has no options for them.
+    """
+    model, data = (checkpoint.get(key) for key in ("hyper_parameters", "datamodule_hyper_parameters"))
+    if not model or not data:
+        raise CheckpointError(
+            f"{path}: expected the settings of its run, found none: it has no PPOModule and RolloutDataModule"
+        )
+    if model["seed"] != data["seed"]:
+        raise CheckpointError(
+            f"{path}: its module has seed {model['seed']} and its data seed {data['seed']}; the command line has one for both; "
+            "use it from Python"
+        )
+    length = model["total_env_steps"] or checkpoint.get(RUN_LENGTH_KEY)
+    # as a configuration file would have them: lists, not tuples
+    model, data = (json.loads(json.dumps(settings)) for settings in (model, data))
+    del model["spec"]
+    return {
+        "seed_everything": data["seed"],
+        "total_env_steps": length,
+        "preset": presets.NONE,
+        "model": model,
+        "data": data,
+        "trainer": {},
+    }
 
 
 def resumed(saved: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ The run's datamodule collects, its LightningModule learns. Each knows the other 
 """
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from lit_ppo import functional
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.networks import seen_as
 from lit_ppo.policy import Policy, PolicyOutputs
-from lit_ppo.spaces import Leaves
+from lit_ppo.spaces import EnvSpec, Leaves
 
 # What one pass of a network without gradients may read: a rollout of images would need many times its own memory.
 _BYTES_OF_A_PASS: Final = 1 << 26
@@ -91,8 +91,11 @@ class Batch(NamedTuple):
         )
 
 
+@runtime_checkable
 class Learner(Protocol):
     """What a datamodule needs of the run's LightningModule."""
+
+    spec: EnvSpec  # of the environment that the policy is for
 
     @property
     def policy(self) -> Policy:
@@ -107,6 +110,7 @@ class Learner(Protocol):
         """`Rollout.update` of the newest rollout that this run has learnt from; None before the first."""
 
 
+@runtime_checkable
 class RolloutSource(Protocol):
     """What a LightningModule needs of the run's datamodule."""
 

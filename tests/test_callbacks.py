@@ -4,6 +4,9 @@ import io
 import json
 import logging
 import math
+import os
+import re
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,7 @@ def update_of(path: str) -> int:
         (lambda: GreedyEvaluation(num_episodes=0), "evaluation.num_episodes=0: expected at least 1"),
         (lambda: StopWhenSolved(confirmation_episodes=-1), "solved.confirmation_episodes=-1: expected at least 0"),
         (lambda: StopWhenSolved(margin=-0.5), "solved.margin=-0.5: expected at least 0"),
+        (lambda: RunProgress(interval_s=-1.0), "progress.interval_s=-1.0: expected at least 0 s"),
         (lambda: RunCheckpoint(every_n_updates=0), "checkpoint.every_n_updates=0: expected at least 1"),
     ],
 )
@@ -199,7 +203,7 @@ def test_best_is_the_latest_of_the_best_and_last_is_the_last() -> None:
     fit(5, GreedyEvaluation(1, 1), checkpoint, data=scripted([9.0, 1.0, 3.0, 2.0, 3.0, 2.5]))
     assert update_of("checkpoints/best.ckpt") == 4  # the second 3.0; the untrained policy's 9.0 does not count
     assert update_of("checkpoints/last.ckpt") == 5
-    assert sorted(path.name for path in Path("checkpoints").glob("*.ckpt")) == ["best.ckpt", "last.ckpt"]
+    assert {path.name for path in Path("checkpoints").glob("*.ckpt")} == {"best.ckpt", "best.previous.ckpt", "last.ckpt"}
     assert Path(checkpoint.best_model_path).name == "best.ckpt"
     assert checkpoint.best_model_score is not None and float(checkpoint.best_model_score) == 3.0
 
@@ -370,8 +374,81 @@ def test_progress_bar_shows_steps_returns_and_threshold_on_a_terminal(monkeypatc
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     fit(3, GreedyEvaluation(1, 1), StopWhenSolved(9.0, 0), RunProgress(), data=scripted([5.0, 6.0, 7.0, 8.0]))
     drawn = terminal.getvalue()
-    assert "60 env steps" in drawn and "steps/s" in drawn
-    assert "eval 7.0 of 9" in drawn and "3/3" in drawn
+    assert "3/3" in drawn and "60.0 steps" in drawn and "/s return " in drawn and "eval 7 of 9" in drawn
+
+
+class ReturnsOnce(Callback):
+    """Only the first rollout has ended episodes."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        metrics = data_of(trainer).metrics
+        metrics.pop("episodes/return", None)
+        if data_of(trainer).update == 1:
+            metrics["episodes/return"] = -1234.5
+
+
+def test_progress_bar_keeps_the_last_return_and_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    with os.fdopen(terminal, "w") as stderr:
+        monkeypatch.setattr("sys.stderr", stderr)
+        monkeypatch.setattr("lit_ppo.callbacks.run_progress._REFRESHES_PER_S", 1e9)
+        data = scripted([-1234.5] * 4)
+        data.env_steps = 123_456_789
+        fit(3, ReturnsOnce(), GreedyEvaluation(1, 1), StopWhenSolved(1234.5, 0), RunProgress(), data=data)
+        drawn = os.read(reader, 10_000).decode().replace("\r", "\n").split("\n")
+    os.close(reader)
+    shown = [line for line in drawn if line.strip()]
+    assert shown[-1].startswith("3/3 |") and shown[-1].endswith("return -1234 eval -1234 of 1234.5")
+    assert 70 < max(map(len, shown)) <= 80
+
+
+def test_infinite_threshold_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    fit(1, GreedyEvaluation(1, 1), StopWhenSolved(math.inf, 1), RunProgress(interval_s=0.0), data=scripted([5.0, 6.0]))
+    shown = capsys.readouterr().out
+    assert "inf" not in shown and "eval 5" in shown
+
+
+class Clock:
+    """Goes forward by 4 s for each update."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class Ticks(Callback):
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.clock.seconds += 4.0
+
+
+def test_without_a_terminal_a_line_comes_at_once_and_then_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("lit_ppo.callbacks.run_progress.perf_counter", clock)
+    callbacks = GreedyEvaluation(1, 1), StopWhenSolved(9.0, 0), RunProgress(), Ticks(clock)
+    fit(7, *callbacks, data=scripted([5.0] * 8))
+    out, err = capsys.readouterr()
+    lines = [re.sub(r" return [^,]+,", " return R,", line) for line in out.splitlines()]
+    assert lines == [
+        "tests.toy_envs:Identity-v0, 2 environments, up to 140 env steps, solved at a return of 9",
+        "00:12 update 3/7, 60 env steps, 5 steps/s, return R, eval 5 of 9",  # 12 s is the first update past 10 s
+        "00:24 update 6/7, 120 env steps, 5 steps/s, return R, eval 5 of 9",
+    ]
+    assert err == ""
+
+
+def test_notebook_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("lit_ppo.callbacks.run_progress._IN_NOTEBOOK", True)
+    fit(2, RunProgress(interval_s=0.0), data=scripted([]))
+    out, err = capsys.readouterr()
+    assert "2/2 |" in err and "update 2" not in out
 
 
 @pytest.mark.parametrize(("total", "drawn"), [(60, "3/3"), (41, "3/3"), (None, "3/4")])
@@ -396,4 +473,4 @@ def test_progress_bar_is_not_drawn_into_a_file(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("sys.stderr", file)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     fit(1, RunProgress(), data=scripted([]))
-    assert "update" not in file.getvalue()
+    assert file.getvalue() == ""

@@ -144,7 +144,8 @@ def update_of(path: str) -> int:
 def test_fit_from_an_empty_directory_leaves_curve_checkpoints_config_and_metrics() -> None:
     ended, left = in_a_process("fit --trainer.max_epochs 2 --evaluation.num_episodes 2")
     assert (ended.code, ended.err, left) == (exit_codes.DONE, "", [])
-    assert ended.out.splitlines()[:2] == [PRESET, "not solved: no confirmed evaluation return of 475"]
+    at_once = "CartPole-v1, 8 environments, up to 512 env steps, solved at a return of 475"
+    assert ended.out.splitlines()[:3] == [PRESET, at_once, "not solved: no confirmed evaluation return of 475"]
     # the preset: 8 envs x 32 steps, evaluated before the first update and after every one
     curve = TrainLog.read("data/rl/ppo_cartpole_trainlog.json")
     assert curve.steps == [0, 8 * 32, 2 * 8 * 32]
@@ -180,7 +181,7 @@ def test_curve_and_logger_can_be_turned_off(run: Run) -> None:
 
 def test_run_stops_as_solved_at_a_threshold_that_is_met(run: Run) -> None:
     ended = run(f"fit {SMALL} --trainer.max_epochs 5 --solved.threshold 1 --solved.margin 0")
-    assert ended.out.splitlines()[1].startswith("solved at env step 32: 2 fresh greedy episodes average ")
+    assert ended.out.splitlines()[2].startswith("solved at env step 32: 2 fresh greedy episodes average ")
     assert update_of("checkpoints/last.ckpt") == 1
 
 
@@ -390,7 +391,8 @@ def test_directory_that_cannot_be_written_ends_in_one_line_and_exit_code_5(setti
     Path("taken").touch()
     Path("full/config.yaml").mkdir(parents=True)
     ended = run(f"fit {SMALL} {setting}")
-    assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.CHECKPOINT, f"{PRESET}\n", 1)
+    assert (ended.code, ended.out.splitlines()[0], ended.err.count("\n")) == (exit_codes.CHECKPOINT, PRESET, 1)
+    assert "solved" not in ended.out.splitlines()[-1].partition(",")[0]  # no summary
     assert ended.err.startswith("lit_ppo: error: ") and all(part in ended.err for part in parts)
 
 
@@ -564,7 +566,7 @@ def test_interpreter_that_is_too_old_ends_in_one_line_and_exit_code_2(run: Run) 
 def test_minibatch_that_is_larger_than_a_rollout_is_refused(run: Run) -> None:
     ended = run("fit --model.minibatch_size 257")  # found out when the run begins
     message = "model.minibatch_size=257: expected at most data.horizon * data.num_envs = 32 * 8 = 256"
-    assert ended == Ended(exit_codes.USAGE, f"{PRESET}\n", f"lit_ppo: error: {message}\n")
+    assert (ended.code, ended.err) == (exit_codes.USAGE, f"lit_ppo: error: {message}\n")
 
 
 def test_bad_setting_leaves_no_traceback_and_no_process() -> None:
@@ -750,7 +752,7 @@ def test_output_that_cannot_be_written_ends_in_one_line_and_exit_code_5(line: st
 
 def test_run_whose_standard_error_is_closed_works() -> None:
     ended = in_the_shell(f"fit {' '.join(SMALL.split())} 2>&-")
-    assert (ended.code, ended.out.count("\n")) == (exit_codes.DONE, 6)
+    assert (ended.code, ended.out.count("\n")) == (exit_codes.DONE, 7)
 
 
 def test_checkpoints_hold_the_settings_of_their_run_as_plain_data(run: Run) -> None:
@@ -778,7 +780,7 @@ def test_version_is_that_of_the_package(run: Run) -> None:
 def test_help_of_a_training_command_shows_our_options_first_and_the_trainers_last(command: str, run: Run) -> None:
     lines = run(f"{command} --help").out.splitlines()
     titles = [line.partition(":")[0] for line in lines if line and line[0] not in " " and line.endswith(":")]
-    callbacks = ["interrupt", "evaluation", "solved", "curve", "checkpoint"]
+    callbacks = ["interrupt", "evaluation", "solved", "curve", "progress", "checkpoint"]
     assert titles == ["options", "run", "model", "data", "data.contract", *callbacks, "trainer", "Linked arguments", "examples"]
     assert len(lines) - lines.index("examples:") - 1 == 5
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from torch import nn
@@ -214,6 +214,43 @@ def test_step_without_hooks_is_counted_as_lightning_counts_it() -> None:
 
     bare_trainer(1).fit(small_module(BothWays), datamodule=small_data())
     assert counts == [(1, 1, 1)] * 3, "compat_lightning.step_without_hooks: Lightning counts optimizer steps in another way now"
+
+
+def test_published_metrics_are_where_lightning_keeps_those_of_self_log() -> None:
+    found = []
+
+    class Publishes(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+            compat_lightning.publish_metrics(trainer, {"eval/return": 0.1, "count": 2.0**30 + 1})
+            module.log("logged", 1.0, prog_bar=True)
+
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            found.extend([trainer.callback_metrics, trainer.logged_metrics, trainer.progress_bar_metrics])
+
+    bare_trainer(1, Publishes()).fit(small_module(), datamodule=small_data())
+    assert all("logged" in metrics and metrics["eval/return"] == 0.1 for metrics in found), (
+        "compat_lightning.publish_metrics: Lightning keeps its metrics elsewhere now"
+    )
+    assert float(found[0]["count"]) == 2.0**30 + 1  # float32 would lose it
+
+
+def test_lightning_logs_over_env_steps() -> None:
+    trainer, steps = bare_trainer(1), iter(range(7, 1000, 7))
+    before = set(vars(trainer.fit_loop.epoch_loop))
+    assert "_batches_that_stepped" in before, "compat_lightning.log_over_env_steps: Lightning counts elsewhere now"
+    compat_lightning.log_over_env_steps(trainer, lambda: next(steps))
+    trainer.fit_loop.epoch_loop._batches_that_stepped += 1
+    assert trainer.fit_loop.epoch_loop._batches_that_stepped == 14
+
+
+def test_switches_of_callbacks_that_monitor_evaluations_are_still_there() -> None:
+    of_evaluations = EarlyStopping("eval/return"), ModelCheckpoint(monitor="eval/return")
+    of_updates = EarlyStopping("loss/value"), ModelCheckpoint(monitor="loss/value")
+    for callback in (*of_evaluations, *of_updates):
+        assert {"_check_on_train_epoch_end", "_save_on_train_epoch_end"} & set(vars(callback))
+    compat_lightning.monitor_after_evaluations(bare_trainer(1, *of_evaluations, *of_updates))
+    assert [each._check_on_train_epoch_end for each in (of_evaluations[0], of_updates[0])] == [False, None]
+    assert [each._save_on_train_epoch_end for each in (of_evaluations[1], of_updates[1])] == [False, None]
 
 
 def test_model_checkpoint_saves_and_tells_the_loggers(tmp_path: Path) -> None:

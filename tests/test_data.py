@@ -288,7 +288,7 @@ def test_stage_plays_its_own_episodes_when_its_one_item_is_asked_for(stage: str,
     data = small_data(cls=ScriptedPlay, validation_episodes=4, test_episodes=6)
     data.script = {purpose: [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]}
     data.trainer = SimpleNamespace(lightning_module=small_module())
-    data.setup(stage)
+    data._stage = stage
     loader = data.val_dataloader() if stage == "validate" else data.test_dataloader()
     assert len(loader) == 1 and data.results is None
     assert [list(results.returns) for results in loader] == [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0][:episodes]]

@@ -19,6 +19,7 @@ from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.module import PPOModule
 from lit_ppo.rollout import Batch, Rollout
+from lit_ppo.trainer_checks import refuse_flags
 from lit_ppo.update import CompiledGradients
 from tests.runs import bare_trainer, cartpole_module, fit, parameters, same, small_data, small_module
 from tests.specs import box, discrete, image, spec_of, vector_spec
@@ -517,22 +518,26 @@ def test_minibatch_as_large_as_the_rollout_is_accepted() -> None:
 )
 def test_trainer_flag_without_effect_is_refused_with_what_to_use_instead(flag: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        PPOModule.refuse_flags(bare_trainer(1, **{flag: value}))
+        refuse_flags(bare_trainer(1, **{flag: value}))
     assert str(refused.value) == message
 
 
 def test_plain_trainer_is_not_refused() -> None:
-    PPOModule.refuse_flags(bare_trainer(1))
-    PPOModule.refuse_flags(bare_trainer(1, fast_dev_run=True))
+    refuse_flags(bare_trainer(1))
+    refuse_flags(bare_trainer(1, fast_dev_run=True))
+
+
+def a_trainer(precision: str, world_size: int) -> Any:
+    return SimpleNamespace(precision=precision, world_size=world_size, fast_dev_run=False, barebones=False)
 
 
 def test_half_precision_and_several_devices_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"trainer\.precision=16-mixed: PPO's ratios need the range of bf16-mixed or 32-true"):
-        PPOModule.refuse_flags(SimpleNamespace(precision="16-mixed", world_size=1))  # type: ignore[arg-type]
+        refuse_flags(a_trainer("16-mixed", 1))
     with pytest.raises(ConfigError, match=r"trainer\.precision=bf16-true: PPO's ratios need"):
-        PPOModule.refuse_flags(SimpleNamespace(precision="bf16-true", world_size=1))  # type: ignore[arg-type]
+        refuse_flags(a_trainer("bf16-true", 1))
     with pytest.raises(ConfigError, match=r"trainer\.devices: expected 1 device, got 2; more envs use data\.num_envs"):
-        PPOModule.refuse_flags(SimpleNamespace(precision="32-true", world_size=2))  # type: ignore[arg-type]
+        refuse_flags(a_trainer("32-true", 2))
 
 
 def test_refused_flag_stops_a_fit_before_anything_is_trained() -> None:

@@ -104,7 +104,7 @@ def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str], monkeypat
         parsed(f"python -m lit_ppo {command} --help", monkeypatch)
     helped = capsys.readouterr().out
     named = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)*)", README)) - {"help", "print_config"}
-    named |= set(re.findall(r"`((?:data|model|checkpoint|trainer|solved|curve)\.[a-z_]+)`", README))
+    named |= set(re.findall(r"`((?:data|model|checkpoint|trainer|solved|curve|progress)\.[a-z_]+)`", README))
     assert {name for name in named if f"--{name} " not in helped} <= OF_A_CLASS
 
 
@@ -112,7 +112,7 @@ def test_summary_in_the_readme_is_what_a_run_prints() -> None:
     """Its numbers are another machine's."""
     ended = shell(f"python -m lit_ppo fit {SHORT}")
     [shown] = [block.splitlines() for _, block in BLOCKS if "checkpoint: " in block]
-    assert (ended.stdout.splitlines()[0], ended.stdout.splitlines()[3:]) == (shown[0], shown[3:])
+    assert (ended.stdout.splitlines()[0], ended.stdout.splitlines()[4:]) == (shown[0], shown[4:])
 
 
 def test_python_example_runs() -> None:
@@ -120,6 +120,9 @@ def test_python_example_runs() -> None:
     Path("example.py").write_text(example.replace("max_epochs=200", "max_epochs=2"))
     ended = shell("python -W ignore example.py")
     assert ended.returncode == 0, ended.stderr
+    printed = ended.stdout.splitlines()
+    assert printed[0] == "CartPole-v1, 8 environments, up to 512 env steps, solved at a return of 475"
+    assert printed[1] == "not solved: no confirmed evaluation return of 475"
     assert Path("checkpoints/last.ckpt").is_file() and Path("data/rl/ppo_cartpole_trainlog.json").is_file()
 
 

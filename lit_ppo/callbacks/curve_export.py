@@ -32,7 +32,9 @@ class CurveExport(Callback):
 
     def path_for(self, trainer: Trainer) -> Path | None:
         """The file of this run; None if none is written."""
-        return None if self.path is None else Path(self.path.replace("{env}", slug(data_of(trainer).environment.env_id)))
+        if self.path is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return None
+        return Path(self.path.replace("{env}", slug(data_of(trainer).environment.env_id)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._export(trainer)

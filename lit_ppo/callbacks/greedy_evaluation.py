@@ -3,7 +3,10 @@
 from typing import Any, Final, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 
+from lit_ppo import seeding
+from lit_ppo.compat_lightning import averaged_weights
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import ConfigError
 from lit_ppo.evaluation import EpisodeResults
@@ -57,16 +60,32 @@ class GreedyEvaluation(Callback):
         self.every_env_steps, self.num_episodes = every_env_steps, num_episodes
         self.latest: Evaluation | None = None
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse averages that would change between evaluation and checkpoint.
+
+        Raises:
+            ConfigError: A WeightAveraging callback comes later.
+        """
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks[callbacks.index(self) :]:
+            if isinstance(callback, WeightAveraging):
+                raise ConfigError(
+                    f"trainer.callbacks: {type(callback).__name__}: expected before GreedyEvaluation, "
+                    "which evaluates the averaged weights"
+                )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first point of the curve: the untrained policy; after a resume, an evaluation that was interrupted."""
         if self._is_due(trainer, pl_module):
-            self._evaluate(trainer, pl_module)
+            metrics = self._evaluate(trainer, pl_module)
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=data_of(trainer).env_steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate when it is due."""
         if self._is_due(trainer, pl_module):
-            mean = self._evaluate(trainer, pl_module)
-            pl_module.log("eval/return", mean, logger=False, batch_size=1)
+            assert isinstance(pl_module, PPOModule)
+            pl_module.add_evaluation(self._evaluate(trainer, pl_module))
 
     def _is_due(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether the run has reached a multiple of the spacing that the newest evaluation had not."""
@@ -80,19 +99,15 @@ class GreedyEvaluation(Callback):
         """Whether `latest` evaluated the newest update."""
         return self.latest is not None and self.latest.update == data_of(trainer).update
 
-    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> float:
-        assert isinstance(pl_module, PPOModule)
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         data = data_of(trainer)
-        results = data.play(pl_module.policy, "evaluation", self.num_episodes, pl_module.device)
+        results = play_greedily(trainer, pl_module, "evaluation", self.num_episodes)
         self.latest = Evaluation(data.update, data.env_steps, results)
-        values = {
+        return {
             "eval/return": results.mean,
             "eval/return_std": results.std,
             "eval/length": sum(results.lengths) / len(results.lengths),
         }
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=data.env_steps)
-        return results.mean
 
     def state_dict(self) -> dict[str, Any]:
         latest = None if self.latest is None else [self.latest.update, self.latest.env_steps, *map(list, self.latest.results)]
@@ -102,6 +117,15 @@ class GreedyEvaluation(Callback):
         if state_dict["latest"] is not None:
             update, env_steps, returns, lengths = state_dict["latest"]
             self.latest = Evaluation(update, env_steps, EpisodeResults(tuple(returns), tuple(lengths)))
+
+
+def play_greedily(
+    trainer: Trainer, module: LightningModule, purpose: seeding.Purpose, num_episodes: int, first_episode: int = 0
+) -> EpisodeResults:
+    """Greedy episodes of the policy that a checkpoint of this moment would hold; arguments as in `RolloutDataModule.play`."""
+    assert isinstance(module, PPOModule)
+    with averaged_weights(trainer, module):
+        return data_of(trainer).play(module.policy, purpose, num_episodes, module.device, first_episode)
 
 
 def data_of(trainer: Trainer) -> RolloutDataModule:

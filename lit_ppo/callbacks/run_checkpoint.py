@@ -69,9 +69,12 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the last boundary, unless the parameters are half way through an update."""
+        if self._lock is None or self._last_update == -1:  # nothing has been learnt
+            self._release()
+            return
         assert isinstance(pl_module, PPOModule)
         update = data_of(trainer).state_dict()["update"]
-        if self._lock is not None and self._last_update not in (-1, update) and not pl_module.is_updating:
+        if self._last_update != update and not pl_module.is_updating:
             try:
                 self._save_last(trainer, update)
                 log.warning("saved update %d to %s", update, self.last_model_path)
@@ -104,7 +107,8 @@ class RunCheckpoint(ModelCheckpoint):
             self.best_model_path = self.format_checkpoint_name({}, "best")
             self.best_model_score = self.current_score = torch.tensor(score[1])
             save_checkpoint(self, trainer, self.best_model_path)
-        if update % self.every_n_updates == 0 or trainer.should_stop:
+        # not only in `on_train_end`, before which WeightAveraging replaces the weights that a resumed run goes on with
+        if update % self.every_n_updates == 0 or trainer.should_stop or _is_last(trainer):
             self._save_last(trainer, update)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -137,3 +141,8 @@ class RunCheckpoint(ModelCheckpoint):
             solved, mean = state_dict["best"]
             self._best = (bool(solved), float(mean))
         self.best_model_path = state_dict["best_model_path"]
+
+
+def _is_last(trainer: Trainer) -> bool:
+    """Whether the update that ends now is the last one that `max_epochs` and `max_steps` allow."""
+    return trainer.current_epoch + 1 == trainer.max_epochs or 0 <= trainer.max_steps <= trainer.global_step

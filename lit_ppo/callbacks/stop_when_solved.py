@@ -4,10 +4,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_ppo.callbacks.greedy_evaluation import data_of, evaluation_of
+from lit_ppo.callbacks.greedy_evaluation import data_of, evaluation_of, play_greedily
 from lit_ppo.errors import ConfigError
 from lit_ppo.evaluation import EpisodeResults
-from lit_ppo.module import PPOModule
 
 
 class StopWhenSolved(Callback):
@@ -53,7 +52,6 @@ class StopWhenSolved(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Consider a new evaluation."""
-        assert isinstance(pl_module, PPOModule)
         evaluation, threshold = evaluation_of(trainer, self), self.threshold_for(trainer)
         if threshold is None or not evaluation.is_fresh(trainer):
             return
@@ -69,13 +67,13 @@ class StopWhenSolved(Callback):
         self.solved_at = data_of(trainer).env_steps
         trainer.should_stop = True
 
-    def _confirmation(self, trainer: Trainer, module: PPOModule, threshold: float) -> EpisodeResults:
+    def _confirmation(self, trainer: Trainer, module: LightningModule, threshold: float) -> EpisodeResults:
         """Results of the confirmation; of its first half only, if that does not reach the threshold."""
         half = (self.confirmation_episodes + 1) // 2
-        results = data_of(trainer).play(module.policy, "confirmation", half, module.device)
+        results = play_greedily(trainer, module, "confirmation", half)
         rest = self.confirmation_episodes - half
         if rest and results.mean >= threshold:
-            results += data_of(trainer).play(module.policy, "confirmation", rest, module.device, first_episode=half)
+            results += play_greedily(trainer, module, "confirmation", rest, first_episode=half)
         return results
 
     def state_dict(self) -> dict[str, Any]:

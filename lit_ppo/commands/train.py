@@ -19,6 +19,7 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
@@ -31,7 +32,6 @@ from lit_ppo.callbacks.run_config import RunConfig
 from lit_ppo.callbacks.run_progress import RunProgress
 from lit_ppo.callbacks.run_summary import RunSummary
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
-from lit_ppo.checkpoint_io import VerifiedCheckpointIO
 from lit_ppo.commands import DESCRIPTION, PROGRAM, TRAINING
 from lit_ppo.compat_lightning import option_names, parser_of, remove_option, settings_of
 from lit_ppo.data import RolloutDataModule
@@ -41,6 +41,7 @@ from lit_ppo.module import PPOModule
 from lit_ppo.option_parser import HelpFormatter, OptionParser, add_verbatim_options, condensed
 from lit_ppo.resume_settings import checkpoint_at, differences, refuse_fixed, resumed, saved_settings
 from lit_ppo.standard_streams import discard_unread_output
+from lit_ppo.trainer_checks import refuse_flags
 
 _CALLBACKS: Final = {  # in the order in which they act
     "interrupt": (GracefulExit, "interrupt: how a signal ends the run"),
@@ -320,10 +321,12 @@ class LitPPOCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = settings_of(self, "trainer", instantiated=True)
         callbacks = parser_of(self, self.subcommand).callback_keys
-        for key, wanted in {"progress": config.enable_progress_bar, "checkpoint": config.enable_checkpointing}.items():
+        typed = config.callbacks or []
+        has_bar = any(isinstance(callback, ProgressBar) for callback in (typed if isinstance(typed, list) else [typed]))
+        wanted_bar = False if has_bar else config.enable_progress_bar  # theirs in place of ours
+        for key, wanted in {"progress": wanted_bar, "checkpoint": config.enable_checkpointing}.items():
             if wanted is False:  # Lightning would refuse the flag because of the callback
                 callbacks.remove(key)
-        config.plugins = [*(config.plugins or []), VerifiedCheckpointIO()]
         try:
             return super().instantiate_trainer(**kwargs)
         except MisconfigurationException as error:
@@ -343,7 +346,7 @@ class LitPPOCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Train; a run that a signal ended exits with that signal's code."""
-        self.model.refuse_flags(self.trainer)  # Lightning would refuse some itself, without saying what to use instead
+        refuse_flags(self.trainer)  # Lightning would refuse some itself, without saying what to use instead
         interrupt: GracefulExit = settings_of(self, "interrupt", instantiated=True)
         reason = ""
         if self._about_preset and self.trainer.is_global_zero:
@@ -408,9 +411,11 @@ def _logger_errors() -> Iterator[None]:
 
 
 def quiet_lightning() -> None:
-    """Silence Lightning's remarks about hardware, products and data loaders; its real warnings stay."""
+    """Silence Lightning's remarks about hardware, products and data loaders; its real warnings stay, and what was asked for."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for name in ("callbacks", "profilers"):  # the model summary, a stop for a reason, the report of a profiler
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
     for message in _IRRELEVANT_WARNINGS:
         warnings.filterwarnings("ignore", message)
 
@@ -428,14 +433,26 @@ def _expected_errors() -> Iterator[None]:
         fail(_plain(error), exit_codes.USAGE)
     except Exception as error:
         code = exit_codes.of(error)
-        if code is None:
+        if code is not None:
+            fail(str(error), code)
+        if (part := _part_of_lightning(error)) is None:
             raise
-        fail(str(error), code)
+        fail(f"{part}: {condensed(str(error))}", exit_codes.USAGE)
 
 
 def main() -> None:
     """Run the command in `sys.argv`, in a process that `__main__` has prepared."""
     LitPPOCLI(program=PROGRAM)
+
+
+def _part_of_lightning(error: Exception) -> str | None:
+    """Which callback, logger or profiler of Lightning's raised the error, as `trainer.callbacks: EarlyStopping`."""
+    frame = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+    kind = re.match(r"lightning\.pytorch\.(callbacks|loggers|profilers)\.", frame.f_globals.get("__name__", ""))
+    if kind is None or not isinstance(error, RuntimeError | ValueError | ImportError):
+        return None
+    owner = frame.f_locals.get("self")
+    return f"trainer.{kind[1].removesuffix('s') if kind[1] != 'callbacks' else kind[1]}: {type(owner).__name__}"
 
 
 def _plain(error: MisconfigurationException) -> str:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,13 +51,14 @@ def test_value_of_a_constant_reward_is_that_of_a_life_without_end() -> None:
     assert value == pytest.approx(1 / (1 - 0.9), rel=0.05)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_preset_solves_cartpole_and_keep_their_word(seed: int) -> None:
+def test_preset_solves_cartpole_and_keep_their_word(seed: int, precision: Any) -> None:
     settings = preset_named("CartPole-v1").settings
     data = RolloutDataModule(**settings["data"], seed=seed)
     module = PPOModule(data.spec, **settings["model"], total_env_steps=settings["total_env_steps"], seed=seed)
     evaluation, solved = GreedyEvaluation(**settings["evaluation"]), StopWhenSolved(**settings.get("solved", {}))
-    bare_trainer(-1, evaluation, solved).fit(module, datamodule=data)
+    bare_trainer(-1, evaluation, solved, precision=precision).fit(module, datamodule=data)
     assert solved.solved_at is not None and solved.solved_at <= 20_000
     assert hundred_fresh_episodes(module, data).mean >= 475
 
