@@ -109,7 +109,7 @@ class ObservationReader:
             many = "" if leaf.kind == "discrete" else f"{''.join(f', {size}' for size in leaf.shape)}) of many observations"
             arrived = f"shape {shape}" if isinstance(value, np.ndarray) else f"{type(value).__name__} {shown(value)}"
             raise ValueError(f"{field_of('obs', leaf.path)}: expected {one}{many}, got {arrived}")
-        return shape[0]
+        return int(shape[0])
 
     def _admitted(self, leaf: Leaf, value: object, num_rows: int | None) -> NDArray[Any]:
         """The leaf's rows, shape (R, *leaf.shape)."""

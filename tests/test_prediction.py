@@ -1,4 +1,4 @@
-"""`PPOModule.predict`: one observation or many of any space, as Gymnasium gives it; what does not fit is refused in one line."""
+"""`PPOModule.predict`: one observation or many of any space, as Gymnasium gives it; what does not fit is refused."""
 
 from typing import Any
 
