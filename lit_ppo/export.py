@@ -1,8 +1,8 @@
 """A trained policy as a file that needs neither lit_ppo nor its environment: `torch.export` or ONNX.
 
-The file has the actor with its observation normaliser and memory. Inputs are the leaves of an observation by their paths, in the
-dtypes of `seen_as`, and with memory `state` and `begins`; the number of rows is free. Outputs are the environment's own greedy
-actions, the numbers that describe the distribution of actions, and with memory the next state. Every file is checked on
+The file has the actor with its observation normaliser and memory. Inputs are the leaves of an observation by their paths, in
+the dtypes of `seen_as`, and with memory `state` and `begins`; the number of rows is free. Outputs are the environment's own
+greedy actions, the numbers that describe the distribution of actions, and with memory the next state. Every file is checked on
 observations that the policy visits, before it is written.
 
 R is a number of rows.
@@ -11,6 +11,7 @@ R is a number of rows.
 import dataclasses
 import io
 import json
+import logging
 import os
 import tempfile
 import warnings
@@ -55,6 +56,9 @@ class GreedyActor(nn.Module):
         mask: Path of the leaf that says which choices are possible.
         bounds: As in `Gaussian`.
     """
+
+    low: Tensor
+    high: Tensor
 
     def __init__(self, policy: Policy, action: Leaf, mask: str | None, bounds: ActionBounds) -> None:
         super().__init__()
@@ -374,6 +378,9 @@ def _traced(trace: Callable[[], Any]) -> Any:
     Raises:
         ConfigError: The policy cannot be traced.
     """
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")  # misses torchvision aloud
+    level = registration.level
+    registration.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own internals
         try:
@@ -381,3 +388,5 @@ def _traced(trace: Callable[[], Any]) -> Any:
         except Exception as error:  # each stage raises its own types
             reason = str(error).strip().partition("\n")[0][:200]
             raise ConfigError(f"export: torch.export cannot trace this policy: {type(error).__name__}: {reason}") from error
+        finally:
+            registration.setLevel(level)

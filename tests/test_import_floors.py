@@ -32,9 +32,10 @@ FLOORS = {
     3: """module data diagnostics checkpoint_io checkpoint_structure compat_lightning
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_record callbacks.run_summary
-        callbacks.stop_when_solved option_parser resume_settings saved_policy play export results_report""",
-    4: """commands commands.environment_options commands.train commands.check_env commands.export commands.play commands.plot commands.presets
-        commands.replay commands.reproduce commands.rollout""",
+        callbacks.stop_when_solved
+        option_parser resume_settings saved_policy play export results_report""",
+    4: """commands commands.environment_options commands.train commands.check_env commands.export
+        commands.play commands.plot commands.presets commands.replay commands.reproduce commands.rollout""",
     5: "cli __main__",
 }
 FLOOR_OF = {f"lit_ppo.{name}": floor for floor, names in FLOORS.items() for name in names.split()}

@@ -49,8 +49,9 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_readme_has_the_commands_that_these_tests_are_about() -> None:
-    assert len(COMMANDS) == 21
-    assert {line.split()[3] for line in COMMANDS} == {"fit", "test", "presets", "check-env", "rollout", "plot", "reproduce"}
+    assert len(COMMANDS) == 24
+    named = {line.split()[3] for line in COMMANDS}
+    assert named == {"fit", "test", "play", "export", "presets", "check-env", "rollout", "plot", "reproduce"}
 
 
 def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +84,10 @@ def test_commands_from_a_first_run_to_a_plot_work_one_after_the_other() -> None:
     [check] = [line for line in COMMANDS if " check-env " in line]
     [presets] = [line for line in COMMANDS if line.endswith(" presets")]
     export, check_file = (line for line in COMMANDS if " rollout " in line)
+    [policy] = [line for line in COMMANDS if " export --ckpt_path" in line and "rollout" not in line]
+    shown, recorded = (f"{line} --num_episodes=1" for line in COMMANDS if " play " in line)
+    [snippet] = [block for _, block in BLOCKS if ".predict(" in block]
+    Path("use.py").write_text(snippet)
     settings = "--data.num_envs=2 --model.update_epochs=1 --evaluation.num_episodes=1 --evaluation.every_env_steps=3200"
     for command in (
         f"{first} {settings}".replace("=5000", "=1600"),
@@ -92,6 +97,10 @@ def test_commands_from_a_first_run_to_a_plot_work_one_after_the_other() -> None:
         check,
         export,
         check_file,
+        f"SDL_VIDEODRIVER=dummy {shown} --max_episode_steps=5",
+        f"{recorded} --max_episode_steps=5",
+        policy,
+        "python use.py",
         plot,
     ):
         ended = shell(command)
@@ -100,7 +109,7 @@ def test_commands_from_a_first_run_to_a_plot_work_one_after_the_other() -> None:
 
 
 def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for command in ("fit", "check-env", "reproduce", "rollout export", "rollout check"):
+    for command in ("fit", "check-env", "reproduce", "rollout export", "rollout check", "play", "export"):
         parsed(f"python -m lit_ppo {command} --help", monkeypatch)
     helped = capsys.readouterr().out
     named = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)*)", README)) - {"help", "print_config"}

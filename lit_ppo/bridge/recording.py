@@ -29,7 +29,9 @@ class RecordedEpisodes(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._imageio = importlib.import_module("imageio.v2")
         if env.render_mode != "rgb_array":
             raise TypeError(f"expected an environment with render_mode=rgb_array, got {env.render_mode}")
-        self._directory, self._writer, self._first_frame = Path(directory), None, None
+        self._directory = Path(directory)
+        self._writer: Any = None  # of the episode under way, once it has a step
+        self._first_frame: Any = None
 
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
         """Begin an episode, and complete the video of the one before."""
