@@ -250,9 +250,7 @@ class ExportedPolicy:
                 )
 
 
-def export_saved(
-    saved: SavedPolicy, form: Format, path: Path, seed: int = 0, environment: Mapping[str, Any] | None = None
-) -> None:
+def export_saved(saved: SavedPolicy, form: Format, path: Path, seed: int = 0, other: Mapping[str, Any] | None = None) -> None:
     """Write the policy of a checkpoint, once the file is checked in the run's environment.
 
     Args:
@@ -260,13 +258,13 @@ def export_saved(
         form: As in `export`.
         path: The file.
         seed: The seeds of the episodes follow from it.
-        environment: Settings of the environment other than the run's, by the names of `EnvironmentSettings`.
+        other: Settings of the environments that replace the run's, as arguments of `RolloutDataModule`.
 
     Raises:
         ConfigError, ModuleNotFoundError: As in `export`.
         CheckpointError: The file cannot be written.
     """
-    module, data = saved.module, saved.make_data(**(environment or {}))
+    module, data = saved.module, saved.make_data(**(other or {}))
     exported = ExportedPolicy(module.policy, module.spec, module.settings.action_bounds, data.contract_settings)
     with EnvBridge(
         dataclasses.replace(data.environment, is_training=False),

@@ -20,7 +20,7 @@ def play(
     num_episodes: int = 3,
     seed: int = 0,
     record: Path | None = None,
-    environment: Mapping[str, Any] | None = None,
+    other: Mapping[str, Any] | None = None,
 ) -> tuple[EpisodeResults, list[Path]]:
     """Play greedy episodes where they can be seen.
 
@@ -29,7 +29,7 @@ def play(
         num_episodes: Number of episodes.
         seed: The episodes' seeds follow from it.
         record: Directory for the videos; None for a window.
-        environment: Settings of the environment other than the run's, by the names of `EnvironmentSettings`.
+        other: Settings of the environments that replace the run's, as arguments of `RolloutDataModule`.
 
     Returns:
         Returns and lengths of the episodes, and the videos.
@@ -41,7 +41,7 @@ def play(
     """
     if num_episodes < 1:
         raise ConfigError(f"num_episodes={num_episodes}: expected at least 1")
-    settings = {**saved.data, **(environment or {})}
+    settings = {**saved.data, **(other or {})}
     settings["env_kwargs"] = {**(settings["env_kwargs"] or {}), "render_mode": "human" if record is None else "rgb_array"}
     if record is None:
         _require_display(settings)
@@ -54,6 +54,8 @@ def play(
             raise CheckpointError(f"--record={record}: cannot be made: {error.strerror}") from error
         recorder = {"class_path": _RECORDER, "init_args": {"directory": str(record.resolve())}}
         settings["wrappers"] = [*(settings["wrappers"] or []), recorder]
+        if settings.get("sandbox", "off") != "off":
+            settings["sandbox_write"] = [*(settings.get("sandbox_write") or []), str(record.resolve())]
     before = _videos(record)
     data = saved.make_data(
         **settings | {"evaluation_envs": 1, "seed": seed, "report_dir": None, "step_timeout_s": _STEP_TIMEOUT_S}
@@ -71,8 +73,9 @@ def play(
 
 
 def _require_display(settings: Mapping[str, Any]) -> None:
-    if settings.get("sandbox") == "strict":
-        raise ConfigError("data.sandbox=strict: a window needs a socket, which it denies; use --record=DIR for videos")
+    sandbox = settings.get("sandbox", "off")
+    if sandbox != "off":
+        raise ConfigError(f"data.sandbox={sandbox}: a window needs a socket, which it denies; use --record=DIR for videos")
     if not any(name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")):
         raise ConfigError("play: there is no display (DISPLAY is not set); use --record=DIR for videos")
 

@@ -52,6 +52,8 @@ def test_what_is_missing_for_pictures_is_named_with_its_installation(tmp_path: P
 
 
 def test_window_needs_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"^data.sandbox=strict: a window needs a socket"):
+        play(saved(sandbox="strict"))
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match=r"^play: there is no display .*; use --record=DIR"):

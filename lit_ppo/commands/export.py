@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lit_ppo.commands.environment_options import add_environment_options, typed_environment
+from lit_ppo.commands.environment_options import add_environment_options, typed_confinement, typed_environment
 from lit_ppo.exit_codes import USAGE, fail
 
 SUMMARY = "Export a checkpoint's policy as ONNX or for torch.export, checked on states that it visits."
@@ -26,8 +26,9 @@ def run(options: argparse.Namespace) -> None:
     from lit_ppo.export import NUM_CHECKED_STATES, TOLERANCE, export_saved
     from lit_ppo.saved_policy import load
 
+    settings = {**typed_environment(options), **typed_confinement(options)}
     try:
-        export_saved(load(options.ckpt_path), options.format, options.out, options.seed, typed_environment(options))
+        export_saved(load(options.ckpt_path), options.format, options.out, options.seed, settings)
     except ModuleNotFoundError as error:
         if error.name not in _OF_ONNX:
             raise

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lit_ppo.commands.environment_options import add_environment_options, typed_environment
+from lit_ppo.commands.environment_options import add_environment_options, typed_confinement, typed_environment
 from lit_ppo.errors import ConfigError
 
 SUMMARY = "Watch a checkpoint's policy play, in a window or as videos."
@@ -28,7 +28,8 @@ def run(options: argparse.Namespace) -> None:
     from lit_ppo.saved_policy import load
 
     saved = load(options.ckpt_path)
-    results, videos = play(saved, options.num_episodes, options.seed, options.record, typed_environment(options))
+    settings = {**typed_environment(options), **typed_confinement(options)}
+    results, videos = play(saved, options.num_episodes, options.seed, options.record, settings)
     for number, (total, length) in enumerate(zip(results.returns, results.lengths, strict=True), 1):
         print(f"episode {number}: return {total:g}, {length} steps")
     for video in videos:
