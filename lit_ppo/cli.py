@@ -17,6 +17,8 @@ from lit_ppo.exit_codes import CHECKPOINT, USAGE, fail, of
 
 _OTHERS: Final = {  # files in `commands/`
     "check-env": "check_env",
+    "export": "export",
+    "play": "play",
     "plot": "plot",
     "presets": "presets",
     "replay": "replay",
@@ -28,6 +30,7 @@ _EXAMPLES: Final = f"""examples:
   {PROGRAM} fit --data.env_id=Acrobot-v1 --seed_everything=7
   {PROGRAM} fit --ckpt_path=last
   {PROGRAM} test --ckpt_path=best
+  {PROGRAM} play --ckpt_path=best
   {PROGRAM} check-env Acrobot-v1
   {PROGRAM} plot data/rl/ppo_cartpole_trainlog.json
 

@@ -120,7 +120,7 @@ class MultiCategorical:
 
     def mode(self, outputs: Tensor) -> Tensor:
         chosen = [part.mode(logits) for part, logits in zip(self.parts, self._split(outputs), strict=True)]
-        return torch.stack(chosen, dim=-1).view(len(outputs), *self.action_shape)
+        return torch.stack(chosen, dim=-1).view(outputs.shape[0], *self.action_shape)
 
     def log_probs_and_entropies(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         chosen = actions.flatten(1).unbind(-1)  # (B, *action_shape) -> D times (B,)
@@ -164,7 +164,7 @@ class Bernoulli:
         return self.mode(outputs + noise)  # P(noise > -logit) = sigmoid(logit)
 
     def mode(self, outputs: Tensor) -> Tensor:
-        return (outputs > 0).to(self.action_dtype).view(len(outputs), *self.action_shape)
+        return (outputs > 0).to(self.action_dtype).view(outputs.shape[0], *self.action_shape)
 
     def log_probs_and_entropies(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         ones = actions.reshape(outputs.shape).to(outputs.dtype)
@@ -203,11 +203,11 @@ class Gaussian:
 
     def sample(self, outputs: Tensor, noise: Tensor) -> Tensor:
         means, log_stds = outputs.chunk(2, dim=-1)
-        return torch.addcmul(means, log_stds.exp(), noise).view(len(outputs), *self.action_shape)
+        return torch.addcmul(means, log_stds.exp(), noise).view(outputs.shape[0], *self.action_shape)
 
     def mode(self, outputs: Tensor) -> Tensor:
         means, _ = outputs.chunk(2, dim=-1)
-        return means.reshape(len(outputs), *self.action_shape)
+        return means.reshape(outputs.shape[0], *self.action_shape)
 
     def log_probs_and_entropies(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """-0.5 * ((a - mean) / std)^2 - log(std) - log(2 pi) / 2, and 1/2 + log(2 pi) / 2 + log(std), summed."""

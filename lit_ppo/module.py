@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lit_ppo import functional, seeding
@@ -41,6 +42,7 @@ from lit_ppo.normalization import Moments
 from lit_ppo.optimization import LearningRate, decay_of, make_optimizer, make_scheduler, needs_closure
 from lit_ppo.policy import policy_for
 from lit_ppo.ppo_settings import PARTS, PPOSettings
+from lit_ppo.prediction import ObservationReader, predicted
 from lit_ppo.rollout import Batch, Rollout, RolloutSource, make_batch
 from lit_ppo.spaces import EnvSpec, spec_from_json, spec_to_json
 from lit_ppo.trainer_checks import check_run
@@ -70,6 +72,7 @@ class PPOModule(LightningModule):
         self.policy = policy_for(self.spec.observation, self.spec.action, self.spec.mask, ppo, weights)
         self.metrics: dict[str, float] = {}  # of the newest update, and of its evaluation
         self._is_evaluated = False  # the newest update, and callbacks have not been told
+        self._reader: ObservationReader | None = None  # made when `predict` is first called
         self._updated_at: float | None = None
         self._calls_hooks = True  # Lightning's, around each backward pass and optimizer step
         self._gradients: EagerGradients | CompiledGradients | None = None  # made when fit starts
@@ -114,6 +117,50 @@ class PPOModule(LightningModule):
             state = self.policy.initial_state(num_rows)
         begins = None if state is None else torch.zeros(num_rows, dtype=torch.bool, device=state.device)
         return self.policy.act(obs, state, begins, None)
+
+    def predict(
+        self,
+        obs: Any,
+        state: NDArray[Any] | Tensor | None = None,
+        deterministic: bool = True,
+        *,
+        episode_start: Any = None,
+        action_mask: Any = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Any, NDArray[Any] | None]:
+        """The environment's own actions for one observation or many, in the shape conventions of Stable-Baselines3.
+
+        The module is used in evaluation mode and left in its own; nothing is drawn from a global random stream.
+
+        Args:
+            obs: Arrays or tensors, each of a leaf's shape, or with an axis of R rows before it. Observations with parts are a
+                mapping by path (`camera/left`), or nested mappings and tuples as Gymnasium gives them; parts of the outermost
+                that the policy does not see are ignored. A Discrete observation may be an int.
+            state: What the policy remembers, as the last call returned it; None where episodes begin, and without memory.
+            deterministic: The most probable actions; False draws from `generator`.
+            episode_start: Where an episode begins, so that nothing is remembered: a bool, or shape (R,); None for nowhere.
+            action_mask: Zeros and ones for the choices, where the environment gives them in `info`.
+            generator: The source of the draws, needed if `deterministic` is False; on the CPU.
+
+        Returns:
+            Actions as the environment takes them, shape (R, *action_shape), or a single one for a single observation; and the
+            next state, shape (R, state_size) or (state_size,), None without memory.
+
+        Raises:
+            ValueError: A part of the observation is missing, has another shape or dtype, or is not finite; or another argument
+                does not fit. The message says what was expected.
+        """
+        if not deterministic and generator is None:
+            raise ValueError(
+                "deterministic=False: expected generator=torch.Generator().manual_seed(...), the source of the draws"
+            )
+        if self._reader is None:
+            self._reader = ObservationReader(self.spec)
+        leaves, is_single = self._reader.read(obs, action_mask)
+        actions, after = predicted(self.policy, leaves, state, episode_start, None if deterministic else generator)
+        if is_single:
+            return actions[0], None if after is None else after[0]
+        return actions, after
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and the scheduler of the settings; without these, Adam.

@@ -201,7 +201,7 @@ class Memory(nn.Module):
         Returns:
             Features, shape (R, num_features), and the state after each row, shape (R, state_size).
         """
-        num_sequences = len(state)
+        num_sequences = state.shape[0]  # not len, which an exporter takes for a constant
         keeps = (~begins).to(state.dtype).view(num_sequences, -1, 1)
         states: list[Tensor] = []
         # in full precision: errors of a state add up over a sequence
@@ -225,7 +225,7 @@ class Memory(nn.Module):
 
 def flat(values: Tensor) -> Tensor:
     """Numbers as they are: (R, *shape) to (R, F)."""
-    return values if values.dim() == 2 else values.reshape(len(values), -1)
+    return values if values.dim() == 2 else values.reshape(values.shape[0], -1)
 
 
 class Scaled(nn.Module):
@@ -269,8 +269,8 @@ class OneHot(nn.Module):
         self.register_buffer("one", torch.ones(()), persistent=False)  # has the device and dtype of the parameters
 
     def forward(self, values: Tensor) -> Tensor:
-        columns = values.reshape(len(values), -1).to(torch.int64) + cast(Tensor, self.shifts)
-        return cast(Tensor, self.one).new_zeros(len(values), self._num_features).scatter(1, columns, 1.0)
+        columns = values.reshape(values.shape[0], -1).to(torch.int64) + cast(Tensor, self.shifts)
+        return cast(Tensor, self.one).new_zeros(values.shape[0], self._num_features).scatter(1, columns, 1.0)
 
 
 @dataclass(frozen=True)

@@ -769,7 +769,19 @@ def test_help_lists_all_commands(run: Run) -> None:
     ended = run("--help")
     assert (ended.code, ended.err) == (exit_codes.DONE, "")
     listed = [line.split()[0] for line in ended.out.splitlines() if line.startswith("    ") and line[4] != " "]
-    assert listed == ["fit", "validate", "test", "check-env", "plot", "presets", "replay", "reproduce", "rollout"]
+    assert listed == [
+        "fit",
+        "validate",
+        "test",
+        "check-env",
+        "export",
+        "play",
+        "plot",
+        "presets",
+        "replay",
+        "reproduce",
+        "rollout",
+    ]
 
 
 def test_version_is_that_of_the_package(run: Run) -> None:
@@ -794,7 +806,7 @@ def test_help_writes_null_as_it_is_typed(run: Run) -> None:
 def test_examples_of_the_help_are_valid(run: Run, trained: None) -> None:
     Path("my.yaml").write_text("trainer: {max_epochs: 3}")
     examples = [line.strip() for help in ("--help", "fit --help") for line in run(help).out.splitlines() if line[:4] == "  py"]
-    assert len(examples) == 11
+    assert len(examples) == 12
     for example in examples:
         line = example.partition(" > ")[0].removeprefix("python -m lit_ppo ")
         if line.partition(" ")[0] in ("fit", "test"):
@@ -806,7 +818,9 @@ def test_examples_of_the_help_are_valid(run: Run, trained: None) -> None:
 def test_line_that_does_not_begin_with_a_command_is_refused(line: str, run: Run) -> None:
     ended = run(line)
     assert (ended.code, ended.err.count("\n")) == (exit_codes.USAGE, 1)
-    assert "expected one of fit, validate, test, check-env, plot, presets, replay, reproduce, rollout" in ended.err
+    assert (
+        "expected one of fit, validate, test, check-env, export, play, plot, presets, replay, reproduce, rollout" in ended.err
+    )
 
 
 def test_word_that_is_no_command_is_refused_with_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -814,7 +828,7 @@ def test_word_that_is_no_command_is_refused_with_all_commands(capsys: pytest.Cap
         cli.main(["fti"])
     assert ended.value.code == exit_codes.USAGE
     expected = (
-        "lit_ppo: error: fti: expected one of fit, validate, test, check-env, plot, presets, replay, reproduce, "
+        "lit_ppo: error: fti: expected one of fit, validate, test, check-env, export, play, plot, presets, replay, reproduce, "
         "rollout (did you mean fit?)\n"
     )
     assert capsys.readouterr().err == expected

@@ -24,17 +24,18 @@ FLOORS = {
         bridge.journal bridge.episodes bridge.restart_budget bridge.dealing
         bridge.kernel bridge.system_calls bridge.landlock bridge.namespaces bridge.sandbox bridge.guard bridge.sweeper""",
     1: """envs envs.grid_world bridge.gymnasium_checker
-        bridge.trees bridge.frame_stack bridge.atari bridge.making bridge.interpreter bridge.hosts bridge.typed
+        bridge.trees bridge.frame_stack bridge.atari bridge.recording bridge.making bridge.interpreter bridge.hosts bridge.typed
         bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.inprocess
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.pool bridge.checkpoint
         bridge.client""",
-    2: "rollout evaluation replay transitions environment_check update optimization reproduction",
+    2: "rollout evaluation prediction replay transitions environment_check update optimization reproduction",
     3: """module data diagnostics checkpoint_io checkpoint_structure compat_lightning trainer_checks
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_record callbacks.run_summary
-        callbacks.stop_when_solved option_parser resume_settings results_report""",
-    4: """commands commands.environment_options commands.train commands.check_env commands.plot commands.presets
-        commands.replay commands.reproduce commands.rollout""",
+        callbacks.stop_when_solved
+        option_parser resume_settings saved_policy play export results_report""",
+    4: """commands commands.environment_options commands.train commands.check_env commands.export
+        commands.play commands.plot commands.presets commands.replay commands.reproduce commands.rollout""",
     5: "cli __main__",
 }
 FLOOR_OF = {f"lit_ppo.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
@@ -66,6 +67,12 @@ NARROWER = {
     "lit_ppo.presets": {"yaml"},
     "lit_ppo.commands": set(),
     "lit_ppo.commands.plot": set(),
+    "lit_ppo.commands.export": set(),
+    "lit_ppo.commands.play": set(),
+    "lit_ppo.saved_policy": set(),
+    "lit_ppo.play": set(),
+    "lit_ppo.export": {"numpy", "torch", "onnx", "onnxruntime", "onnxscript"},
+    "lit_ppo.prediction": {"numpy", "torch"},
     "lit_ppo.commands.presets": set(),
     "lit_ppo.commands.replay": set(),
     "lit_ppo.commands.reproduce": set(),
@@ -113,6 +120,7 @@ NARROWER = {
     "lit_ppo.leaf_rules": {"numpy"},
     "lit_ppo.bridge.making": {"gymnasium"},
     **{f"lit_ppo.bridge.{name}": {"numpy", "gymnasium"} for name in ("trees", "frame_stack", "atari", "hosts", "worker")},
+    "lit_ppo.bridge.recording": {"gymnasium"},
 }
 
 
@@ -174,7 +182,7 @@ def test_file_imports_only_libraries_of_its_floor(module: str) -> None:
 
 def test_gymnasium_is_imported_by_the_worker_process_alone() -> None:
     users = {name for name, path in MODULES.items() if any(i.split(".")[0] == "gymnasium" for i in imported(path))}
-    in_the_bridge = ("gymnasium_checker", "trees", "frame_stack", "atari", "making", "hosts", "worker")
+    in_the_bridge = ("gymnasium_checker", "trees", "frame_stack", "recording", "atari", "making", "hosts", "worker")
     assert users == {*(f"lit_ppo.bridge.{name}" for name in in_the_bridge), "lit_ppo.envs.grid_world"}
 
 

@@ -49,8 +49,9 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_readme_has_the_commands_that_these_tests_are_about() -> None:
-    assert len(COMMANDS) == 21
-    assert {line.split()[3] for line in COMMANDS} == {"fit", "test", "presets", "check-env", "rollout", "plot", "reproduce"}
+    assert len(COMMANDS) == 24
+    named = {line.split()[3] for line in COMMANDS}
+    assert named == {"fit", "test", "play", "export", "presets", "check-env", "rollout", "plot", "reproduce"}
 
 
 def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +84,11 @@ def test_commands_from_a_first_run_to_a_plot_work_one_after_the_other() -> None:
     [check] = [line for line in COMMANDS if " check-env " in line]
     [presets] = [line for line in COMMANDS if line.endswith(" presets")]
     export, check_file = (line for line in COMMANDS if " rollout " in line)
+    [policy] = [line for line in COMMANDS if " export --ckpt_path" in line and "rollout" not in line]
+    [recorded] = [line for line in COMMANDS if " play " in line and "--record" in line]
+    [predict] = [block for _, block in BLOCKS if ".predict(" in block]
+    [load] = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/use.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    Path("use.py").write_text(predict + load)
     settings = "--data.num_envs=2 --model.update_epochs=1 --evaluation.num_episodes=1 --evaluation.every_env_steps=3200"
     for command in (
         f"{first} {settings}".replace("=5000", "=1600"),
@@ -92,6 +98,9 @@ def test_commands_from_a_first_run_to_a_plot_work_one_after_the_other() -> None:
         check,
         export,
         check_file,
+        f"{recorded} --num_episodes=1 --max_episode_steps=5",
+        policy,
+        "python use.py",
         plot,
     ):
         ended = shell(command)
@@ -100,7 +109,7 @@ def test_commands_from_a_first_run_to_a_plot_work_one_after_the_other() -> None:
 
 
 def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for command in ("fit", "check-env", "reproduce", "rollout export", "rollout check"):
+    for command in ("fit", "check-env", "reproduce", "rollout export", "rollout check", "play", "export"):
         parsed(f"python -m lit_ppo {command} --help", monkeypatch)
     helped = capsys.readouterr().out
     named = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)*)", README)) - {"help", "print_config"}
@@ -116,7 +125,7 @@ def test_summary_in_the_readme_is_what_a_run_prints() -> None:
 
 
 def test_python_example_runs() -> None:
-    [example] = [block for language, block in BLOCKS if language == "python" and block not in FILES.values()]
+    [example] = [block for _, block in BLOCKS if "max_epochs=200" in block]
     Path("example.py").write_text(example.replace("max_epochs=200", "max_epochs=2"))
     ended = shell("python -W ignore example.py")
     assert ended.returncode == 0, ended.stderr

@@ -135,3 +135,31 @@ gymnasium.register("ConstantReward-v0", ConstantRewardEnv, max_episode_steps=EPI
 gymnasium.register("Verbatim-v0", VerbatimEnv, max_episode_steps=EPISODE_STEPS)
 gymnasium.register("Leaky-v0", LeakyEnv, max_episode_steps=EPISODE_STEPS)
 gymnasium.register("Anything-v0", AnythingEnv)
+
+
+class RenderedEnv(gymnasium.Env[Any, Any]):
+    """Shows the number of the step as a shade of grey; episodes have 4 steps, and a test can see all of them in a video.
+
+    Args:
+        render_mode: `rgb_array`, or `human`, which needs what is not installed; None for nothing to be seen.
+    """
+
+    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 20}
+    observation_space, action_space = gymnasium.spaces.Box(-1, 1, (3,)), gymnasium.spaces.Discrete(3)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode, self.steps = render_mode, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        if self.render_mode == "human":
+            raise gymnasium.error.DependencyNotInstalled("pygame is not installed")
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return np.zeros(3, np.float32), 1.0, self.steps == 4, False, {}
+
+    def render(self) -> Any:
+        return np.full((34, 46, 3), 50 * self.steps, np.uint8)

@@ -31,6 +31,8 @@ _EXTRAS: Final = {
     "mujoco": ("mujoco", "gymnasium[mujoco]"),
     "minigrid": ("minigrid", "minigrid"),
     "highway_env": ("highway", "highway-env"),
+    "imageio": ("play", "imageio[ffmpeg]"),
+    "imageio_ffmpeg": ("play", "imageio[ffmpeg]"),
 }
 
 

@@ -27,6 +27,11 @@ def typed_environment(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name in _NAMES if (value := getattr(options, name)) is not None}
 
 
+def typed_confinement(options: argparse.Namespace) -> dict[str, Any]:
+    """Settings of the sandbox that were typed."""
+    return {name: value for name in _CONFINEMENT if (value := getattr(options, name)) is not None}
+
+
 def environment_of(env_id: str, options: argparse.Namespace) -> EnvironmentSettings:
     """The environment that the options name."""
     return EnvironmentSettings(env_id, **typed_environment(options))
@@ -39,9 +44,8 @@ def processes_of(options: argparse.Namespace, saved: Mapping[str, Any] | None = 
         options: What was typed.
         saved: Settings of the run whose policy plays: its sandbox holds unless another one is typed.
     """
-    typed = {name: value for name in _CONFINEMENT if (value := getattr(options, name)) is not None}
     of_run = {name: value for name in _CONFINEMENT if (value := (saved or {}).get(name)) is not None}
-    return BridgeSettings(**{**of_run, **typed})
+    return BridgeSettings(**{**of_run, **typed_confinement(options)})
 
 
 def _yaml(text: str) -> Any:

@@ -93,12 +93,11 @@ def _policy_of(given: str, options: argparse.Namespace) -> "tuple[EnvironmentSet
     defer_dynamo()
     import torch
 
-    from lit_ppo.module import PPOModule
     from lit_ppo.networks import seen_as
-    from lit_ppo.resume_settings import checkpoint_at, saved_settings
+    from lit_ppo.saved_policy import load
 
-    path = checkpoint_at(given, Path("checkpoints"))
-    policy, data = PPOModule.load_from_checkpoint(path, weights_only=True).policy, saved_settings(path)["data"]
+    saved = load(given)
+    policy = saved.module.policy
     state = policy.initial_state(options.num_envs)
 
     @torch.inference_mode()
@@ -108,7 +107,7 @@ def _policy_of(given: str, options: argparse.Namespace) -> "tuple[EnvironmentSet
         chosen, state = policy.act(seen, state, None if state is None else torch.from_numpy(begins), None)
         return policy.distribution.to_env(chosen.numpy())
 
-    return EnvironmentSettings.of({**data, **typed_environment(options)}), processes_of(options, data), choose
+    return EnvironmentSettings.of({**saved.data, **typed_environment(options)}), processes_of(options, saved.data), choose
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -1,0 +1,36 @@
+"""`python -m lit_ppo play`: greedy episodes of a checkpoint's policy in a window, or as videos."""
+
+import argparse
+from pathlib import Path
+
+from lit_ppo.commands.environment_options import add_environment_options, typed_confinement, typed_environment
+from lit_ppo.errors import ConfigError
+
+SUMMARY = "Watch a checkpoint's policy play, in a window or as videos."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ckpt_path", default="best", help="checkpoint: last, best or a path (default: best)")
+    parser.add_argument("--num_episodes", type=int, default=3, help="greedy episodes (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of the episodes (default: 0)")
+    parser.add_argument("--record", type=Path, metavar="DIR", help="write a video of each episode (mp4) there; no window")
+    add_environment_options(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Play, and print the return of each episode and where its video is."""
+    if options.seed < 0:
+        raise ConfigError(f"--seed={options.seed}: expected at least 0")
+    from lit_ppo.compat_torch import defer_dynamo
+
+    defer_dynamo()
+    from lit_ppo.play import play
+    from lit_ppo.saved_policy import load
+
+    saved = load(options.ckpt_path)
+    settings = {**typed_environment(options), **typed_confinement(options)}
+    results, videos = play(saved, options.num_episodes, options.seed, options.record, settings)
+    for number, (total, length) in enumerate(zip(results.returns, results.lengths, strict=True), 1):
+        print(f"episode {number}: return {total:g}, {length} steps")
+    for video in videos:
+        print(video)

@@ -1,0 +1,63 @@
+"""A checkpoint's policy and the settings of its run, for the commands that use a policy."""
+
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lit_ppo.contract import ContractSettings
+from lit_ppo.data import RolloutDataModule
+from lit_ppo.errors import ConfigError
+from lit_ppo.module import PPOModule
+from lit_ppo.resume_settings import checkpoint_at, saved_settings
+
+
+class SavedPolicy(NamedTuple):
+    """What a checkpoint has of a policy.
+
+    Attributes:
+        module: With the trained parameters, on the CPU.
+        data: The run's settings of the environments, as arguments of `RolloutDataModule`.
+    """
+
+    module: PPOModule
+    data: dict[str, Any]
+
+    def make_data(self, **other: Any) -> RolloutDataModule:
+        """The environments of the run, except for other settings.
+
+        Raises:
+            ConfigError: A setting is invalid.
+        """
+        settings = {**self.data, **other}
+        contract = settings["contract"]
+        if not isinstance(contract, ContractSettings):
+            settings["contract"] = ContractSettings(**contract)
+        return RolloutDataModule(**settings)
+
+
+def load(given: str, directory: Path = Path("checkpoints")) -> SavedPolicy:
+    """Read a checkpoint of the command line.
+
+    Args:
+        given: `last` or `best`, or a path.
+        directory: Where `last` and `best` are.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is damaged or holds no settings.
+        ConfigError: Its torso cannot be imported.
+    """
+    path = checkpoint_at(given, directory)
+    settings = saved_settings(path)
+    torso = settings["model"].get("torso")
+    parts = {} if torso is None else {"torso": _imported(torso)}
+    return SavedPolicy(PPOModule.load_from_checkpoint(path, "cpu", weights_only=True, **parts), settings["data"])
+
+
+def _imported(description: dict[str, Any]) -> Any:
+    """A torso that the settings of a run name by its import path."""
+    module, _, name = description["class_path"].rpartition(".")
+    try:
+        return partial(getattr(import_module(module), name), **(description.get("init_args") or {}))
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"model.torso={description['class_path']}: cannot be imported: {error}") from error
