@@ -355,13 +355,24 @@ class RolloutDataModule(LightningDataModule):
         return _Boundary(self.update, self.env_steps, self._statistics.state_dict(), self._standpoint, mark)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; stages other than `fit` need only the counters."""
+        """Continue where `state_dict` was taken; stages other than `fit` need only the counters.
+
+        Raises:
+            ConfigError: The run has made more updates than the Trainer allows. Lightning's own count of epochs is one less in a
+                checkpoint that was saved at the end of an update.
+        """
         is_fit = self._stage == "fit"
         nothing_remembered = self._learner.policy.initial_state(1) if is_fit else None
         require_data(state, nothing_remembered, is_fit=is_fit, has_more=type(self) is not RolloutDataModule)
         self.update, self.env_steps = state["update"], state["env_steps"]
         if not is_fit or "bridge" not in state:
             return
+        max_epochs = -1 if self.trainer is None else self.trainer.max_epochs
+        if max_epochs is not None and 0 <= max_epochs < self.update:
+            raise ConfigError(
+                f"trainer.max_epochs={max_epochs}: expected at least {self.update}, "
+                "the updates that the checkpoint's run has made"
+            )
         assert self._bridge is not None
         self._statistics.load_state_dict(state["statistics"])
         obs, before = self._bridge.load_state_dict(state["bridge"]), state["bridge"]["episodes"]

@@ -275,8 +275,8 @@ def test_length_that_is_null_in_a_configuration_file_replaces_nothing(run: Run) 
 
 def test_run_that_has_made_more_updates_than_are_typed_is_refused(run: Run) -> None:
     run(f"fit {SMALL} --trainer.max_epochs 4")
-    message = "trainer.max_epochs=1: expected at least 4, the updates that the checkpoint's run has made"
-    ended = run("fit --ckpt_path last --trainer.max_epochs 1")
+    message = "trainer.max_epochs=3: expected at least 4, the updates that the checkpoint's run has made"
+    ended = run("fit --ckpt_path last --trainer.max_epochs 3")
     assert (ended.code, ended.err) == (exit_codes.USAGE, f"lit_ppo: error: {message}\n")
 
 

@@ -430,7 +430,7 @@ def _expected_errors() -> Iterator[None]:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except MisconfigurationException as error:
-        fail(_plain(error), exit_codes.USAGE)
+        fail(f"trainer: {error}", exit_codes.USAGE)
     except Exception as error:
         code = exit_codes.of(error)
         if code is not None:
@@ -453,10 +453,3 @@ def _part_of_lightning(error: Exception) -> str | None:
         return None
     owner = frame.f_locals.get("self")
     return f"trainer.{kind[1].removesuffix('s') if kind[1] != 'callbacks' else kind[1]}: {type(owner).__name__}"
-
-
-def _plain(error: MisconfigurationException) -> str:
-    """What Lightning says, in the names of our options where its own words are about Python."""
-    if ended := re.search(r"restored a checkpoint with current_epoch=(\d+).*max_epochs=(\d+)", str(error)):
-        return f"trainer.max_epochs={ended[2]}: expected at least {ended[1]}, the updates that the checkpoint's run has made"
-    return f"trainer: {error}"
