@@ -10,7 +10,7 @@ fit: $(STAMP)
 	$(BIN)/python -m lit_ppo fit
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # Runs that learn, and faults by the hundred: minutes, not seconds.
 learn: $(STAMP)

@@ -47,7 +47,9 @@ def test_run_in_process_is_that_of_the_bridge_and_each_resumes_the_other(
     straight = Run("straight", [4], own)
     for name, parts in {"in process": [joined, joined], "first": [joined, own], "second": [own, joined]}.items():
         run = Run(name, [2, 4], parts)
-        assert differences(run.checkpoint, straight.checkpoint) == []
+        found = differences(run.checkpoint, straight.checkpoint)
+        # the setting itself is a hyperparameter, and may differ
+        assert [line for line in found if not line.startswith(".datamodule_hyper_parameters.bridge:")] == []
         assert run.curve.read_bytes() == straight.curve.read_bytes()
 
 

@@ -210,7 +210,9 @@ def is_writing(run: CommandLine, descriptor: int) -> bool:
 
 
 def test_sigterm_ends_a_run_whose_output_nobody_reads(start: Start, tmp_path: Path, full_pipe: int) -> None:
-    run = start(*fit_of({}, "--trainer.max_epochs=1", "--interrupt.grace_s=0.2"), out=full_pipe)
+    # without lines of progress, the first of which would wait already
+    quiet = "--trainer.enable_progress_bar=false"
+    run = start(*fit_of({}, "--trainer.max_epochs=1", "--interrupt.grace_s=0.2", quiet), out=full_pipe)
     wait_for(lambda: is_writing(run, 1), "the write of the summary")
     run.process.send_signal(signal.SIGTERM)
     ended = run.ended()
