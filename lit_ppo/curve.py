@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from lit_ppo.json_file import write_json
+from lit_ppo.atomic_file import write_json
 
 RETURN_COLOR: Final = "#4e79a7"
 NON_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

@@ -12,8 +12,6 @@ import dataclasses
 import io
 import json
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lit_ppo import __version__
+from lit_ppo import __version__, atomic_file
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.contract import ContractSettings
 from lit_ppo.distributions import ActionBounds
@@ -275,7 +273,11 @@ def export_saved(saved: SavedPolicy, form: Format, path: Path, seed: int = 0, ot
         phase="evaluation",
     ) as bridge:
         visited = exported.visit(bridge)
-    write(path, export(exported, visited, form))
+    contents = export(exported, visited, form)
+    try:
+        atomic_file.replace(path, contents)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def export(exported: ExportedPolicy, visited: Visited, form: Format) -> bytes:
@@ -293,28 +295,6 @@ def export(exported: ExportedPolicy, visited: Visited, form: Format) -> bytes:
     sample = {name: array[:2] for name, array in visited.inputs.items()}
     with evaluation_mode(exported.greedy):
         return (_as_torch if form == "torch" else _as_onnx)(exported, visited, sample)
-
-
-def write(path: Path, contents: bytes) -> None:
-    """Replace a file as a whole.
-
-    Raises:
-        CheckpointError: It cannot be written; the old one is still there.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                file.write(contents)
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)  # temporary files are private, results are not
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _as_torch(exported: ExportedPolicy, visited: Visited, sample: Arrays) -> bytes:

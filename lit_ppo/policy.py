@@ -293,7 +293,8 @@ class Policy(nn.Module):
         steps = self._noise_steps or num_steps
         shape = (-(-num_steps // steps), num_envs, *self.actor.log_std.shape)
         draws = torch.randn(shape, device=generator.device, generator=generator)
-        return draws.repeat_interleave(steps, dim=0)[:num_steps]
+        # one draw for the whole rollout is not copied
+        return draws.unsqueeze(1).expand(-1, steps, *shape[1:]).flatten(0, 1)[:num_steps]
 
     def _seen(self, obs: Observation) -> Observation:
         return obs if self.observation_normalizer is None else self.observation_normalizer(obs)

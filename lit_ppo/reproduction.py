@@ -23,9 +23,8 @@ from typing import Any, Final, Literal
 
 import yaml
 
-from lit_ppo import exit_codes
+from lit_ppo import atomic_file, exit_codes
 from lit_ppo.errors import CheckpointError, ConfigError
-from lit_ppo.json_file import replace_text
 from lit_ppo.run_lock import RunLock
 
 FIRST_SEED: Final = 101  # settings are tuned with seeds 0 to 9
@@ -252,7 +251,8 @@ class RowResults:
         lines = [f" {json.dumps(name)}: {json.dumps(value)}," for name, value in head.items()]
         of_runs = ",\n".join(f"  {json.dumps(run, allow_nan=False)}" for run in self.runs)  # a line for each run
         try:
-            replace_text(self.path, "\n".join(["{", *lines, ' "runs": [', of_runs, " ]", "}"]) + "\n")
+            text = "\n".join(["{", *lines, ' "runs": [', of_runs, " ]", "}"]) + "\n"
+            atomic_file.replace(self.path, text.encode())
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be written: {error}") from error
 

@@ -5,7 +5,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_ppo.contract import ContractSettings
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import ConfigError
 from lit_ppo.module import PPOModule
@@ -29,11 +28,7 @@ class SavedPolicy(NamedTuple):
         Raises:
             ConfigError: A setting is invalid.
         """
-        settings = {**self.data, **other}
-        contract = settings["contract"]
-        if not isinstance(contract, ContractSettings):
-            settings["contract"] = ContractSettings(**contract)
-        return RolloutDataModule(**settings)
+        return RolloutDataModule(**{**self.data, **other})
 
 
 def load(given: str, directory: Path = Path("checkpoints")) -> SavedPolicy:

@@ -17,7 +17,7 @@ MODULES = {
 }
 FLOORS = {
     0: """errors exit_codes interrupts standard_streams allocator spaces leaf_rules contract curve functional networks
-        distributions seeding random_actions plot run_lock json_file run_statistics compat_torch ppo_settings policy
+        distributions seeding random_actions plot run_lock atomic_file run_statistics compat_torch ppo_settings policy
         normalization callables presets
         bridge bridge.settings bridge.protocol
         bridge.frame bridge.faults bridge.doorbell
@@ -58,7 +58,7 @@ NARROWER = {
     "lit_ppo.curve": set(),
     "lit_ppo.run_lock": set(),
     "lit_ppo.allocator": set(),
-    "lit_ppo.json_file": set(),
+    "lit_ppo.atomic_file": set(),
     "lit_ppo.run_statistics": {"numpy"},
     "lit_ppo.reproduction": {"yaml"},
     "lit_ppo.results_report": set(),

@@ -32,7 +32,7 @@ def split(confinement: dict[str, Any]) -> dict[str, str]:
             `level`, `read` and `write`: see `sandbox.confine`.
 
     Returns:
-        The layers of the sandbox, as `sandbox.confine` reports them, and `error` if something cannot be had.
+        The layers of the sandbox, as `sandbox.confine` reports them, and `error` if something is refused.
     """
     report: dict[str, str] = {}
     kernel.prctl(kernel.CHILD_SUBREAPER, 1)

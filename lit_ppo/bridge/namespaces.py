@@ -25,11 +25,11 @@ _SHARED_MEMORY: Final = "/dev/shm"
 
 
 class _RefusedError(Exception):
-    """A namespace that cannot be had."""
+    """The kernel refused a namespace or a mount."""
 
 
 def refusal() -> str | None:
-    """Which namespace cannot be had here, and why; None if all can."""
+    """Which namespace the kernel refuses, and why; None if it gives all of them."""
     read, write = os.pipe()
     trial = os.fork()
     if trial == 0:

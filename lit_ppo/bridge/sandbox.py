@@ -6,7 +6,7 @@ Limits (`resource` module) as the user sets them, and a level, which is made of 
 `off`           only `no_new_privileges`, and a mark by which the trainer knows what the worker leaves behind
 `strict`        `no_new_privileges`, `capabilities`, `landlock`, `seccomp`
 `isolated`      those of `strict`, in `namespaces` of its own
-`best-effort`   those of `isolated` that can be had
+`best-effort`   those of `isolated` that this machine has
 ==============  ===========================================================================================
 
 - `no_new_privileges`: no program gains rights (setuid, file capabilities);

@@ -1,9 +1,8 @@
 """The directory of a run in which its workers have their private ones, and the process that removes it.
 
-The sweeper is a small process of the trainer's. It sleeps until trainer, guards and workers have ended, in whatever way: each
-of them holds the write end of its standard input. Then it removes the directory and ends. If it is killed as well, the
-directory stays until the next run's sweeper starts: trainer and sweeper hold a lock on it, which the kernel releases when both
-are gone.
+The sweeper is a small process of the trainer's. It sleeps until trainer, guards and workers have ended or were killed: each of
+them holds the write end of its standard input. Then it removes the directory and ends. If it is killed as well, the directory
+stays until the next run's sweeper starts: trainer and sweeper hold a lock on it, which the kernel releases when both are gone.
 
 Run as a program, this file is the sweeper. It imports only what that needs.
 """

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_ppo.atomic_file import write_json
 from lit_ppo.callbacks.curve_export import CurveExport
 from lit_ppo.callbacks.graceful_exit import GracefulExit
 from lit_ppo.callbacks.greedy_evaluation import data_of
@@ -17,7 +18,6 @@ from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.checkpoint_io import read_checkpoint
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.evaluation import EpisodeResults
-from lit_ppo.json_file import write_json
 from lit_ppo.module import PPOModule
 from lit_ppo.policy import Policy
 from lit_ppo.run_statistics import thinned
