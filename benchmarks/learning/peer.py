@@ -31,9 +31,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from torch import Tensor, nn
 
 from benchmarks.report import machine, versions
+from lit_ppo.atomic_file import write_json
 from lit_ppo.bridge.atari import atari
 from lit_ppo.bridge.settings import package_of
-from lit_ppo.json_file import write_json
 from lit_ppo.run_statistics import thinned
 
 Settings = dict[str, Any]
