@@ -675,6 +675,11 @@ def test_value_that_is_typed_again_unchanged_is_no_difference(run: Run, trained:
         ("--data.wrappers [a.B]", "data.wrappers=['a.B']: the checkpoint's run has None, which cannot change on resume"),
         ("--model.activation relu", "model.activation=relu: the checkpoint's run has tanh, which cannot change on resume"),
         ("--model.memory gru", "model.memory=gru: the checkpoint's run has None, which cannot change on resume"),
+        ("--model.gsde true", "model.gsde=True: the checkpoint's run has False, which cannot change on resume"),
+        (
+            "--data.remake_each_episode true",
+            "data.remake_each_episode=True: the checkpoint's run has False, which cannot change on resume",
+        ),
         (
             "--model.actor_hidden_sizes [32]",
             "model.actor_hidden_sizes=[32]: the checkpoint's run has [64, 64], which cannot change on resume",
