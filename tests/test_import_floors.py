@@ -34,8 +34,10 @@ FLOORS = {
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_record callbacks.run_summary
         callbacks.stop_when_solved
         option_parser resume_settings saved_policy play export results_report""",
-    4: """commands commands.environment_options commands.train commands.check_env commands.export
-        commands.play commands.plot commands.presets commands.replay commands.reproduce commands.rollout""",
+    4: """commands commands.environment_options commands.train commands.checkpoint_choice commands.lightning_output
+        commands.preset_choice commands.training_errors commands.training_options commands.typed_settings
+        commands.check_env commands.export commands.play commands.plot commands.presets
+        commands.replay commands.reproduce commands.rollout""",
     5: "cli __main__",
 }
 FLOOR_OF = {f"lit_ppo.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
@@ -90,7 +92,11 @@ NARROWER = {
     "lit_ppo.normalization": {"torch"},
     "lit_ppo.callables": {"torch"},
     "lit_ppo.optimization": {"torch"},
-    "lit_ppo.commands.train": {"torch", "lightning", "yaml"},
+    "lit_ppo.commands.train": {"torch", "lightning"},
+    "lit_ppo.commands.checkpoint_choice": set(),
+    "lit_ppo.commands.preset_choice": set(),
+    "lit_ppo.commands.typed_settings": {"lightning", "yaml"},
+    **{f"lit_ppo.commands.{name}": {"lightning"} for name in ("training_errors", "training_options")},
     "lit_ppo.replay": {"numpy"},
     "lit_ppo.spaces": {"numpy"},
     **{f"lit_ppo.bridge.{name}": {"numpy"} for name in ("frame", "journal", "episodes")},
