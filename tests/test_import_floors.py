@@ -28,8 +28,8 @@ FLOORS = {
         bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.inprocess
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.pool bridge.checkpoint
         bridge.client""",
-    2: "rollout evaluation prediction replay transitions environment_check update optimization reproduction",
-    3: """module data diagnostics checkpoint_io checkpoint_structure compat_lightning trainer_checks
+    2: "rollout evaluation prediction replay transitions environment_check update passes optimization reproduction",
+    3: """module data compilation diagnostics checkpoint_io checkpoint_structure compat_lightning trainer_checks
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_record callbacks.run_summary
         callbacks.stop_when_solved
