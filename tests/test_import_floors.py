@@ -28,7 +28,8 @@ FLOORS = {
         bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.inprocess
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.pool bridge.checkpoint
         bridge.client""",
-    2: "rollout evaluation prediction replay transitions environment_check update passes optimization reproduction",
+    2: """rollout evaluation prediction replay transitions environment_check update passes optimization
+        reproduction reproduction.rows reproduction.results reproduction.runs reproduction.fits""",
     3: """module data compilation diagnostics checkpoint_io checkpoint_structure compat_lightning trainer_checks
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_record callbacks.run_summary
@@ -62,7 +63,8 @@ NARROWER = {
     "lit_ppo.allocator": set(),
     "lit_ppo.atomic_file": set(),
     "lit_ppo.run_statistics": {"numpy"},
-    "lit_ppo.reproduction": {"yaml"},
+    **{f"lit_ppo.reproduction.{name}": {"yaml"} for name in ("rows", "fits")},
+    **{f"lit_ppo.reproduction.{name}": set() for name in ("results", "runs")},
     "lit_ppo.results_report": set(),
     "lit_ppo.contract": {"numpy"},
     "lit_ppo.plot": {"matplotlib"},
