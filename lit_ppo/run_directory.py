@@ -145,6 +145,12 @@ def all_runs(runs_dir: Path) -> Iterator[Path]:
                 yield path
 
 
+def directories_below(directory: Path, file: str) -> Iterator[Path]:
+    """The directories below one that have this file, and are no links."""
+    found = {path.parent for path in directory.rglob(file)}
+    yield from sorted((path for path in found if not path.is_symlink()), key=lambda path: (path.parent, _by_number(path.name)))
+
+
 def _by_number(name: str) -> tuple[int, int, str]:
     return (0, int(name), "") if name.isdecimal() else (1, 0, name)
 

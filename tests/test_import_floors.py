@@ -18,7 +18,7 @@ MODULES = {
 FLOORS = {
     0: """errors exit_codes interrupts standard_streams allocator spaces leaf_rules contract curve functional networks
         distributions seeding random_actions plot run_lock run_directory
-        run_status run_choice atomic_file run_statistics compat_torch ppo_settings policy
+        run_status run_choice run_curves atomic_file run_statistics compat_torch ppo_settings policy
         normalization callables presets
         bridge bridge.settings bridge.protocol
         bridge.frame bridge.faults bridge.doorbell
@@ -39,7 +39,7 @@ FLOORS = {
         commands.lightning_output commands.run_place
         commands.preset_choice commands.training_errors commands.training_options commands.typed_settings
         commands.check_env commands.export commands.play commands.plot commands.presets
-        commands.replay commands.reproduce commands.rollout""",
+        commands.replay commands.reproduce commands.rollout commands.runs""",
     5: "cli __main__",
 }
 FLOOR_OF = {f"lit_ppo.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
@@ -70,7 +70,8 @@ NARROWER = {
     "lit_ppo.reproduction": {"yaml"},
     "lit_ppo.results_report": set(),
     "lit_ppo.contract": {"numpy"},
-    "lit_ppo.plot": {"matplotlib"},
+    "lit_ppo.plot": {"matplotlib", "numpy"},
+    "lit_ppo.run_curves": {"yaml"},
     "lit_ppo.presets": {"yaml"},
     "lit_ppo.commands": set(),
     "lit_ppo.commands.plot": set(),

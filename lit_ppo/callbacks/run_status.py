@@ -1,6 +1,7 @@
 """RunStatus: what a run has come to, as a small file that the command `runs` reads."""
 
 import logging
+import math
 import os
 import time
 
@@ -72,10 +73,15 @@ class RunStatus(Callback):
             env_steps=data.env_steps,
             updates=data.update,
             total_env_steps=module.run_env_steps,
-            best_return=best,
-            last_return=last,
-            threshold=threshold,
+            best_return=_finite(best),
+            last_return=_finite(last),
+            threshold=_finite(threshold),
             solved_at=solved_at,
             state="solved" if solved_at is not None and state == "finished" else state,
             pid=os.getpid(),
         )
+
+
+def _finite(value: float | None) -> float | None:
+    """As JSON has it: there is no threshold that is infinite, which never ends a run."""
+    return value if value is not None and math.isfinite(value) else None
