@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lit_ppo.run_curves import Configuration, Points, RunCurve, configurations
 from lit_ppo.run_statistics import bootstrap_band, thinned
+
+_LONGEST_BESIDE_ANOTHER: Final = 36  # characters of a label, for a legend of two columns
 
 
 def plot(curves: Sequence[RunCurve], outputs: Sequence[Path]) -> None:
@@ -57,7 +59,9 @@ def _draw_environment(axes: Any, env_id: str | None, curves: Sequence[RunCurve])
     axes.set_ylabel("return")
     axes.xaxis.set_major_formatter(_in_thousands)
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False, ncols=2)  # below: it hides no line
+    labels = axes.get_legend_handles_labels()[1]
+    columns = 2 if max(map(len, labels), default=0) <= _LONGEST_BESIDE_ANOTHER else 1
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False, ncols=columns)  # below: it hides no line
 
 
 def _in_thousands(value: float, position: int) -> str:

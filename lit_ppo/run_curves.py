@@ -252,14 +252,14 @@ def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if len({json.dumps(one.get(key), default=str) for one in settings}) > 1]
 
 
-_MOST_IN_A_LABEL: Final = 3
+_MOST_IN_A_LABEL: Final = 3  # settings
+_LONGEST_LABEL: Final = 50  # characters, of a path
 
 
 def _label(curve: RunCurve, differing: Sequence[str]) -> str:
-    if curve.settings is None:
-        return curve.name
-    if not differing:
-        return curve.env_id or curve.name
+    if curve.settings is None or not differing:
+        text = (curve.settings is not None and curve.env_id) or curve.name
+        return text if len(text) <= _LONGEST_LABEL else f"...{text[-_LONGEST_LABEL:]}"  # the end of a path says the most
     parts = [f"{_short(key, differing)}={_in_words(curve.settings.get(key))}" for key in differing]
     more = len(parts) - _MOST_IN_A_LABEL
     return ", ".join(parts[:_MOST_IN_A_LABEL]) + (f", {more} more" if more > 0 else "")
