@@ -111,12 +111,14 @@ def shortest(path: Path) -> Path:
 
 
 def point_latest(directory: Path) -> None:
-    """Let `latest` beside a run's directory be a link to it.
+    """Let `latest` beside a run's directory be a link to it; a directory of that name, as a copy of runs may have, stays.
 
     Raises:
         CheckpointError: The link cannot be made.
     """
-    replace_link(directory.parent / LATEST, Path(directory.name))
+    link = directory.parent / LATEST
+    if link.is_symlink() or not link.exists():
+        replace_link(link, Path(directory.name))
 
 
 def replace_link(link: Path, target: Path) -> None:
@@ -141,7 +143,7 @@ def all_runs(runs_dir: Path) -> Iterator[Path]:
     for env in sorted(_entries(runs_dir)):
         for name in sorted(_entries(runs_dir / env), key=_by_number):
             path = runs_dir / env / name
-            if name != _NO_RUN and path.is_dir() and not path.is_symlink():
+            if name not in (_NO_RUN, LATEST) and path.is_dir() and not path.is_symlink():
                 yield path
 
 

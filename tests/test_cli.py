@@ -101,7 +101,7 @@ def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def trained(shared_run: Path, in_an_empty_directory: None) -> None:
     """The working directory is that of a small run of one's own."""
-    shutil.copytree(shared_run, Path(), dirs_exist_ok=True)
+    shutil.copytree(shared_run, Path(), symlinks=True, dirs_exist_ok=True)
 
 
 def in_a_process(line: str) -> tuple[Ended, list[int]]:
@@ -820,7 +820,7 @@ def test_help_writes_null_as_it_is_typed(run: Run) -> None:
 def test_examples_of_the_help_are_valid(run: Run, trained: None) -> None:
     Path("my.yaml").write_text("trainer: {max_epochs: 3}")
     examples = [line.strip() for help in ("--help", "fit --help") for line in run(help).out.splitlines() if line[:4] == "  py"]
-    assert len(examples) == 12
+    assert len(examples) == 13
     for example in examples:
         line = example.partition(" > ")[0].removeprefix("python -m lit_ppo ")
         if line.partition(" ")[0] in ("fit", "test"):

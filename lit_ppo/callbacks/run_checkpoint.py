@@ -50,7 +50,12 @@ class RunCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lock the directory; not Lightning's `setup`, which warns in every second run that the directory is not empty."""
-        if stage == "fit":
+        if stage == "fit" and not self._is_placed_by_itself:
+            self.lock(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lock a directory that was not named: only now does the Trainer say from which checkpoint the run goes on."""
+        if self._is_placed_by_itself:
             self.lock(trainer)
             self.dirpath = trainer.strategy.broadcast(self.dirpath)  # the first rank has chosen it
 

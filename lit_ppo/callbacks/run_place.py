@@ -20,7 +20,7 @@ def place_of(trainer: Trainer) -> Path:
     """The directory of a Trainer's run.
 
     Unless `place_run` has said it, that is the one of the checkpoint from which the run goes on, or a new one in
-    `trainer.default_root_dir`. Call it on the first rank only.
+    `trainer.default_root_dir`. Call it on the first rank only, and not before `on_fit_start`.
 
     Raises:
         CheckpointError: The directory cannot be made.

@@ -25,7 +25,7 @@ class RunStatus(Callback):
     def __init__(self) -> None:
         self._started = 0.0
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.time()
         self._write(trainer, pl_module, "running")
 
