@@ -25,7 +25,7 @@ def choice_of_checkpoint(command: str, settings: Any) -> CheckpointChoice | None
         return None
     if dirpath is not None and given in (None, "last", "best"):
         path = Path(dirpath) / f"{given or 'best'}.ckpt"
-        return CheckpointChoice(path, f"checkpoint: {path}")
+        return CheckpointChoice(path, f"checkpoint: {path}" if given is None else "")
     return chosen_checkpoint(given, "last" if command == "fit" else "best", runs_dir_of(settings), settings.run)
 
 
