@@ -61,7 +61,9 @@ def _draw_environment(axes: Any, env_id: str | None, curves: Sequence[RunCurve])
     axes.grid(alpha=0.3)
     labels = axes.get_legend_handles_labels()[1]
     columns = 2 if max(map(len, labels), default=0) <= _LONGEST_BESIDE_ANOTHER else 1
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False, ncols=columns)  # below: it hides no line
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False, fontsize="small", ncols=columns
+    )  # below: it hides no line
 
 
 def _in_thousands(value: float, position: int) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from lit_ppo.errors import CheckpointError
-from lit_ppo.run_directory import LATEST, all_runs
+from lit_ppo.run_directory import LATEST, all_runs, shortest
 from lit_ppo.run_status import read_status
 
 Which = Literal["best", "last"]
@@ -39,7 +39,7 @@ def chosen_checkpoint(given: str | None, which: Which, runs_dir: Path, run: str 
     """
     if given in (None, *_CHECKPOINTS):
         wanted = _CHECKPOINTS if given is None else (given,)
-        directory = newest_run(runs_dir, wanted) if run is None else run_named(run, runs_dir)
+        directory = newest_run(runs_dir, wanted) if run is None else run_named(run, runs_dir, "run=")
         path = directory / f"{given}.ckpt" if given is not None else _of_run(directory, which)
         return CheckpointChoice(path, f"checkpoint: {path}" + ("" if run else ", of the newest run"))
     assert given is not None
@@ -47,7 +47,7 @@ def chosen_checkpoint(given: str | None, which: Which, runs_dir: Path, run: str 
         return CheckpointChoice(Path(given), "")
     if given.endswith(".ckpt"):
         raise CheckpointError(f"ckpt_path={given}: expected a checkpoint at {given}, found none")
-    path = _of_run(run_named(given, runs_dir), which)
+    path = _of_run(run_named(given, runs_dir, "ckpt_path="), which)
     return CheckpointChoice(path, f"checkpoint: {path}")
 
 
@@ -57,12 +57,13 @@ def _of_run(directory: Path, which: Which) -> Path:
     return next((path for path in paths if path.is_file()), paths[0])
 
 
-def run_named(name: str, runs_dir: Path) -> Path:
+def run_named(name: str, runs_dir: Path, option: str = "") -> Path:
     """The directory of a run.
 
     Args:
         name: Its number or name, with the environment in front if several have it, or a path.
         runs_dir: Directory of all runs.
+        option: What the name was typed for, such as `run=`.
 
     Raises:
         CheckpointError: There is no such run, or several have the name.
@@ -72,12 +73,12 @@ def run_named(name: str, runs_dir: Path) -> Path:
     found = list(_named(name, runs_dir))
     if not found:
         raise CheckpointError(
-            f"ckpt_path={name}: expected last, best, a path, or a run in {runs_dir}, which has none of this name; "
+            f"{option}{name}: expected a path, or the name of a run in {runs_dir}, which has none of this name; "
             "`python -m lit_ppo runs` lists them"
         )
     if len(found) > 1:
         listed = ", ".join(str(path.relative_to(runs_dir)) for path in found[:5])
-        raise CheckpointError(f"ckpt_path={name}: several runs have this name; write one of {listed}")
+        raise CheckpointError(f"{option}{name}: several runs have this name; write one of {listed}")
     return found[0]
 
 
@@ -87,7 +88,7 @@ def _named(name: str, runs_dir: Path) -> Iterator[Path]:
             yield path
     link = runs_dir / name
     if link.name == LATEST and link.is_dir():  # CartPole-v1/latest
-        yield link.resolve()
+        yield shortest(link.resolve())
 
 
 def newest_run(runs_dir: Path, wanted: Sequence[str] = _CHECKPOINTS) -> Path:

@@ -272,5 +272,5 @@ def _short(key: str, keys: Sequence[str]) -> str:
 
 
 def _in_words(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 30 else f"{text[:27]}..."

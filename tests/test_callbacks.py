@@ -222,7 +222,7 @@ def test_last_is_written_every_few_updates_and_at_the_end() -> None:
             super()._save_last(trainer, update)
             written.append(update_of("checkpoints/last.ckpt"))
 
-    fit(5, Watched(every_n_updates=2), data=scripted([]))
+    fit(5, Watched("checkpoints", every_n_updates=2), data=scripted([]))
     assert written == [2, 4, 5]
 
 
@@ -234,7 +234,7 @@ def test_last_is_not_written_twice_for_the_same_update() -> None:
             super()._save_last(trainer, update)
             written.append(update)
 
-    fit(4, Watched(every_n_updates=2), data=scripted([]))
+    fit(4, Watched("checkpoints", every_n_updates=2), data=scripted([]))
     assert written == [2, 4]
 
 
@@ -318,10 +318,10 @@ def test_name_of_an_environment_is_safe_in_a_path(env_id: str, name: str) -> Non
     assert slug(env_id) == name
 
 
-def test_curve_is_named_after_its_environment(capsys: pytest.CaptureFixture[str]) -> None:
+def test_curve_of_a_run_is_linked_to_by_the_name_of_its_environment(capsys: pytest.CaptureFixture[str]) -> None:
     fit(1, GreedyEvaluation(1, 1), CurveExport(), RunSummary())
-    path = "data/rl/ppo_identity_trainlog.json"
-    assert TrainLog.read(path).steps == [0, 20]
+    link, path = Path("data/rl/ppo_identity_trainlog.json"), "runs/tests.toy_envs-Identity-v0/1/curve.json"
+    assert TrainLog.read(link).steps == [0, 20] and link.resolve() == Path(path).resolve()
     assert f"curve: {path}" in capsys.readouterr().out.splitlines()
 
 

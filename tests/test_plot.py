@@ -61,8 +61,8 @@ def test_seeds_are_one_configuration_and_labels_say_what_differs() -> None:
     paths = [make_run(1, 1), make_run(2, 2), make_run(3, 1, learning_rate=3e-3), make_run(4, 1, learning_rate=3e-3, gae=0.9)]
     groups = configurations(read(*paths))
     assert [(group.label, len(group.runs)) for group in groups] == [
-        ("learning_rate=0.001, gae=None", 2),
-        ("learning_rate=0.003, gae=None", 1),
+        ("learning_rate=0.001, gae=null", 2),
+        ("learning_rate=0.003, gae=null", 1),
         ("learning_rate=0.003, gae=0.9", 1),
     ]
     assert [group.label for group in configurations(read(*paths[:2]))] == ["CartPole-v1"]

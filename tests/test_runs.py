@@ -117,7 +117,7 @@ def test_run_that_is_not_found_or_not_unique_is_said() -> None:
     made("1", 2.0, "best", env="Acrobot-v1")
     with pytest.raises(CheckpointError, match=r"^ckpt_path=1: several .*; write one of Acrobot-v1/1, CartPole-v1/1$"):
         chosen_checkpoint("1", "best", Path("runs"))
-    with pytest.raises(CheckpointError, match=r"^ckpt_path=7: expected last, best, a path, or a run in runs, which has none"):
+    with pytest.raises(CheckpointError, match=r"^ckpt_path=7: expected a path, or the name of a run in runs, which has none"):
         chosen_checkpoint("7", "best", Path("runs"))
     with pytest.raises(CheckpointError, match=r"^ckpt_path=a/b.ckpt: expected a checkpoint at a/b.ckpt, found none$"):
         chosen_checkpoint("a/b.ckpt", "best", Path("runs"))

@@ -41,6 +41,7 @@ from lit_ppo.exit_codes import fail
 from lit_ppo.module import PPOModule
 from lit_ppo.option_parser import HelpFormatter, OptionParser
 from lit_ppo.resume_settings import checkpoint_at
+from lit_ppo.run_directory import discard_unused
 from lit_ppo.standard_streams import discard_unread_output
 from lit_ppo.trainer_checks import refuse_flags
 
@@ -207,7 +208,8 @@ class LitPPOCLI(LightningCLI):
         settings = self.config if command is None else self.config[command]
         checkpoint = None if settings.ckpt_path is None else Path(settings.ckpt_path)
         self._place = place_for(command or "fit", settings, self._typed, checkpoint)
-        atexit.register(self._place.end)  # if the program makes no run of the objects
+        if self._place.is_new and not self._runs:  # the program may make no run of the objects
+            atexit.register(discard_unused, self._place.directory.absolute())
         placed = self._place.placed(settings)
         self._saved_config = self.config
         self.config = placed
