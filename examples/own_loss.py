@@ -22,7 +22,7 @@ def rollback_loss(predictions: Predictions, minibatch: Batch, settings: LossSett
     Source: Wang, He, Tan 2019, "Truly Proximal Policy Optimization", section 4.1.
     """
     loss = ppo_loss(predictions, minibatch, settings)
-    ratio = (predictions.log_probs - minibatch.old_log_probs).exp()  # (B,)
+    ratio = predictions.log_ratio.exp()  # (R,)
     outside = (ratio - 1).abs() - settings.clip_epsilon  # how far a ratio is outside the range
     moved_by_its_advantage = (ratio - 1) * minibatch.advantages > 0
     penalty = weighted_mean(

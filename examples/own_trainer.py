@@ -31,7 +31,7 @@ def main() -> None:
     # 100 greedy episodes of the best policy, from seeds that training and evaluation never use
     tested = PPOModule.load_from_checkpoint(best.best_model_path, weights_only=True)
     [metrics] = trainer.test(tested, datamodule=data, verbose=False)
-    print(f"test return {metrics['test/return']:.1f}; best of training {best.best_model_score:.1f}")
+    print(f"test return {metrics['test/return_mean']:.1f}; best of training {best.best_model_score:.1f}")
 
     # the run goes on from its last checkpoint, as if it had never stopped
     longer = Trainer(max_epochs=trainer.current_epoch + 2, accelerator="cpu", logger=False, enable_checkpointing=False)

@@ -116,13 +116,20 @@ def all_blocks() -> Iterator[Block]:
 
 def prepare(directory: Path, page: str) -> None:
     """Make a directory that of a newcomer who has typed `make fit` and copied the files that the page shows."""
-    (directory / "configs").symlink_to(ROOT / "configs")
-    (directory / "examples").symlink_to(ROOT / "examples")
-    (directory / ".venv").symlink_to(sys.prefix)
+    for name in ("configs", "examples"):
+        link(directory / name, ROOT / name)
+    for name in (".venv", "other"):  # two pages tell how to make these
+        link(directory / name, Path(sys.prefix))
     for block in BLOCKS[page]:
         if block.file is not None:
             (directory / block.file).parent.mkdir(parents=True, exist_ok=True)
             (directory / block.file).write_text(block.text, encoding="utf-8")
+
+
+def link(path: Path, target: Path) -> None:
+    """Make a symbolic link, unless it is there."""
+    if not path.exists():
+        path.symlink_to(target)
 
 
 def run(block: Block, directory: Path) -> subprocess.CompletedProcess[str]:
