@@ -5,6 +5,7 @@ Files of the repository that are pages as well, such as README.md, are added too
 
 import argparse
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,13 @@ _PAGES: Final = {
 _ABOUT_TRAINER: Final = "[Lightning's habits](../lightning.md) says which of these a run takes."
 
 
+class _Parser(LitPPOCLI):
+    """The parser alone: no model, no data, no Trainer."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is made."""
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages, and those that are files of the repository."""
     pages = {path: relinked((ROOT / file).read_text(encoding="utf-8")) for file, path in _PAGES.items()}
@@ -43,8 +51,9 @@ def relinked(text: str) -> str:
 
 def settings_page() -> str:
     """Every option of `fit`, in the order and with the words of its help."""
-    # as for an environment without a preset; in this process, so that nothing is started
-    parser = LitPPOCLI(args=["--preset=none", "--data.bridge=inprocess"], run=False).parser
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning calls what jsonargparse deprecates, and does not like `args` in a program
+        parser = _Parser(args=["--preset=none"], run=False).parser  # as for an environment without a preset
     parts = [
         "# Settings",
         "Every setting is an option of `fit`, a key of a configuration file, and an argument in Python: `--model.gamma=0.98`, "
