@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _installation_of(package: str) -> str:
-    """The command that installs a package that lit_ppo depends on: of a checkout all of it, else in the version that is needed."""
+    """The command that installs all of a checkout, or a package in the version that an installed lit_ppo needs."""
     from importlib import metadata
     from pathlib import Path
 
