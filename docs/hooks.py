@@ -67,7 +67,7 @@ def settings_page() -> str:
                 ["[Lightning's habits](../lightning.md) says which of these a run takes."] if "Lightning" in group.title else []
             )
             parts += [f"## {group.title}", *about]
-            parts += [_table(["option", "type", "default", "meaning"], map(_setting_row, actions))]
+            parts += [_table(["option", "meaning"], map(_setting_row, actions))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -99,17 +99,21 @@ def _setting_row(action: argparse.Action) -> list[str]:
     meaning = _cell(action.help)
     if action.dest.startswith("trainer."):  # Lightning's, whose help is markup for Sphinx after its first sentence
         meaning = re.split(r"(?<=\w)\.(?=\s|$)", meaning)[0].replace("``", "`")
-    return [_names(action), f"`{_kind(getattr(action, '_typehint', None) or action.type)}`", f"`{default}`", meaning]
+    kind = _kind(getattr(action, "_typehint", None) or action.type)
+    return [f"{_names(action)}<br>{kind}{f'; `{default}`' if default else ''}", meaning]
 
 
 def _kind(hint: Any) -> str:
-    """A type as a reader types its values: `auto | first | last`, `int | null`."""
+    """A type as a reader types its values: `auto, first or last`, `int or null`."""
     text = hint.__name__ if isinstance(hint, type) else str(hint)
     text = re.sub(r"(?:\w+\.)+(?=\w)", "", text).replace("Verbatim", "Any")
     text = re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace("'", "").replace(", ", " | "), text)
-    text = re.sub(r"^Optional\[(.*)\]$", r"\1 | null", text)
-    text = re.sub(r"^Union\[(.*)\]$", lambda found: re.sub(r", (?![^\[]*\])", " | ", found[1]), text)
-    return re.sub(r"\bNone(?:Type)?\b", "null", text)
+    text = re.sub(r"^(?:Optional|Union)\[(.*)\]$", lambda found: re.sub(r", (?![^\[]*\])", " | ", found[1]), text)
+    kinds = re.sub(r"\bNone(?:Type)?\b", "null", text).split(" | ")
+    if hint is not None and str(hint).startswith(("Optional", "typing.Optional")):
+        kinds.append("null")
+    *others, last = kinds
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _value(default: Any) -> str:
@@ -149,7 +153,7 @@ def _codes() -> Iterator[list[str]]:
 
 def _table(head: list[str], rows: Iterable[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(cell.replace("|", "&#124;") for cell in line) + " |" for line in lines)
 
 
 def _cell(text: str | None) -> str:
