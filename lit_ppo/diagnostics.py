@@ -1,32 +1,18 @@
 """What an update has done, as numbers."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from torchmetrics.functional import explained_variance
 
 from lit_ppo import functional
+from lit_ppo.passes import LearntMinibatch, log_ratios
 from lit_ppo.rollout import Batch
-from lit_ppo.update import MinibatchResult
-
-
-class LearntMinibatch(NamedTuple):
-    """A minibatch after its optimizer step."""
-
-    result: MinibatchResult
-    weights: Tensor | None  # of its rows, (R,)
 
 
 def num_valid(batch: Batch) -> int:
     """Number of rows that are transitions."""
     return len(batch.actions) if batch.weights is None else int(batch.weights.sum())
-
-
-def kl_of(learnt: Sequence[LearntMinibatch]) -> float:
-    """Approximate KL divergence between the policy that acted and the one that learns, over a pass; nats."""
-    return float(functional.approximate_kl(*_log_ratios(learnt)))
 
 
 def measured(batch: Batch, passes: Sequence[Sequence[LearntMinibatch]], clip_epsilon: float) -> dict[str, float]:
@@ -51,7 +37,7 @@ def measured(batch: Batch, passes: Sequence[Sequence[LearntMinibatch]], clip_eps
         means = (columns * counts).sum(dim=0) / counts.sum()
         old_values, returns = (column[batch.weights > 0] for column in (batch.old_values, batch.returns))
     total, policy, value, entropy, gradient_norm = means.tolist()
-    log_ratio, weights = _log_ratios(passes[-1])
+    log_ratio, weights = log_ratios(passes[-1])
     return metrics | {
         "loss/total": total,
         "loss/policy": policy,
@@ -62,9 +48,3 @@ def measured(batch: Batch, passes: Sequence[Sequence[LearntMinibatch]], clip_eps
         "critic/explained_variance": float(torch.as_tensor(explained_variance(old_values, returns))),
         "optimizer/gradient_norm": gradient_norm,
     }
-
-
-def _log_ratios(learnt: Sequence[LearntMinibatch]) -> tuple[Tensor, Tensor | None]:
-    """Log-ratios of a pass, and the weights of their rows."""
-    weights = [minibatch.weights for minibatch in learnt if minibatch.weights is not None]
-    return torch.cat([minibatch.result.log_ratio for minibatch in learnt]), torch.cat(weights) if weights else None

@@ -8,12 +8,12 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from time import perf_counter
 from types import FrameType
 from typing import Any, cast
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -26,7 +26,6 @@ from lit_ppo.callables import PartOfCheckpoint, plain
 from lit_ppo.checkpoint_structure import RUN_LENGTH_KEY, RUNNING_RETURNS_KEY, Continuation
 from lit_ppo.compat_lightning import (
     attached_trainer,
-    backward_listener,
     log_over_env_steps,
     monitor_after_evaluations,
     needs_optimizer_hooks,
@@ -34,19 +33,20 @@ from lit_ppo.compat_lightning import (
     step_without_hooks,
     tell_of_evaluation,
 )
-from lit_ppo.diagnostics import LearntMinibatch, kl_of, measured, num_valid
-from lit_ppo.errors import ConfigError, NonFiniteUpdate
+from lit_ppo.compilation import gradients_for
+from lit_ppo.diagnostics import measured, num_valid
+from lit_ppo.errors import ConfigError
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.networks import Observation
 from lit_ppo.normalization import Moments
-from lit_ppo.optimization import LearningRate, decay_of, make_optimizer, make_scheduler, needs_closure
+from lit_ppo.optimization import LearningRate, decay_of, make_optimizer, make_scheduler
+from lit_ppo.passes import Passes
 from lit_ppo.policy import policy_for
 from lit_ppo.ppo_settings import PARTS, PPOSettings
 from lit_ppo.prediction import ObservationReader, predicted
 from lit_ppo.rollout import Batch, Rollout, RolloutSource, make_batch
 from lit_ppo.spaces import EnvSpec, spec_from_json, spec_to_json
 from lit_ppo.trainer_checks import check_run
-from lit_ppo.update import CompiledGradients, EagerGradients, MinibatchResult, blank_minibatch
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +75,8 @@ class PPOModule(LightningModule):
         self._reader: ObservationReader | None = None  # made when `predict` is first called
         self._updated_at: float | None = None
         self._calls_hooks = True  # Lightning's, around each backward pass and optimizer step
-        self._gradients: EagerGradients | CompiledGradients | None = None  # made when fit starts
+        self._passes: Passes | None = None  # made when fit starts
         self._learning_rate: LearningRate | None = None  # the same
-        self._needs_closure = False  # a step of the optimizer computes the loss again
         self._uses_set_optimizer = False  # or a subclass makes its own
         self.learnt_update: int | None = None  # number of the newest complete update of this run
         self.is_updating = False  # an update has begun and is not complete; stays True if it fails
@@ -227,7 +226,27 @@ class PPOModule(LightningModule):
         self._calls_hooks = needs_optimizer_hooks(self.trainer, self)
         num_sequences, num_minibatches = transitions // length, math.ceil(transitions / self.settings.minibatch_size)
         sizes = {num_sequences // num_minibatches, math.ceil(num_sequences / num_minibatches)}
-        self._gradients = self._make_gradients(sorted(sizes, reverse=True))
+        self._passes = self._make_passes(sorted(sizes, reverse=True))
+
+    def _make_passes(self, minibatch_sizes: Sequence[int]) -> Passes:
+        """What an update does with a batch.
+
+        Args:
+            minibatch_sizes: Numbers of sequences that a minibatch may have.
+        """
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        gradients = gradients_for(
+            self.trainer,
+            self,
+            self.policy,
+            self.settings,
+            self.spec.observation,
+            minibatch_sizes,
+            calls_hooks=self._calls_hooks,
+            weighted=self._source.has_invalid_rows,
+        )
+        return Passes(self.settings, gradients, optimizer.optimizer, partial(self._step, optimizer))
 
     def _prepare_optimization(self) -> None:
         """Take the optimizer and schedulers that Lightning got, before it restores them from a checkpoint."""
@@ -247,7 +266,6 @@ class PPOModule(LightningModule):
             )
         schedulers = [config.scheduler for config in configs]
         self._learning_rate = LearningRate(optimizers[0], schedulers, self.settings, self._has_own_optimizer)
-        self._needs_closure = needs_closure(optimizers[0])
 
     def _run_length(self, transitions_per_update: int) -> int | None:
         """Env steps of the whole run; None if they are unknown and nothing decays.
@@ -346,13 +364,12 @@ class PPOModule(LightningModule):
         batch = self.make_batch(rollout._replace(rewards=rewards))
         start, self.is_updating = perf_counter(), True
         settings = self.settings
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list) and self._learning_rate is not None
+        assert self._passes is not None and self._learning_rate is not None
         learning_rate = self._learning_rate.set(rollout.env_steps, self.run_env_steps)
         clip_epsilon = functional.linear_decay(
             settings.clip_epsilon, rollout.env_steps, self.run_env_steps if settings.clip_decay == "linear" else None
         )
-        passes = self._run_passes(batch, rollout.update, clip_epsilon, optimizer)
+        passes = self._passes.run(batch, rollout.update, clip_epsilon)
         observation_normalizer, reward_normalizer = self.policy.observation_normalizer, self.policy.reward_normalizer
         if observation_normalizer is not None:  # not before: the policy that learnt must be the one that acted
             observation_normalizer.commit(observation_normalizer.updated(batch.obs, batch.weights))
@@ -386,29 +403,6 @@ class PPOModule(LightningModule):
         moments, running = normalizer.updated(rewards, boundaries, rollout.valid, running)
         return normalizer.scaled(rewards, moments), moments, running
 
-    def _run_passes(
-        self, batch: Batch, update: int, clip_epsilon: float, optimizer: LightningOptimizer
-    ) -> list[list[LearntMinibatch]]:
-        """K passes in permuted minibatches, an optimizer step for each; fewer if the policy has moved further than allowed."""
-        settings = self.settings
-        if settings.normalize_advantages == "rollout":
-            batch = batch._replace(advantages=functional.normalize(batch.advantages, batch.weights))
-        num_minibatches = math.ceil(len(batch.actions) / settings.minibatch_size)
-        permutations = seeding.generator(settings.seed, "minibatches", update)
-        passes: list[list[LearntMinibatch]] = []
-        for _ in range(settings.update_epochs):
-            order = torch.randperm(batch.num_sequences, generator=permutations).to(self.device)
-            passes.append([])
-            for index in order.tensor_split(num_minibatches):
-                minibatch = batch.sequences(index)
-                if minibatch.weights is not None and not minibatch.weights.any():
-                    continue  # nothing to learn from, and Adam would step by its momentum
-                result = self._step(optimizer, minibatch, clip_epsilon)
-                passes[-1].append(LearntMinibatch(result, minibatch.weights))
-            if settings.target_kl is not None and passes[-1] and kl_of(passes[-1]) > settings.target_kl:
-                break
-        return passes
-
     def add_evaluation(self, metrics: Mapping[str, float]) -> None:
         """Add the results of an evaluation to the metrics of the newest update."""
         self.metrics.update(metrics)
@@ -428,69 +422,12 @@ class PPOModule(LightningModule):
             tell_of_evaluation(self.trainer, self)
         self._stop_at_the_end()
 
-    def _make_gradients(self, minibatch_sizes: Sequence[int]) -> EagerGradients | CompiledGradients:
-        """Compiled gradients if `compile` is set and possible, else eager ones; a warning says why compiling is impossible."""
-        policy = self.policy
-        eager = EagerGradients(policy, self.settings, self.manual_backward if self._calls_hooks else torch.autograd.backward)
-        if not self.settings.compile:
-            return eager
-        if listener := backward_listener(self.trainer, self):
-            log.warning(
-                "model.compile: nothing is compiled: %s needs the backward pass, which a compiled update does not have",
-                listener,
-            )
-            return eager
-        precision = self.trainer.precision_plugin
-        try:  # compile now, not in the middle of the first update
-            compiled = CompiledGradients(policy, self.settings)
-            weighted = self._source.has_invalid_rows
-            for size in minibatch_sizes:
-                blank = blank_minibatch(self.spec.observation, policy, size, weighted=weighted)
-                minibatch = move_data_to_device(precision.convert_input(blank), self.device)
-                with precision.train_step_context():
-                    compiled(minibatch, self.settings.clip_epsilon)
-        except Exception as error:  # each stage of the compiler raises its own types
-            log.warning("model.compile: nothing is compiled: %s", str(error).strip().partition("\n")[0][:200])
-            return eager
-        return compiled
-
-    def _step(self, optimizer: LightningOptimizer, minibatch: Batch, clip_epsilon: float) -> MinibatchResult:
-        """One optimizer step.
-
-        Raises:
-            NonFiniteUpdate: The loss or a gradient is NaN or infinite; the parameters were not changed. Or an optimizer that
-                takes several looks at the loss has made them so.
-        """
-        assert self._gradients is not None
-        result = self._gradients(minibatch, clip_epsilon)
-        if not math.isfinite((result.loss.total + result.gradient_norm).item()):
-            raise NonFiniteUpdate(
-                f"update {self.current_epoch}: the loss is {result.loss.total.item()} and the norm of its gradients "
-                f"{result.gradient_norm.item()}; the parameters are those of the last good step. "
-                "Try a smaller model.learning_rate or scale the rewards"
-            )
-        closure = self._closure(result, minibatch, clip_epsilon) if self._needs_closure else None
+    def _step(self, optimizer: LightningOptimizer, closure: Callable[[], Tensor] | None) -> None:
+        """One step of the optimizer; `closure` computes the loss again, for an optimizer that asks for it."""
         if self._calls_hooks:
             optimizer.step(closure)
         else:
             step_without_hooks(self.trainer, optimizer, closure)
-        if closure is not None and not all(parameter.isfinite().all() for parameter in self.parameters()):
-            raise NonFiniteUpdate(
-                f"update {self.current_epoch}: the step of {type(optimizer.optimizer).__name__} made a parameter NaN or "
-                "infinite. Continue from a checkpoint, with a smaller rate or scaled rewards"
-            )
-        return result
-
-    def _closure(self, first: MinibatchResult, minibatch: Batch, clip_epsilon: float) -> Callable[[], Tensor]:
-        """What computes the loss of a minibatch, and its gradients, wherever the optimizer has moved the parameters.
-
-        Args:
-            first: The result where they are now, whose gradients are in place.
-            minibatch, clip_epsilon: As in `_step`.
-        """
-        gradients, known = self._gradients, [first]
-        assert gradients is not None
-        return lambda: (known.pop() if known else gradients(minibatch, clip_epsilon)).loss.total
 
     def validation_step(self, results: EpisodeResults, batch_idx: int) -> None:
         """Log the greedy episodes that the datamodule has played."""

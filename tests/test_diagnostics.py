@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from lit_ppo.diagnostics import LearntMinibatch, kl_of, measured, num_valid
+from lit_ppo.diagnostics import measured, num_valid
 from lit_ppo.functional import PPOLoss
+from lit_ppo.passes import LearntMinibatch, kl_of
 from lit_ppo.rollout import Batch
 from lit_ppo.update import MinibatchResult
 

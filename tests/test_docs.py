@@ -17,7 +17,7 @@ import pytest
 
 from lit_ppo import cli, exit_codes
 from lit_ppo.presets import all_presets
-from lit_ppo.reproduction import read_row
+from lit_ppo.reproduction.rows import read_row
 from tests import pages
 from tests.pages import BLOCKS, LANGUAGES, MARKS, ROOT, Block, all_blocks
 

@@ -370,7 +370,7 @@ def test_run_goes_on_with_a_warning_where_nothing_can_be_compiled(
 
     monkeypatch.setattr(torch, "compile", refuse)
     module, _ = fit(2, module=small_module(compile=True))
-    warned = [record.getMessage() for record in caplog.records if record.name == "lit_ppo.module"]
+    warned = [record.getMessage() for record in caplog.records if record.name == "lit_ppo.compilation"]
     assert warned == ["model.compile: nothing is compiled: no working C++ compiler"]
     assert same(parameters(module), parameters(fit(2, module=small_module())[0]))
 
@@ -380,7 +380,7 @@ def test_nothing_is_compiled_for_those_who_listen_to_backward_passes(caplog: pyt
     def warnings_of(module: PPOModule, *callbacks: Callback, **flags: Any) -> list[str]:
         caplog.clear()
         bare_trainer(1, *callbacks, **flags).fit(module, datamodule=small_data())
-        return [record.getMessage() for record in caplog.records if record.name == "lit_ppo.module"]
+        return [record.getMessage() for record in caplog.records if record.name == "lit_ppo.compilation"]
 
     rest = "needs the backward pass, which a compiled update does not have"
     listener, seen = Listener(), []
@@ -414,7 +414,7 @@ def test_compiled_update_does_what_the_eager_one_does(vectorization: str) -> Non
 
     bare_trainer(3, Start()).fit(compiled, datamodule=small_data("CartPole-v1", **steps))
     assert at_start == [counters["stats"]["unique_graphs"]]  # all that is needed was compiled before the first update
-    assert isinstance(compiled._gradients, CompiledGradients)
+    assert isinstance(compiled._passes._gradients, CompiledGradients)
     eager, _ = fit(3, module=cartpole_module(**settings), data=small_data("CartPole-v1", **steps))
     for one, other in zip(compiled.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
