@@ -107,7 +107,18 @@ def test_targets_of_make_exist() -> None:
 
 
 def test_options_in_the_texts_exist(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for command in ("fit", "check-env", "reproduce", "rollout export", "rollout check", "play", "export", "presets"):
+    for command in (
+        "fit",
+        "check-env",
+        "reproduce",
+        "rollout export",
+        "rollout check",
+        "play",
+        "export",
+        "presets",
+        "runs",
+        "plot",
+    ):
         parsed(f"python -m lit_ppo {command} --help", monkeypatch)
     helped = capsys.readouterr().out
     text = "\n".join(text for page, text in TEXTS.items() if page not in WITH_OPTIONS_OF_OTHERS)
@@ -161,6 +172,7 @@ def test_options_of_every_other_command_exist() -> None:
         "replay",
         "reproduce",
         "rollout",
+        "runs",
     }
     for words in others:
         options = parser.parse_args(words)
@@ -185,13 +197,14 @@ def test_summary_in_the_readme_is_what_a_run_prints() -> None:
 
 def test_readmes_commands_work_one_after_the_other() -> None:
     """The run as the page has it is a slow test; here it is one of CartPole, and each other command is shortened by itself."""
-    commands = {
-        words[3]: command for block in README.values() for command in block.commands if len(words := shlex.split(command)) > 4
-    }
+    typed = [command for block in README.values() for command in block.commands if command.startswith("python -m lit_ppo ")]
+    commands = {shlex.split(command)[3]: command for command in typed}
     settings = "--data.num_envs=2 --model.update_epochs=1 --evaluation.num_episodes=1 --evaluation.every_env_steps=3200"
     for command in (
         f"python -m lit_ppo fit {settings} --total_env_steps=1600 --solved.threshold=.inf",
         f"python -m lit_ppo fit --ckpt_path=last {settings} --total_env_steps=3200",
+        commands["runs"],
+        commands["plot"],
         commands["test"],
         f"{commands['play']} --num_episodes=1 --max_episode_steps=5",
         commands["export"],
@@ -208,7 +221,7 @@ def test_readmes_python_example_runs() -> None:
     printed = ended.stdout.splitlines()
     assert printed[0] == "CartPole-v1, 8 environments, up to 512 env steps, solved at a return of 475"
     assert "not solved: no confirmed evaluation return of 475" in printed
-    assert Path("checkpoints/last.ckpt").is_file() and Path("data/rl/ppo_cartpole_trainlog.json").is_file()
+    assert Path("runs/CartPole-v1/1/last.ckpt").is_file() and Path("data/rl/ppo_cartpole_trainlog.json").is_file()
 
 
 # -- all of it, in the slow ones

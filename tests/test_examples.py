@@ -73,7 +73,7 @@ def test_example_runs(name: str, tmp_path: Path) -> None:
 def test_served_policy_answers_as_the_policy_does(tmp_path: Path) -> None:
     require("onnx")
     run(tmp_path, "-m", "lit_ppo", "fit", "--total_env_steps=256", "--evaluation.num_episodes=1")
-    run(tmp_path, "-m", "lit_ppo", "export", "--ckpt_path=best", "--format=onnx", "--out=policy.onnx")
+    run(tmp_path, "-m", "lit_ppo", "export", "--format=onnx", "--out=policy.onnx")
     served = [sys.executable, str(ROOT / "examples/serve_onnx.py"), "policy.onnx", "0"]
     with subprocess.Popen(served, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -98,7 +98,7 @@ def greedy(directory: Path, observations: list[list[float]]) -> list[int]:
 
     from lit_ppo import PPOModule
 
-    module = PPOModule.load_from_checkpoint(directory / "checkpoints/best.ckpt", weights_only=True)
+    module = PPOModule.load_from_checkpoint(directory / "runs/CartPole-v1/1/best.ckpt", weights_only=True)
     actions, _ = module.predict(np.array(observations, np.float32))
     return [int(action) for action in actions]
 

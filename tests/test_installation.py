@@ -74,4 +74,4 @@ def test_wheel_runs_in_an_empty_environment(tmp_path: Path) -> None:
     listed = run(script, "presets")
     assert all(preset.name in listed for preset in all_presets())
     summary = run(script, "fit", "--total_env_steps=256", "--evaluation.num_episodes=1")
-    assert "1 updates, 256 env steps" in summary and (tmp_path / "checkpoints/last.ckpt").is_file()
+    assert "1 updates, 256 env steps" in summary and (tmp_path / "runs/CartPole-v1/1/last.ckpt").is_file()
