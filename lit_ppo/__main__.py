@@ -10,6 +10,10 @@ if not sys.flags.safe_path:
 
 from lit_ppo import allocator, interrupts, standard_streams
 
+_PACKAGES = {  # of every installation, by the name that is imported
+    **{name: name for name in ("gymnasium", "jsonargparse", "lightning", "numpy", "torch", "torchmetrics", "tqdm")},
+    "yaml": "PyYAML",
+}
 _WORKERS = {"fit": 2, "validate": 1, "test": 1}  # of each command that trains or plays
 
 
@@ -26,7 +30,31 @@ def start_workers(command: str) -> None:
 
 
 def main() -> None:
-    """Run the command in `sys.argv`; a signal ends it in one line, also during the imports."""
+    """Run the command in `sys.argv`; a signal or a missing package ends it in one line, also during the imports."""
+    try:
+        _run()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _PACKAGES:
+            raise  # of a user's own module, or a defect
+        from lit_ppo.exit_codes import USAGE, fail
+
+        fail(f"{package} is not installed for {sys.executable}; use: {_installation_of(package)}", USAGE)
+
+
+def _installation_of(package: str) -> str:
+    """The command that installs all of a checkout, or a package in the version that an installed lit_ppo needs."""
+    from importlib import metadata
+    from pathlib import Path
+
+    root, pip = Path(__file__).parents[1], f"{sys.executable} -m pip install"
+    if (root / "constraints.txt").is_file():
+        return f"make fit, or {pip} -c {root}/constraints.txt -e {root}"
+    needed = [needed for needed in metadata.requires("lit_ppo") or [] if needed.startswith(package)]
+    return f"{pip} '{(needed or [_PACKAGES[package]])[0]}'"
+
+
+def _run() -> None:
     standard_streams.prepare()
     interrupts.advise(interrupts.advice_at_start(sys.argv[1:]))
     interrupts.install()
