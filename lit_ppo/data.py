@@ -28,7 +28,7 @@ from lit_ppo.checkpoint_structure import require_data
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import ConfigError, ContractViolation
 from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
-from lit_ppo.policy import Policy
+from lit_ppo.policy import Policy, require_finite
 from lit_ppo.replay import write_report
 from lit_ppo.rollout import EpisodeStatistics, Learner, Rollout, Standpoint, collect_rollout, standpoint_after
 from lit_ppo.spaces import EnvSpec
@@ -291,6 +291,7 @@ class RolloutDataModule(LightningDataModule):
         return cast(Learner, self.trainer.lightning_module)
 
     def _results_of(self, purpose: seeding.Purpose, num_episodes: int) -> EpisodeResults:
+        require_finite(self._learner.policy.named_parameters())
         self.results = self.play(self._learner.policy, purpose, num_episodes, self._learner.device)
         return self.results
 
