@@ -3,8 +3,11 @@
 import fcntl
 import os
 from pathlib import Path
+from typing import Final
 
 from lit_ppo.errors import CheckpointError, ConfigError
+
+LOCK_NAME: Final = ".lock"  # of the file that is locked; a directory with it is that of a run
 
 
 class RunLock:
@@ -20,7 +23,7 @@ class RunLock:
     """
 
     def __init__(self, directory: Path, setting: str = "checkpoint.dirpath") -> None:
-        path = directory / ".lock"
+        path = directory / LOCK_NAME
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -9,6 +9,7 @@ from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import ConfigError
 from lit_ppo.module import PPOModule
 from lit_ppo.resume_settings import checkpoint_at, saved_settings
+from lit_ppo.run_directory import RUNS_DIR, directory_without_run, run_of, with_run
 
 
 class SavedPolicy(NamedTuple):
@@ -31,22 +32,23 @@ class SavedPolicy(NamedTuple):
         return RolloutDataModule(**{**self.data, **other})
 
 
-def load(given: str, directory: Path = Path("checkpoints")) -> SavedPolicy:
-    """Read a checkpoint of the command line.
+def load(path: str | Path) -> SavedPolicy:
+    """Read a checkpoint.
 
     Args:
-        given: `last` or `best`, or a path.
-        directory: Where `last` and `best` are.
+        path: Of the file.
 
     Raises:
         CheckpointError: There is no such checkpoint, or it is damaged or holds no settings.
         ConfigError: Its torso cannot be imported.
     """
-    path = checkpoint_at(given, directory)
+    path = checkpoint_at(Path(path))
     settings = saved_settings(path)
+    data = settings["data"]
+    directory = run_of(path) or directory_without_run(Path(RUNS_DIR), data["env_id"])
     torso = settings["model"].get("torso")
     parts = {} if torso is None else {"torso": _imported(torso)}
-    return SavedPolicy(PPOModule.load_from_checkpoint(path, "cpu", weights_only=True, **parts), settings["data"])
+    return SavedPolicy(PPOModule.load_from_checkpoint(path, "cpu", weights_only=True, **parts), with_run(data, directory))
 
 
 def _imported(description: dict[str, Any]) -> Any:

@@ -199,7 +199,7 @@ def test_environment_without_a_threshold_is_never_solved() -> None:
 
 
 def test_best_is_the_latest_of_the_best_and_last_is_the_last() -> None:
-    checkpoint = RunCheckpoint(every_n_updates=100)
+    checkpoint = RunCheckpoint("checkpoints", every_n_updates=100)
     fit(5, GreedyEvaluation(1, 1), checkpoint, data=scripted([9.0, 1.0, 3.0, 2.0, 3.0, 2.5]))
     assert update_of("checkpoints/best.ckpt") == 4  # the second 3.0; the untrained policy's 9.0 does not count
     assert update_of("checkpoints/last.ckpt") == 5
@@ -210,7 +210,7 @@ def test_best_is_the_latest_of_the_best_and_last_is_the_last() -> None:
 
 def test_policy_that_solved_the_run_is_better_than_any_that_did_not() -> None:
     data = scripted([0.0, 9.0, 6.0], [[4.0], [6.0]])  # 9.0 is not confirmed, 6.0 is
-    fit(5, GreedyEvaluation(1, 1), StopWhenSolved(6.0, 1), RunCheckpoint(), data=data)
+    fit(5, GreedyEvaluation(1, 1), StopWhenSolved(6.0, 1), RunCheckpoint("checkpoints"), data=data)
     assert update_of("checkpoints/best.ckpt") == update_of("checkpoints/last.ckpt") == 2
 
 
@@ -239,12 +239,12 @@ def test_last_is_not_written_twice_for_the_same_update() -> None:
 
 
 def test_checkpoint_holds_the_parameters_of_its_update() -> None:
-    module, _ = fit(2, RunCheckpoint())
+    module, _ = fit(2, RunCheckpoint("checkpoints"))
     assert same(loaded("checkpoints/last.ckpt")["state_dict"], parameters(module))
 
 
 def test_module_comes_back_from_a_checkpoint_without_being_told_its_settings() -> None:
-    module, _ = fit(1, RunCheckpoint(), module=small_module(gamma=0.9, activation="relu"))
+    module, _ = fit(1, RunCheckpoint("checkpoints"), module=small_module(gamma=0.9, activation="relu"))
     restored = PPOModule.load_from_checkpoint("checkpoints/last.ckpt")
     assert same(parameters(restored), parameters(module))
     assert dict(restored.hparams) == dict(module.hparams)
@@ -253,10 +253,10 @@ def test_module_comes_back_from_a_checkpoint_without_being_told_its_settings() -
 
 
 def test_trainer_tests_the_policy_of_a_checkpoint() -> None:
-    trained, _ = fit(3, RunCheckpoint(), module=small_module(learning_rate=0.1))
+    trained, _ = fit(3, RunCheckpoint("checkpoints"), module=small_module(learning_rate=0.1))
     by_hand, from_file = small_data(), small_data()
     bare_trainer(1).test(trained, datamodule=by_hand, verbose=False)
-    trainer = bare_trainer(1, RunCheckpoint())
+    trainer = bare_trainer(1, RunCheckpoint("checkpoints"))
     trainer.test(small_module(seed=9), datamodule=from_file, ckpt_path="checkpoints/last.ckpt", verbose=False)
     by_hand.update = 3
     assert from_file.update == 3  # the counters are the checkpoint's; on them the seeds depend
@@ -265,7 +265,7 @@ def test_trainer_tests_the_policy_of_a_checkpoint() -> None:
 
 
 def test_fast_dev_run_writes_no_files() -> None:
-    callbacks = GreedyEvaluation(1, 1), RunCheckpoint()
+    callbacks = GreedyEvaluation(1, 1), RunCheckpoint("checkpoints")
     bare_trainer(1, *callbacks, fast_dev_run=True).fit(small_module(), datamodule=small_data())
     assert list(Path().iterdir()) == []
 
@@ -348,7 +348,7 @@ def summary(capsys: pytest.CaptureFixture[str], updates: int, *callbacks: Callba
 
 
 def test_summary_says_solved_and_where_things_are(capsys: pytest.CaptureFixture[str]) -> None:
-    callbacks = GreedyEvaluation(1, 1), StopWhenSolved(6.0, 2), CurveExport("curve.json"), RunCheckpoint()
+    callbacks = GreedyEvaluation(1, 1), StopWhenSolved(6.0, 2), CurveExport("curve.json"), RunCheckpoint("checkpoints")
     lines = summary(capsys, 3, *callbacks, data=scripted([0.0, 7.0], [[6.5, 6.5]]))
     assert lines[0] == "solved at env step 20: 2 fresh greedy episodes average 6.5 (threshold 6)"
     assert lines[1].startswith("1 updates, 20 env steps, ")

@@ -285,7 +285,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 
 def test_fallback_to_the_previous_checkpoint_is_announced(run: Any) -> None:
-    last = Path("checkpoints/last.ckpt")
+    last = Path("runs/CartPole-v1/1/last.ckpt")
     assert run(SMALL) == (exit_codes.DONE, "")
     data = bytearray(last.read_bytes())
     data[1000] ^= 1
@@ -303,7 +303,7 @@ def test_fallback_to_the_previous_checkpoint_is_announced(run: Any) -> None:
 
 
 def test_checkpoint_of_another_format_is_no_reason_to_fall_back(run: Any) -> None:
-    last = Path("checkpoints/last.ckpt")
+    last = Path("runs/CartPole-v1/1/last.ckpt")
     assert run(SMALL) == (exit_codes.DONE, "")
     write_format(4, last)
     code, err = run("fit --ckpt_path last")
@@ -314,7 +314,7 @@ def test_checkpoint_of_another_format_is_no_reason_to_fall_back(run: Any) -> Non
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 def test_run_that_cannot_save_ends_with_exit_code_5(number: int, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(SMALL)[0] == exit_codes.DONE
-    before = Path("checkpoints/last.ckpt").read_bytes()
+    before = Path("runs/CartPole-v1/1/last.ckpt").read_bytes()
 
     def fail(*args: Any) -> None:
         raise OSError(number, os.strerror(number))
@@ -325,5 +325,5 @@ def test_run_that_cannot_save_ends_with_exit_code_5(number: int, run: Any, monke
     assert code == exit_codes.CHECKPOINT
     assert f"cannot be written: {os.strerror(number)} (errno {number})" in err
     assert "Traceback" not in err
-    assert Path("checkpoints/last.ckpt").read_bytes() == before
-    assert not list(Path("checkpoints").glob(".*.tmp"))
+    assert Path("runs/CartPole-v1/1/last.ckpt").read_bytes() == before
+    assert not list(Path("runs").rglob(".*.tmp"))

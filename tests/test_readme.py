@@ -49,9 +49,9 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_readme_has_the_commands_that_these_tests_are_about() -> None:
-    assert len(COMMANDS) == 24
+    assert len(COMMANDS) == 25
     named = {line.split()[3] for line in COMMANDS}
-    assert named == {"fit", "test", "play", "export", "presets", "check-env", "rollout", "plot", "reproduce"}
+    assert named == {"fit", "test", "play", "export", "presets", "check-env", "rollout", "plot", "reproduce", "runs"}
 
 
 def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_row_that_a_command_names_is_there() -> None:
 
 def test_commands_from_a_first_run_to_a_plot_work_one_after_the_other() -> None:
     first, resume = (line for line in COMMANDS if "--total_env_steps" in line)
-    [test] = [line for line in COMMANDS if " test " in line]
+    [test] = [line for line in COMMANDS if line.endswith(" test")]
     [plot] = [line for line in COMMANDS if " plot " in line]
     [check] = [line for line in COMMANDS if " check-env " in line]
     [presets] = [line for line in COMMANDS if line.endswith(" presets")]
@@ -102,6 +102,7 @@ def test_commands_from_a_first_run_to_a_plot_work_one_after_the_other() -> None:
         policy,
         "python use.py",
         plot,
+        "python -m lit_ppo runs",
     ):
         ended = shell(command)
         assert ended.returncode == exit_codes.DONE, ended.stderr
@@ -109,7 +110,7 @@ def test_commands_from_a_first_run_to_a_plot_work_one_after_the_other() -> None:
 
 
 def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for command in ("fit", "check-env", "reproduce", "rollout export", "rollout check", "play", "export"):
+    for command in ("fit", "check-env", "reproduce", "rollout export", "rollout check", "play", "export", "runs", "plot"):
         parsed(f"python -m lit_ppo {command} --help", monkeypatch)
     helped = capsys.readouterr().out
     named = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)*)", README)) - {"help", "print_config"}
@@ -132,7 +133,7 @@ def test_python_example_runs() -> None:
     printed = ended.stdout.splitlines()
     assert printed[0] == "CartPole-v1, 8 environments, up to 512 env steps, solved at a return of 475"
     assert printed[1] == "not solved: no confirmed evaluation return of 475"
-    assert Path("checkpoints/last.ckpt").is_file() and Path("data/rl/ppo_cartpole_trainlog.json").is_file()
+    assert Path("runs/CartPole-v1/1/last.ckpt").is_file() and Path("data/rl/ppo_cartpole_trainlog.json").is_file()
 
 
 def test_program_of_a_users_module_runs() -> None:
