@@ -24,11 +24,13 @@ from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.reports import Fault
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.callables import plain
+from lit_ppo.checkpoint_io import read_checkpoint
 from lit_ppo.checkpoint_structure import require_data
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import ConfigError, ContractViolation
 from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
-from lit_ppo.policy import Policy
+from lit_ppo.foreign_settings import refuse_foreign
+from lit_ppo.policy import Policy, require_finite
 from lit_ppo.replay import write_report
 from lit_ppo.rollout import EpisodeStatistics, Learner, Rollout, Standpoint, collect_rollout, standpoint_after
 from lit_ppo.spaces import EnvSpec
@@ -173,6 +175,20 @@ class RolloutDataModule(LightningDataModule):
                 "if one of them crashes or hangs, the run does"
             )
 
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, *args: Any, trust_checkpoint: bool = False, **settings: Any
+    ) -> "RolloutDataModule":
+        """As in Lightning; a checkpoint from elsewhere does not decide on programs, paths, code and guards.
+
+        Raises:
+            ConfigError: It comes from elsewhere and does; pass those settings, or `trust_checkpoint=True`.
+        """
+        saved = read_checkpoint(checkpoint_path).get("datamodule_hyper_parameters", {})
+        refuse_foreign(Path(checkpoint_path), {"data": saved}, {"data": settings}, trust_checkpoint)
+        loaded: RolloutDataModule = super().load_from_checkpoint(checkpoint_path, *args, **settings)
+        return loaded
+
     # -- the environments
 
     @property
@@ -291,6 +307,7 @@ class RolloutDataModule(LightningDataModule):
         return cast(Learner, self.trainer.lightning_module)
 
     def _results_of(self, purpose: seeding.Purpose, num_episodes: int) -> EpisodeResults:
+        require_finite(self._learner.policy.named_parameters())
         self.results = self.play(self._learner.policy, purpose, num_episodes, self._learner.device)
         return self.results
 

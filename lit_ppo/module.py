@@ -41,7 +41,7 @@ from lit_ppo.networks import Observation
 from lit_ppo.normalization import Moments
 from lit_ppo.optimization import LearningRate, decay_of, make_optimizer, make_scheduler
 from lit_ppo.passes import Passes
-from lit_ppo.policy import policy_for
+from lit_ppo.policy import policy_for, require_finite
 from lit_ppo.ppo_settings import PARTS, PPOSettings
 from lit_ppo.prediction import ObservationReader, predicted
 from lit_ppo.rollout import Batch, Rollout, RolloutSource, make_batch
@@ -300,10 +300,13 @@ class PPOModule(LightningModule):
 
         Raises:
             CheckpointError: It is not.
+            NonFiniteUpdate: A parameter is NaN or infinite.
         """
         trainer = attached_trainer(self)
         if trainer is not None:
             self._continuation(trainer).require(checkpoint)
+        saved = checkpoint["state_dict"]
+        require_finite((name, saved[name]) for name, _ in self.named_parameters() if name in saved)
         self._run_env_steps_before = checkpoint.get(RUN_LENGTH_KEY)
         self._running_returns = checkpoint.get(RUNNING_RETURNS_KEY)
 
