@@ -6,6 +6,7 @@ It has a length (1), so Lightning fetches nothing ahead.
 
 import dataclasses
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -275,7 +276,10 @@ class RolloutDataModule(LightningDataModule):
 
     def val_dataloader(self) -> OneItem[EpisodeResults] | list[OneItem[EpisodeResults]]:
         """The episodes of `validate`; during `fit` the `GreedyEvaluation` callback evaluates instead."""
-        return [] if self._stage == "fit" else OneItem(partial(self._results_of, "evaluation", self.validation_episodes))
+        if self._stage == "fit":
+            warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero", UserWarning)  # of what follows
+            return []
+        return OneItem(partial(self._results_of, "evaluation", self.validation_episodes))
 
     def predict_dataloader(self) -> OneItem[EpisodeResults]:
         """The episodes of `predict`, which are those of `validate`."""

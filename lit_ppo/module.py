@@ -27,6 +27,7 @@ from lit_ppo.checkpoint_structure import RUN_LENGTH_KEY, RUNNING_RETURNS_KEY, Co
 from lit_ppo.compat_lightning import (
     attached_trainer,
     backward_listener,
+    hide_missing_length,
     log_over_env_steps,
     monitor_after_evaluations,
     needs_optimizer_hooks,
@@ -65,7 +66,7 @@ class PPOModule(LightningModule):
     def __init__(self, spec: EnvSpec | dict[str, Any], **settings: Any) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.settings = ppo = PPOSettings(**settings)
+        self.settings = ppo = PPOSettings.named(settings)
         self.spec = spec if isinstance(spec, EnvSpec) else spec_from_json(spec)
         self.save_hyperparameters({"spec": self.spec, **vars(ppo)})
         weights = seeding.generator(ppo.seed, "weights")
@@ -209,6 +210,7 @@ class PPOModule(LightningModule):
         log_over_env_steps(self.trainer, lambda: source.env_steps)
         self.trainer.log_every_n_steps = 1  # type: ignore[attr-defined]  # of env steps, Lightning would skip nearly all
         monitor_after_evaluations(self.trainer)
+        hide_missing_length(self.trainer)
         transitions = source.horizon * source.num_envs
         if self.settings.minibatch_size > transitions:
             raise ConfigError(

@@ -8,6 +8,7 @@ import logging
 import re
 import signal
 import sys
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -72,6 +73,7 @@ _DEFAULT_ENV_STEPS: Final = 1_000_000
 _MOST_THREADS: Final = 1024  # torch crashes where the system does not give it as many as it asks for
 _LINKED: Final = {"seed_everything": [("data", "seed"), ("model", "seed")], "total_env_steps": [("model", "total_env_steps")]}
 _NOT_TYPED: Final = 2**62 - 1
+_INSTALLED: Final = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
 # Lightning's advice that does not apply here: the data loader is an environment, the metrics go to the loggers directly.
 _IRRELEVANT_WARNINGS: Final = (
     ".*does not have many workers.*",
@@ -329,7 +331,7 @@ class LitPPOCLI(LightningCLI):
                 callbacks.remove(key)
         try:
             return super().instantiate_trainer(**kwargs)
-        except MisconfigurationException as error:
+        except (MisconfigurationException, ImportError) as error:  # the latter where a package is missing
             raise ConfigError(f"trainer (accelerator={config.accelerator}, devices={config.devices}): {error}") from error
 
     def _set_seed(self) -> None:
@@ -446,10 +448,15 @@ def main() -> None:
 
 
 def _part_of_lightning(error: Exception) -> str | None:
-    """Which callback, logger or profiler of Lightning's raised the error, as `trainer.callbacks: EarlyStopping`."""
-    frame = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
-    kind = re.match(r"lightning\.pytorch\.(callbacks|loggers|profilers)\.", frame.f_globals.get("__name__", ""))
-    if kind is None or not isinstance(error, RuntimeError | ValueError | ImportError):
-        return None
-    owner = frame.f_locals.get("self")
-    return f"trainer.{kind[1].removesuffix('s') if kind[1] != 'callbacks' else kind[1]}: {type(owner).__name__}"
+    """Which callback, logger or profiler of Lightning's raised the error, as `trainer.callbacks: EarlyStopping`.
+
+    It may have been raised by a package below, such as that of a logger.
+    """
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        name = frame.f_globals.get("__name__", "")
+        if kind := re.match(r"lightning\.pytorch\.(callbacks|loggers|profilers)\.", name):
+            part = kind[1] if kind[1] == "callbacks" else kind[1].removesuffix("s")
+            return f"trainer.{part}: {type(frame.f_locals.get('self')).__name__}"
+        if name.partition(".")[0] in ("lit_ppo", "__main__") or not frame.f_code.co_filename.startswith(_INSTALLED):
+            return None  # the error is ours, or the user's own code's
+    return None
