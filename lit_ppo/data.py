@@ -32,6 +32,7 @@ from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
 from lit_ppo.policy import Policy
 from lit_ppo.replay import write_report
 from lit_ppo.rollout import EpisodeStatistics, Learner, Rollout, Standpoint, collect_rollout, standpoint_after
+from lit_ppo.setting_types import kinds_of, require_settings
 from lit_ppo.spaces import EnvSpec
 from lit_ppo.trainer_checks import check_run, check_spaces
 
@@ -118,7 +119,6 @@ class RolloutDataModule(LightningDataModule):
         **bridge: Any,
     ) -> None:
         super().__init__()
-        processes = BridgeSettings(**bridge)
         if isinstance(contract, Mapping):  # from a checkpoint, which holds plain data
             contract = ContractSettings(**contract)
         settings = {
@@ -128,6 +128,8 @@ class RolloutDataModule(LightningDataModule):
             "validation_episodes": validation_episodes,
             "test_episodes": test_episodes,
         }
+        require_settings({**bridge, **settings}, {**kinds_of(BridgeSettings), **dict.fromkeys(settings, int)}, "data")
+        processes = BridgeSettings(**bridge)
         for name, value in settings.items():
             if value < 1:
                 raise ConfigError(f"data.{name}={value}: expected at least 1")
@@ -269,6 +271,10 @@ class RolloutDataModule(LightningDataModule):
             self._evaluation_spec = self.spec  # raises now if its spaces cannot be used
         if self.trainer is not None:
             check_spaces(self._learner.spec, self.spec)
+
+    def __str__(self) -> str:
+        """In one line; Lightning would ask for the dataloaders, which play."""
+        return f"{type(self).__name__}({self.environment.env_id!r}, num_envs={self.num_envs}, horizon={self.horizon})"
 
     def train_dataloader(self) -> OneItem[Rollout]:
         """One rollout in each epoch."""

@@ -169,7 +169,8 @@ class OptionParser(LightningArgumentParser):
                 fail(f"{old}: use {new}", USAGE)
         if unknown := re.match(r"unrecognized arguments: --([\w.]+)", text):
             options = [option[2:] for option in option_names(self) if option.startswith("--")]
-            if similar := difflib.get_close_matches(unknown[1], options, n=1):
+            longer = [option for option in options if option.startswith(f"{unknown[1]}_")]  # --seed for --seed_everything
+            if similar := longer or difflib.get_close_matches(unknown[1], options, n=1):
                 text += f" (did you mean --{similar[0]}?)"
         fail(text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}...", USAGE)
 

@@ -1,10 +1,9 @@
 """PPOSettings: the hyperparameters of PPO, their meaning and their ranges, in one place."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
-from typing import Any, Final, Literal, Self
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 from torch import nn
 from torch.optim import Optimizer
@@ -175,21 +174,6 @@ class PPOSettings:
                 raise ConfigError(f"model.{name}={getattr(self, name)}: not used with model.optimizer; {instead}")
         if self.lr_scheduler is not None and self.learning_rate_decay == "linear":
             raise ConfigError("model.learning_rate_decay=linear: not used with model.lr_scheduler; leave one of them out")
-
-    @classmethod
-    def named(cls, settings: Mapping[str, Any]) -> Self:
-        """Settings by their names.
-
-        Raises:
-            ConfigError: There is no setting of that name; or a value is out of its range.
-        """
-        known = [field.name for field in fields(cls)]
-        for name in settings:
-            if name not in known:
-                similar = get_close_matches(name, known, n=1)
-                advice = f"did you mean {similar[0]}?" if similar else "if it is a subclass's own, use that class"
-                raise ConfigError(f"model.{name}: PPOModule has no such setting; {advice}")
-        return cls(**settings)
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
