@@ -403,7 +403,8 @@ def test_progress_bar_shows_steps_returns_and_threshold_on_a_terminal(monkeypatc
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     fit(3, GreedyEvaluation(1, 1), StopWhenSolved(9.0, 0), RunProgress(), data=scripted([5.0, 6.0, 7.0, 8.0]))
     drawn = terminal.getvalue()
-    assert "3/3" in drawn and "60.0 steps" in drawn and "/s return " in drawn and "eval 7 of 9" in drawn
+    assert "3/3" in drawn and "60.0 steps" in drawn and "/s return " in drawn
+    assert drawn.rstrip().endswith("eval 8 of 9")  # which comes after the last update
 
 
 class ReturnsOnce(Callback):

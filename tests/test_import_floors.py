@@ -19,7 +19,7 @@ FLOORS = {
     0: """errors exit_codes interrupts standard_streams allocator spaces leaf_rules contract curve functional networks
         distributions seeding random_actions plot run_lock origin run_directory
         run_status run_choice run_curves atomic_file run_statistics compat_torch ppo_settings policy
-        normalization callables presets
+        setting_types normalization callables presets
         bridge bridge.settings bridge.protocol
         bridge.frame bridge.faults bridge.doorbell
         bridge.journal bridge.episodes bridge.restart_budget bridge.dealing

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 
 from lit_ppo import seeding
-from lit_ppo.compat_lightning import averaged_weights
+from lit_ppo.compat_lightning import averaged_weights, monitor_after_evaluations
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import ConfigError
 from lit_ppo.evaluation import EpisodeResults
@@ -84,7 +84,7 @@ class GreedyEvaluation(Callback):
         self.latest: Evaluation | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse averages that would change between evaluation and checkpoint.
+        """Refuse averages that would change between evaluation and checkpoint; what monitors an evaluation waits for one.
 
         Raises:
             ConfigError: A WeightAveraging callback comes later.
@@ -96,6 +96,7 @@ class GreedyEvaluation(Callback):
                     f"trainer.callbacks: {type(callback).__name__}: expected before GreedyEvaluation, "
                     "which evaluates the averaged weights"
                 )
+        monitor_after_evaluations(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first point of the curve: the untrained policy; after a resume, an evaluation that was interrupted."""
