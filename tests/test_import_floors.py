@@ -18,7 +18,7 @@ MODULES = {
 FLOORS = {
     0: """errors exit_codes interrupts standard_streams allocator spaces leaf_rules contract curve functional networks
         distributions seeding random_actions plot run_lock atomic_file run_statistics compat_torch ppo_settings policy
-        normalization callables presets
+        normalization callables presets shards ranks rank_watch elastic
         bridge bridge.settings bridge.protocol
         bridge.frame bridge.faults bridge.doorbell
         bridge.journal bridge.episodes bridge.restart_budget bridge.dealing
@@ -28,7 +28,7 @@ FLOORS = {
         bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.inprocess
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.pool bridge.checkpoint
         bridge.client""",
-    2: "rollout evaluation prediction replay transitions environment_check update passes optimization reproduction",
+    2: "rollout exchange evaluation prediction replay transitions environment_check update passes optimization reproduction",
     3: """module data compilation diagnostics checkpoint_io checkpoint_structure compat_lightning trainer_checks
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_record callbacks.run_summary
@@ -58,6 +58,10 @@ NARROWER = {
     "lit_ppo.curve": set(),
     "lit_ppo.run_lock": set(),
     "lit_ppo.allocator": set(),
+    "lit_ppo.shards": set(),
+    "lit_ppo.elastic": set(),
+    "lit_ppo.rank_watch": set(),
+    "lit_ppo.ranks": {"torch"},
     "lit_ppo.atomic_file": set(),
     "lit_ppo.run_statistics": {"numpy"},
     "lit_ppo.reproduction": {"yaml"},

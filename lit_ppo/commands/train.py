@@ -23,9 +23,9 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
-from lit_ppo import exit_codes, interrupts, presets, standard_streams
+from lit_ppo import elastic, exit_codes, interrupts, presets, standard_streams
 from lit_ppo.callbacks.curve_export import CurveExport
-from lit_ppo.callbacks.graceful_exit import GracefulExit, RunInterrupted
+from lit_ppo.callbacks.graceful_exit import GracefulExit
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.run_config import RunConfig
@@ -35,7 +35,7 @@ from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.commands import DESCRIPTION, PROGRAM, TRAINING
 from lit_ppo.compat_lightning import option_names, parser_of, remove_option, settings_of
 from lit_ppo.data import RolloutDataModule
-from lit_ppo.errors import CheckpointError, ConfigError
+from lit_ppo.errors import CheckpointError, ConfigError, RunInterrupted
 from lit_ppo.exit_codes import fail
 from lit_ppo.module import PPOModule
 from lit_ppo.option_parser import HelpFormatter, OptionParser, add_verbatim_options, condensed
@@ -255,6 +255,9 @@ class LitPPOCLI(LightningCLI):
         """Let a checkpoint's settings replace the defaults, and refuse typed ones that cannot change on resume."""
         command = self.config.get("subcommand")
         given = self.config[command].ckpt_path if command else None
+        if command == "fit" and elastic.is_restart():
+            directory = Path(self.config[command].checkpoint.dirpath)
+            given = "last" if elastic.was_written_meanwhile(directory / "last.ckpt") else given
         if given is None:
             if command in ("validate", "test"):
                 raise ConfigError(f"ckpt_path: {command} needs a checkpoint; use --ckpt_path=best")
@@ -377,6 +380,8 @@ class LitPPOCLI(LightningCLI):
         self._print_results()
 
     def _print_results(self) -> None:
+        if not self.trainer.is_global_zero:
+            return
         results = self.datamodule.results
         solved: StopWhenSolved = settings_of(self, "solved", instantiated=True)
         threshold = solved.threshold if solved.threshold is not None else self.datamodule.reward_threshold
