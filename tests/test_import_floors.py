@@ -28,14 +28,17 @@ FLOORS = {
         bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.inprocess
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.pool bridge.checkpoint
         bridge.client""",
-    2: "rollout exchange evaluation prediction replay transitions environment_check update passes optimization reproduction",
+    2: """rollout exchange evaluation prediction replay transitions environment_check update passes optimization
+        reproduction reproduction.rows reproduction.results reproduction.runs reproduction.fits""",
     3: """module data compilation diagnostics checkpoint_io checkpoint_structure compat_lightning trainer_checks
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
         callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_record callbacks.run_summary
         callbacks.stop_when_solved
         option_parser resume_settings saved_policy play export results_report""",
-    4: """commands commands.environment_options commands.train commands.check_env commands.export
-        commands.play commands.plot commands.presets commands.replay commands.reproduce commands.rollout""",
+    4: """commands commands.environment_options commands.train commands.checkpoint_choice commands.lightning_output
+        commands.preset_choice commands.training_errors commands.training_options commands.typed_settings
+        commands.check_env commands.export commands.play commands.plot commands.presets
+        commands.replay commands.reproduce commands.rollout""",
     5: "cli __main__",
 }
 FLOOR_OF = {f"lit_ppo.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
@@ -64,7 +67,8 @@ NARROWER = {
     "lit_ppo.ranks": {"torch"},
     "lit_ppo.atomic_file": set(),
     "lit_ppo.run_statistics": {"numpy"},
-    "lit_ppo.reproduction": {"yaml"},
+    **{f"lit_ppo.reproduction.{name}": {"yaml"} for name in ("rows", "fits")},
+    **{f"lit_ppo.reproduction.{name}": set() for name in ("results", "runs")},
     "lit_ppo.results_report": set(),
     "lit_ppo.contract": {"numpy"},
     "lit_ppo.plot": {"matplotlib"},
@@ -94,7 +98,11 @@ NARROWER = {
     "lit_ppo.normalization": {"torch"},
     "lit_ppo.callables": {"torch"},
     "lit_ppo.optimization": {"torch"},
-    "lit_ppo.commands.train": {"torch", "lightning", "yaml"},
+    "lit_ppo.commands.train": {"torch", "lightning"},
+    "lit_ppo.commands.checkpoint_choice": set(),
+    "lit_ppo.commands.preset_choice": set(),
+    "lit_ppo.commands.typed_settings": {"lightning", "yaml"},
+    **{f"lit_ppo.commands.{name}": {"lightning"} for name in ("training_errors", "training_options")},
     "lit_ppo.replay": {"numpy"},
     "lit_ppo.spaces": {"numpy"},
     **{f"lit_ppo.bridge.{name}": {"numpy"} for name in ("frame", "journal", "episodes")},

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lit_ppo import cli, exit_codes
-from lit_ppo.reproduction import read_row
+from lit_ppo.reproduction.rows import read_row
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
