@@ -36,7 +36,7 @@ def _is_plain(value: Any) -> bool:
 
 def _is_in_run(value: Any) -> bool:
     """Nowhere, or in the run's own directory."""
-    return value is None or (type(value) is str and value.startswith(f"{RUN}/") and ".." not in Path(value).parts)
+    return value is None or (type(value) is str and Path(value).parts[:1] == (RUN,) and ".." not in Path(value).parts)
 
 
 def _is_known_environment(value: Any) -> bool:
@@ -85,7 +85,6 @@ GUARDED: Final[dict[str, Rule]] = {
     "data.rlimits": _is_unset,
     "data.contract.check_membership": lambda value: value in ("warn", "error"),
 }
-# Options that a checkpoint may decide on: numbers, switches and names within the run.
 # Options that a checkpoint may decide on: numbers, switches and names within the run.
 _NAMES_OF_FREE: Final = """
 seed_everything total_env_steps preset checkpoint.every_n_updates
