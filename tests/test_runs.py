@@ -221,6 +221,7 @@ def test_python_runs_have_directories_too_and_go_on_in_their_own() -> None:
     fit(2, *parts(), ckpt_path=str(first / "last.ckpt"))
     assert TrainLog.read(first / "curve.json").steps == [0, 20, 40]
     assert contents(second) == before and not Path(first.parent / "3").exists()
+    assert (first.parent / "latest").resolve() == first.resolve()
     status = read_status(first)
     assert status is not None and (status.updates, status.env_steps, status.state, status.env_id) == (
         2,

@@ -15,13 +15,17 @@ from lit_ppo.callbacks.run_place import place_of
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.errors import CheckpointError, RunInterrupted
 from lit_ppo.module import PPOModule
+from lit_ppo.run_directory import directory_name, point_latest
 from lit_ppo.run_status import STATUS_NAME, State, Status
 
 log = logging.getLogger(__name__)
 
 
 class RunStatus(Callback):
-    """Writes `run.json` into the run's directory: at the start, after each evaluation, and when the run ends."""
+    """Writes `run.json` into the run's directory: at the start, after each evaluation, and when the run ends.
+
+    From the start on, `latest` beside the directory is a link to it.
+    """
 
     def __init__(self) -> None:
         self._started = 0.0
@@ -29,6 +33,10 @@ class RunStatus(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.time()
         self._write(trainer, pl_module, "running")
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            directory = place_of(trainer)
+            if directory.absolute().parent.name == directory_name(data_of(trainer).environment.env_id):
+                point_latest(directory)  # it stands among the runs of its environment
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if any(isinstance(other, GreedyEvaluation) and other.is_fresh(trainer) for other in trainer.callbacks):  # type: ignore[attr-defined]

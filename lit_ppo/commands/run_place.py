@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_ppo.errors import ConfigError
-from lit_ppo.run_directory import RUNS_DIR, directory_without_run, discard_unused, new_run, point_latest, run_of, with_run
+from lit_ppo.run_directory import RUNS_DIR, directory_without_run, discard_unused, new_run, run_of, with_run
 
 
 def is_first_rank() -> bool:
@@ -32,21 +32,10 @@ class RunPlace(NamedTuple):
     Attributes:
         directory: Its path.
         is_new: Whether it was made for this run, so that it goes again if the run is refused.
-        has_latest: Whether it stands in the directory of all runs, beside a link to the latest one.
     """
 
     directory: Path
     is_new: bool
-    has_latest: bool
-
-    def begin(self) -> None:
-        """Let the link to the latest run be one to this run.
-
-        Raises:
-            CheckpointError: The link cannot be made.
-        """
-        if self.has_latest:
-            point_latest(self.directory)
 
     def end(self) -> None:
         """Remove the directory if the run was refused before it wrote anything."""
@@ -71,10 +60,12 @@ def _with_run_in_classes(classes: Any, directory: Path) -> Any:
     """The same for classes with their arguments, one or a list of them."""
     if isinstance(classes, list):
         return [_with_run_in_classes(one, directory) for one in classes]
-    if (arguments := getattr(classes, "init_args", None)) is not None:
-        for name, value in vars(arguments).items():
-            setattr(arguments, name, with_run(value, directory))
-    return classes
+    if getattr(classes, "init_args", None) is None:
+        return classes
+    placed = classes.clone()  # those of the settings that are saved stay as they are
+    for name, value in vars(placed.init_args).items():
+        setattr(placed.init_args, name, with_run(value, directory))
+    return placed
 
 
 def place_for(command: str, settings: Any, typed: Mapping[str, Any], checkpoint: Path | None) -> RunPlace:
@@ -96,17 +87,18 @@ def place_for(command: str, settings: Any, typed: Mapping[str, Any], checkpoint:
     runs_dir, env_id, dirpath = runs_dir_of(settings), settings.data.env_id, settings.checkpoint.dirpath
     own = None if checkpoint is None else run_of(checkpoint)
     if command != "fit":
-        return RunPlace(own or directory_without_run(runs_dir, env_id), False, False)
-    if dirpath is not None and (settings.run is None or "dirpath" in typed.get("checkpoint", {})):
+        return RunPlace(own or directory_without_run(runs_dir, env_id), False)
+    is_typed = typed.get("checkpoint", {}).get("dirpath") is not None
+    if dirpath is not None and (is_typed or checkpoint is None):  # not that of the checkpoint's run, which may have been moved
         if settings.run is not None:
             raise ConfigError(f"run={settings.run}: checkpoint.dirpath={dirpath} is the run's directory; leave out one of them")
         _require_free(Path(dirpath), checkpoint)
-        return RunPlace(Path(dirpath), False, False)
+        return RunPlace(Path(dirpath), False)
     if own is not None and settings.run in (None, own.name):
-        return RunPlace(own, False, own.resolve().parent.parent == runs_dir.resolve())
+        return RunPlace(own, False)
     if not is_first_rank():
-        return RunPlace(directory_without_run(runs_dir, env_id), False, False)
-    return RunPlace(new_run(runs_dir, env_id, settings.run), True, True)
+        return RunPlace(directory_without_run(runs_dir, env_id), False)
+    return RunPlace(new_run(runs_dir, env_id, settings.run), True)
 
 
 def _require_free(directory: Path, checkpoint: Path | None) -> None:

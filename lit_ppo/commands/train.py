@@ -258,9 +258,6 @@ class LitPPOCLI(LightningCLI):
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, RunCheckpoint):
                     callback.lock(self.trainer)
-            if not settings_of(self, "trainer").fast_dev_run and self.trainer.is_global_zero:
-                assert self._place is not None
-                self._place.begin()
             with logger_errors():
                 self.trainer.fit(**kwargs, ckpt_path=settings_of(self, "ckpt_path"))
         except RunInterrupted as interrupted:
