@@ -11,7 +11,7 @@ USAGE: Final = 2  # an invalid setting
 ENVIRONMENT: Final = 3  # the environment broke its contract or raised
 WORKER: Final = 4  # an environment process failed more often than it may
 CHECKPOINT: Final = 5  # a file of the run cannot be written or read, or standard output cannot be written
-NON_FINITE: Final = 6  # a loss or gradient was NaN or infinite
+NON_FINITE: Final = 6  # a loss, a gradient or a parameter was NaN or infinite
 
 _OF_ERRORS: Final[tuple[tuple[type[Exception], int], ...]] = (
     (ConfigError, USAGE),

@@ -15,13 +15,14 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from lit_ppo.callbacks.curve_export import CurveExport, slug
-from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of, spacing_of
+from lit_ppo.callbacks.greedy_evaluation import Evaluation, GreedyEvaluation, data_of, next_evaluation, spacing_of
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.run_progress import RunProgress
 from lit_ppo.callbacks.run_summary import RunSummary
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.curve import TrainLog
 from lit_ppo.errors import CheckpointError, ConfigError
+from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.module import PPOModule
 from tests.runs import ScriptedPlay, bare_trainer, fit, parameters, same, small_data, small_module
 from tests.specs import vector_spec
@@ -123,11 +124,39 @@ def test_spacing_is_a_fiftieth_of_the_run_unless_it_is_set(
     assert spacing_of(every_env_steps, run_env_steps) == spacing
 
 
-def test_evaluations_follow_the_updates_that_reach_another_fiftieth_of_the_run() -> None:
+@pytest.mark.parametrize(
+    ("env_steps", "lengths", "every_env_steps", "run_env_steps", "due"),
+    [
+        (2048, (9, 8), None, 100_000, 4_000),  # the next fiftieth: 6 * 17 env steps are less
+        (2048, (500, 500), None, 100_000, 8_048),  # 6 * 1000 env steps after the last one
+        (97_000, (500, 500), None, 100_000, 100_000),  # the end comes before them
+        (100_352, (500, 500), None, 100_000, 106_352),  # the end has been evaluated
+        (2048, (500, 500), None, None, 20_000),
+        (2048, (5000, 5000), None, None, 62_048),
+        (2048, (500, 500), 3, 100_000, 2_049),  # what was set holds
+    ],
+)
+def test_default_evaluations_take_at_most_one_of_seven_env_steps(
+    env_steps: int, lengths: tuple[int, ...], every_env_steps: int | None, run_env_steps: int | None, due: int
+) -> None:
+    latest = Evaluation(8, env_steps, EpisodeResults(tuple(map(float, lengths)), lengths))
+    assert next_evaluation(latest, every_env_steps, run_env_steps) == due
+
+
+def evaluated(total_env_steps: int, num_updates: int) -> list[int]:
+    """After each of the updates of 20 env steps: which update the newest evaluation, of one episode of 7 steps, is of."""
     evaluation = GreedyEvaluation(num_episodes=1)
-    seen, module = Seen(evaluation), small_module(total_env_steps=1500)  # every 30 env steps, an update has 20
-    fit(5, evaluation, seen, module=module, data=scripted([1.0, 2.0, 3.0, 4.0]))
-    assert seen.rows == [(0, False), (2, True), (3, True), (3, False), (5, True)]  # at 40, 60 and 100 env steps
+    seen, module = Seen(evaluation), small_module(total_env_steps=total_env_steps)
+    fit(num_updates, evaluation, seen, module=module, data=scripted([1.0, 2.0, 3.0]))
+    return [update for update, _ in seen.rows]
+
+
+def test_evaluations_follow_the_updates_that_reach_another_fiftieth_of_the_run() -> None:
+    assert evaluated(3500, 8) == [0, 0, 0, 4, 4, 4, 7, 7]  # every 70 env steps: at 80 and 140
+
+
+def test_long_episodes_delay_the_next_evaluation_but_not_that_of_the_end() -> None:
+    assert evaluated(100, 5) == [0, 0, 3, 3, 5]  # 6 * 7 env steps after 0 and after 60, but the run ends at 100
 
 
 # -- stop when solved
@@ -374,7 +403,8 @@ def test_progress_bar_shows_steps_returns_and_threshold_on_a_terminal(monkeypatc
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     fit(3, GreedyEvaluation(1, 1), StopWhenSolved(9.0, 0), RunProgress(), data=scripted([5.0, 6.0, 7.0, 8.0]))
     drawn = terminal.getvalue()
-    assert "3/3" in drawn and "60.0 steps" in drawn and "/s return " in drawn and "eval 7 of 9" in drawn
+    assert "3/3" in drawn and "60.0 steps" in drawn and "/s return " in drawn
+    assert drawn.rstrip().endswith("eval 8 of 9")  # which comes after the last update
 
 
 class ReturnsOnce(Callback):

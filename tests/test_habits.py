@@ -31,6 +31,7 @@ from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.module import PPOModule
 from lit_ppo.optimization import MONITORED
+from lit_ppo.saved_policy import load
 from tests.runs import KeptData, ScriptedPlay, bare_trainer, cartpole_module, parameters, same, small_data, small_module
 from tests.specs import vector_spec
 from tests.test_cli import SMALL, Run, run  # noqa: F401  a fixture
@@ -80,7 +81,7 @@ def test_callbacks_read_every_diagnostic_of_the_update() -> None:
     assert [row["env/steps"] for row in reads.after_batch] == [20, 40]
     assert [row["eval/return"] for row in reads.after_epoch] == [6, 7]
     assert reads.after_epoch[1]["loss/value"] == module.metrics["loss/value"]
-    assert float(trainer.callback_metrics["eval/return"]) == 7 and trainer.progress_bar_metrics["eval/return"] == 7
+    assert float(trainer.callback_metrics["eval/return"]) == 7 and trainer.progress_bar_metrics["eval"] == 7
 
 
 class LogsByItself(PPOModule):
@@ -205,6 +206,12 @@ def test_time_limit_ends_the_run_at_an_update(limit: str, monkeypatch: pytest.Mo
     assert data.update == 3
 
 
+def test_timer_needs_no_interval_on_the_command_line(run: Run) -> None:  # noqa: F811
+    duration = "--trainer.callbacks.duration=00:00:05:00"
+    ended = run(f"fit {SMALL} --trainer.callbacks+=Timer {duration} --print_config")
+    assert ended.code == exit_codes.DONE and "interval: step" in ended.out
+
+
 @pytest.mark.parametrize("updates", [True, 3])
 def test_fast_dev_run_makes_one_update_and_writes_nothing(updates: Any, run: Run) -> None:  # noqa: F811
     ended = run(f"fit {SMALL} --trainer.fast_dev_run={str(updates).lower()}")
@@ -236,13 +243,13 @@ def test_precision_trains(precision: str, dtype: torch.dtype) -> None:
     ],
 )
 def test_report_is_shown(flag: str, shown: str, run: Run, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
-    assert run(f"fit {SMALL} {flag}").code == exit_codes.DONE
-    assert shown in caplog.text
+    ended = run(f"fit {SMALL} {flag}")
+    assert ended.code == exit_codes.DONE and shown in caplog.text + ended.out  # where rich is installed, it prints the summary
 
 
 def test_progress_bar_of_lightning_takes_the_place_of_ours(run: Run) -> None:  # noqa: F811
     ended = run(f"fit {SMALL} --trainer.callbacks+=TQDMProgressBar")
-    assert ended.code == exit_codes.DONE and "Epoch 1" in ended.out and "eval/return=" in ended.out
+    assert ended.code == exit_codes.DONE and "Epoch 1" in ended.out and ", eval=" in ended.out and "return=" in ended.out
     assert "2 environments" not in ended.out
 
 
@@ -402,6 +409,72 @@ def test_error_of_a_callback_of_lightning_ends_in_one_line(run: Run) -> None:  #
     line = ended.err.splitlines()[-1]
     assert ended.code == exit_codes.USAGE and "Traceback" not in ended.err
     assert line.startswith("lit_ppo: error: trainer.callbacks: EarlyStopping: ") and "`loss/value`" in line
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            "callbacks+=BackboneFinetuning",
+            "trainer.callbacks: BackboneFinetuning: 'PPOModule' object has no attribute 'backbone'",
+        ),
+        ("accelerator=tpu", "trainer (accelerator=tpu, devices=auto): Requirement 'torch_xla"),
+        ("logger=tests.toy_callbacks.Unfit", "tests.toy_callbacks.Unfit: expected another machine"),
+    ],
+)
+def test_what_lightning_cannot_make_or_use_ends_in_one_line(typed: str, said: str, run: Run) -> None:  # noqa: F811
+    ended = run(f"fit {SMALL} --trainer.{typed}")
+    assert ended.code == exit_codes.USAGE and ended.err.splitlines()[-1].startswith(f"lit_ppo: error: {said}")
+    assert "Traceback" not in ended.err
+
+
+def test_early_stopping_without_evaluation_says_that_its_metric_is_missing() -> None:
+    trainer = bare_trainer(1, EarlyStopping("eval/return"))
+    assert "`eval/return` which is not available" in refusal(lambda: trainer.fit(*small_parts()), RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: PPOModule("CartPole-v1"), "spec: expected RolloutDataModule(env_id).spec, got str 'CartPole-v1'"),  # type: ignore[arg-type]
+        (lambda: small_module(learning_rte=1.0), "model.learning_rte: there is no such setting; did you mean learning_rate?"),
+        (lambda: small_module(learning_rate="3e-4"), "model.learning_rate='3e-4': expected a number or None"),
+        (lambda: small_module(actor_hidden_sizes=64), "model.actor_hidden_sizes=64: expected a list, each item a whole number"),
+        (lambda: small_module(activation="Tanh"), "model.activation='Tanh': expected 'tanh' or "),
+        (lambda: small_module(minibatch_size=16.5), "model.minibatch_size=16.5: expected a whole number"),
+        (lambda: small_module(compile=1), "model.compile=1: expected True or False"),
+        (lambda: small_data(n_envs=8), "data.n_envs: there is no such setting; did you mean num_envs?"),
+        (lambda: small_data(num_envs="8"), "data.num_envs='8': expected a whole number"),
+    ],
+)
+def test_setting_of_a_python_program_is_refused_by_name_or_type(make: Any, said: str) -> None:
+    assert refusal(make).startswith(said)
+
+
+def test_datamodule_is_printed_without_playing() -> None:
+    assert str(small_data()) == "KeptData('tests.toy_envs:Identity-v0', num_envs=2, horizon=10)"
+
+
+class Momentum(PPOModule):
+    """With an argument and parameters of its own."""
+
+    def __init__(self, momentum: float = 0.9, width: int = 0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.save_hyperparameters("momentum", "width")
+        if width:
+            self.layer = torch.nn.Linear(width, width)
+
+
+def test_policy_of_a_subclass_with_arguments_of_its_own_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    for width in (0, 3):
+        module = cartpole_module(cls=Momentum, momentum=0.8, width=width)
+        trainer = bare_trainer(1)
+        trainer.fit(module, datamodule=small_data("CartPole-v1", cls=RolloutDataModule))
+        trainer.save_checkpoint("own.ckpt")
+        own = load("own.ckpt", module_class=Momentum).module
+        assert isinstance(own, Momentum) and own.hparams["momentum"] == 0.8 and same(parameters(own), parameters(module))
+    assert "its parameters are not those of PPOModule" in refusal(lambda: load("own.ckpt"), CheckpointError)
+    assert "without its subclass's own settings momentum, width" in capsys.readouterr().err
 
 
 def test_public_names_are_there() -> None:

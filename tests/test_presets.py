@@ -1,6 +1,7 @@
 """Presets: chosen by the environment or by name, above the defaults and below what is typed, and complete."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -18,9 +19,11 @@ from lit_ppo.commands.train import LitPPOCLI
 from lit_ppo.errors import ConfigError
 from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.presets import Preset, all_presets, preset_for, preset_named
+from lit_ppo.reproduction.rows import read_row
 from lit_ppo.run_directory import directory_name
 from tests.test_cli import PRESET, SMALL, Ended, Run, run  # noqa: F401  a fixture
 
+ROOT = Path(__file__).parents[1]
 NAMES = [preset.name for preset in all_presets()]
 TOY = "tests.toy_envs:Identity-v0"
 LAST = f"runs/{directory_name(TOY)}/1/last.ckpt"
@@ -201,6 +204,22 @@ def test_every_environment_has_one_preset_at_most() -> None:
         preset_named("MyEnv-v0")
 
 
+@pytest.mark.parametrize(
+    "preset", [preset for preset in all_presets() if "(row " in (preset.score or "")], ids=lambda own: own.name
+)
+def test_preset_with_the_score_of_a_row_has_its_settings(preset: Preset) -> None:
+    [name] = re.findall(r"\(row (\w+)\)", preset.score or "")
+    row = read_row(ROOT / "configs" / "rows" / f"{name}.yaml").settings
+    stands_for_none = {"learning_rate_decay": "linear", "adam_epsilon": 1e-5}
+    in_full = stands_for_none | {key: value for key, value in vars(PPOSettings()).items() if value is not None}
+    in_full |= preset.settings["model"]
+    for key, value in row["model"].items():
+        expected = list(in_full[key]) if key.endswith("_sizes") else in_full.get(key)
+        assert value == expected, key
+    assert preset.settings["total_env_steps"] == row["total_env_steps"]
+    assert {key: preset.settings["data"][key] for key in ("num_envs", "horizon")}.items() <= row["data"].items()
+
+
 def test_command_lists_them(run: Run) -> None:  # noqa: F811
     ended = run("presets --json presets.json")
     assert (ended.code, ended.err) == (exit_codes.DONE, "")
@@ -229,8 +248,7 @@ def test_preset_trains_two_updates(name: str, run: Run) -> None:  # noqa: F811
 
 @pytest.mark.slow
 def test_wheel_has_them(tmp_path: Path) -> None:
-    root = Path(__file__).parents[1]
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(root)]
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
     subprocess.run(command, capture_output=True, timeout=100, check=True)
     [wheel] = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()

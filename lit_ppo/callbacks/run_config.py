@@ -12,6 +12,7 @@ from lit_ppo.run_directory import CONFIG_NAME
 
 _NOT_OF_THE_RUN: Final = (
     "ckpt_path",
+    "trust_checkpoint",
     "run",
     "runs_dir",
 )  # where it goes on from and where it is: another run has another place

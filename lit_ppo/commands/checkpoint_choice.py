@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_ppo import interrupts
 from lit_ppo.commands.run_place import runs_dir_of
+from lit_ppo.foreign_settings import refuse_foreign
 from lit_ppo.resume_settings import differences, refuse_fixed, resumed, saved_settings
 from lit_ppo.run_choice import CheckpointChoice, chosen_checkpoint
 
@@ -30,8 +31,19 @@ def choice_of_checkpoint(command: str, settings: Any) -> CheckpointChoice | None
 
 
 def settings_from(path: Path, typed: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a checkpoint's run, and the typed ones, which win."""
-    return resumed(saved_settings(path), typed)
+    """The settings of a checkpoint's run, and the typed ones, which win.
+
+    Raises:
+        ConfigError: The checkpoint comes from elsewhere, and what it sets is not for it to decide.
+        CheckpointError: The checkpoint holds no settings.
+    """
+    return resumed(_accepted_settings(path, typed), typed)
+
+
+def _accepted_settings(path: Path, typed: dict[str, Any]) -> dict[str, Any]:
+    saved = saved_settings(path)
+    refuse_foreign(path, saved, typed, typed.get("trust_checkpoint") is True)
+    return saved
 
 
 def settings_of_continuation(path: Path, given: str, typed: dict[str, Any], makes_own_optimizer: bool) -> dict[str, Any]:
@@ -44,10 +56,10 @@ def settings_of_continuation(path: Path, given: str, typed: dict[str, Any], make
         makes_own_optimizer: As in `differences`.
 
     Raises:
-        ConfigError: A typed setting cannot change on resume.
+        ConfigError: A typed setting cannot change on resume; or as in `settings_from`.
         CheckpointError: The checkpoint holds no settings.
     """
-    saved = saved_settings(path)
+    saved = _accepted_settings(path, typed)
     interrupts.advise(interrupts.continue_from(given))
     refuse_fixed(saved, typed)
     for line in differences(saved, typed, makes_own_optimizer):

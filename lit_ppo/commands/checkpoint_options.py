@@ -14,6 +14,17 @@ def add_runs_dir_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs_dir", type=Path, default=Path(RUNS_DIR), help=f"directory of all runs (default: {RUNS_DIR})")
 
 
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--trust_checkpoint`."""
+    parser.add_argument(
+        "--trust_checkpoint",
+        choices=("true", "false"),
+        default="false",
+        help="take all settings from a checkpoint that no run of its directory wrote, also those that name programs, paths or "
+        "code, or lower a guard (default: false)",
+    )
+
+
 def typed_checkpoint(options: argparse.Namespace) -> Path:
     """The checkpoint that is meant; says which, unless its path was typed.
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
-from lit_ppo.commands.checkpoint_options import add_runs_dir_option, typed_checkpoint
+from lit_ppo.commands.checkpoint_options import add_runs_dir_option, add_trust_option, typed_checkpoint
 from lit_ppo.commands.environment_options import (
     add_environment_options,
     environment_of,
     processes_of,
+    typed_confinement,
     typed_environment,
 )
 from lit_ppo.errors import CheckpointError, ConfigError
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ckpt_path", help="checkpoint (last, best, a run or a path), whose greedy policy plays in its environment"
     )
     add_runs_dir_option(export)
+    add_trust_option(export)
     add_environment_options(export)
     export.add_argument("--num_envs", type=int, default=1, help="environments (default: 1)")
     export.add_argument("--steps", type=int, default=256, help="steps of each environment (default: 256)")
@@ -100,7 +102,8 @@ def _policy_of(options: argparse.Namespace) -> "tuple[EnvironmentSettings, Bridg
     from lit_ppo.networks import seen_as
     from lit_ppo.saved_policy import load
 
-    saved = load(typed_checkpoint(options))
+    typed = {**typed_environment(options), **typed_confinement(options)}
+    saved = load(typed_checkpoint(options), typed, options.trust_checkpoint == "true")
     policy = saved.module.policy
     state = policy.initial_state(options.num_envs)
 

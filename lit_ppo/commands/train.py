@@ -232,7 +232,7 @@ class LitPPOCLI(LightningCLI):
                 callbacks.remove(key)
         try:
             return super().instantiate_trainer(**kwargs)
-        except MisconfigurationException as error:
+        except (MisconfigurationException, ImportError) as error:  # the latter where a package is missing
             raise ConfigError(f"trainer (accelerator={config.accelerator}, devices={config.devices}): {error}") from error
 
     def _set_seed(self) -> None:

@@ -81,6 +81,13 @@ def add_run_options(parser: LightningArgumentParser) -> None:
         "`{run}`. Default: runs, in trainer.default_root_dir.",
     )
     run.add_argument(
+        "--trust_checkpoint",
+        type=bool,
+        default=False,
+        help="Take all settings from a checkpoint that no run of its directory wrote, also those that name programs, paths or "
+        "code, or lower a guard.",
+    )
+    run.add_argument(
         "--torch_threads",
         type=int,
         default=1,
