@@ -52,6 +52,7 @@ def newcomers_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         pages.prepare(tmp_path, page)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.syspath_prepend(tmp_path)
 
 
