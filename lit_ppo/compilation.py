@@ -53,7 +53,7 @@ def gradients_for(
             blank = blank_minibatch(observation, policy, size, weighted=weighted)
             minibatch = move_data_to_device(precision.convert_input(blank), module.device)
             with precision.train_step_context():
-                compiled(minibatch, settings.clip_epsilon)
+                compiled(minibatch, 1.0, settings.clip_epsilon)
     except Exception as error:  # each stage of the compiler raises its own types
         log.warning("model.compile: nothing is compiled: %s", str(error).strip().partition("\n")[0][:200])
         return eager

@@ -7,6 +7,7 @@ the worker's bytes     `ProtocolError`
 the worker process's   `BridgeError`: `WorkerExited`, `WorkerTimeout`
 the optimisation's     `NonFiniteUpdate`
 the disk's             `CheckpointError`
+another process's      `RankLost`, `RankFailed`: a rank of the same run
 =====================  ==========================================================
 """
 
@@ -121,6 +122,36 @@ class NonFiniteUpdate(RuntimeError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read, or is not one of ours."""
+
+
+class RunInterrupted(BaseException):
+    """A wait for environments was interrupted by a signal; no `except Exception` around the wait stops it.
+
+    Args:
+        message: What was interrupted.
+        code: The exit code after the signal.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class RankLost(RuntimeError):
+    """Another rank of the run has ended, or cannot be reached."""
+
+
+class RankFailed(RuntimeError):
+    """Another rank of the run has failed, and said why.
+
+    Args:
+        message: Number of the rank, and the reason.
+        code: The exit code of that failure.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def indented(text: str) -> str:

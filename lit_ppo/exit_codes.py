@@ -3,7 +3,16 @@
 import sys
 from typing import Final, NoReturn
 
-from lit_ppo.errors import BridgeError, CheckpointError, ConfigError, EnvironmentFault, NonFiniteUpdate, ProtocolError
+from lit_ppo.errors import (
+    BridgeError,
+    CheckpointError,
+    ConfigError,
+    EnvironmentFault,
+    NonFiniteUpdate,
+    ProtocolError,
+    RankFailed,
+    RankLost,
+)
 
 DONE: Final = 0
 NOT_THE_SAME: Final = 1  # replay: the reported fault did not happen again
@@ -12,6 +21,7 @@ ENVIRONMENT: Final = 3  # the environment broke its contract or raised
 WORKER: Final = 4  # an environment process failed more often than it may
 CHECKPOINT: Final = 5  # a file of the run cannot be written or read, or standard output cannot be written
 NON_FINITE: Final = 6  # a loss, a gradient or a parameter was NaN or infinite
+RANK: Final = 7  # another rank of the run ended or hung
 
 _OF_ERRORS: Final[tuple[tuple[type[Exception], int], ...]] = (
     (ConfigError, USAGE),
@@ -20,11 +30,14 @@ _OF_ERRORS: Final[tuple[tuple[type[Exception], int], ...]] = (
     (BridgeError, WORKER),
     (CheckpointError, CHECKPOINT),
     (NonFiniteUpdate, NON_FINITE),
+    (RankLost, RANK),
 )
 
 
 def of(error: BaseException) -> int | None:
     """The exit code of an expected error; None for any other error, which is a defect and keeps its traceback."""
+    if isinstance(error, RankFailed):
+        return error.code
     for kind, code in _OF_ERRORS:
         if isinstance(error, kind):
             return code

@@ -36,7 +36,7 @@ def _is_plain(value: Any) -> bool:
 
 def _is_in_run(value: Any) -> bool:
     """Nowhere, or in the run's own directory."""
-    return value is None or (type(value) is str and value.startswith(f"{RUN}/") and ".." not in Path(value).parts)
+    return value is None or (type(value) is str and Path(value).parts[:1] == (RUN,) and ".." not in Path(value).parts)
 
 
 def _is_known_environment(value: Any) -> bool:
@@ -86,7 +86,6 @@ GUARDED: Final[dict[str, Rule]] = {
     "data.contract.check_membership": lambda value: value in ("warn", "error"),
 }
 # Options that a checkpoint may decide on: numbers, switches and names within the run.
-# Options that a checkpoint may decide on: numbers, switches and names within the run.
 _NAMES_OF_FREE: Final = """
 seed_everything total_env_steps preset checkpoint.every_n_updates
 trainer.max_epochs trainer.max_steps trainer.precision trainer.deterministic
@@ -96,7 +95,7 @@ data.contract.exclusive_flags data.contract.num_actions data.contract.obs_shape 
 data.contract.reward_range
 data.action_mask data.close_timeout_s data.evaluation_envs data.frame_stack data.horizon data.max_episode_steps
 data.max_restarts data.num_envs data.num_workers data.obs_keys data.on_replay_mismatch data.on_violation
-data.remake_each_episode data.restart_window data.seed data.show_output data.start_timeout_s data.step_timeout_s
+data.rank_timeout_s data.remake_each_episode data.restart_window data.seed data.shards data.show_output data.start_timeout_s data.step_timeout_s
 data.test_episodes data.validation_episodes data.vectorization
 model.action_bounds model.activation model.actor_hidden_sizes model.adam_epsilon model.clip_decay model.clip_epsilon
 model.compile model.critic_hidden_sizes model.entropy_coefficient model.gae_lambda model.gamma model.gsde model.gsde_steps

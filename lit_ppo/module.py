@@ -4,6 +4,7 @@ Each Lightning epoch is one rollout, one batch and one update: `training_step` m
 minibatches, with manual optimisation. So Lightning can write a checkpoint at update boundaries only.
 """
 
+import hashlib
 import inspect
 import logging
 import math
@@ -34,20 +35,21 @@ from lit_ppo.compat_lightning import (
     tell_of_evaluation,
 )
 from lit_ppo.compilation import gradients_for
-from lit_ppo.diagnostics import measured, num_valid
+from lit_ppo.diagnostics import measured
 from lit_ppo.errors import ConfigError, shown
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.networks import Observation
 from lit_ppo.normalization import Moments
 from lit_ppo.optimization import LearningRate, decay_of, make_optimizer, make_scheduler
-from lit_ppo.passes import Passes
+from lit_ppo.passes import Passes, columns_of
 from lit_ppo.policy import policy_for, require_finite
 from lit_ppo.ppo_settings import PARTS, PPOSettings
 from lit_ppo.prediction import ObservationReader, predicted
-from lit_ppo.rollout import Batch, Rollout, RolloutSource, make_batch
+from lit_ppo.rollout import Batch, Outcomes, Rollout, RolloutSource, make_batch
 from lit_ppo.setting_types import kinds_of, require_settings
 from lit_ppo.spaces import EnvSpec, spec_from_json, spec_to_json
 from lit_ppo.trainer_checks import check_run
+from lit_ppo.update import SummedGradients
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +219,7 @@ class PPOModule(LightningModule):
         log_over_env_steps(self.trainer, lambda: source.env_steps)
         self.trainer.log_every_n_steps = 1  # type: ignore[attr-defined]  # of env steps, Lightning would skip nearly all
         hide_missing_length(self.trainer)
-        transitions = source.horizon * source.num_envs
+        transitions, num_shards = source.horizon * source.num_envs, source.shards.num_shards
         if self.settings.minibatch_size > transitions:
             raise ConfigError(
                 f"model.minibatch_size={self.settings.minibatch_size}: expected at most "
@@ -226,14 +228,16 @@ class PPOModule(LightningModule):
         length = self.policy.sequence_length
         if source.horizon % length:
             raise ConfigError(f"data.horizon={source.horizon}: expected a multiple of model.sequence_length={length}")
-        if self.settings.minibatch_size < length:
-            raise ConfigError(
-                f"model.minibatch_size={self.settings.minibatch_size}: expected at least model.sequence_length={length}"
-            )
+        if self.settings.minibatch_size < length * num_shards:
+            least = f"model.sequence_length={length}"
+            if num_shards > 1:
+                least = f"model.sequence_length * data.shards = {length} * {num_shards} = {length * num_shards}"
+            raise ConfigError(f"model.minibatch_size={self.settings.minibatch_size}: expected at least {least}")
         self.learnt_update = None
         self.run_env_steps = self._run_length(transitions)
         self._calls_hooks = needs_optimizer_hooks(self.trainer, self)
-        num_sequences, num_minibatches = transitions // length, math.ceil(transitions / self.settings.minibatch_size)
+        num_sequences = transitions // length // num_shards
+        num_minibatches = math.ceil(transitions / self.settings.minibatch_size)
         sizes = {num_sequences // num_minibatches, math.ceil(num_sequences / num_minibatches)}
         self._passes = self._make_passes(sorted(sizes, reverse=True))
 
@@ -241,7 +245,7 @@ class PPOModule(LightningModule):
         """What an update does with a batch.
 
         Args:
-            minibatch_sizes: Numbers of sequences that a minibatch may have.
+            minibatch_sizes: Numbers of sequences that a shard's part of a minibatch may have.
         """
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
@@ -255,7 +259,9 @@ class PPOModule(LightningModule):
             calls_hooks=self._calls_hooks,
             weighted=self._source.has_invalid_rows,
         )
-        return Passes(self.settings, gradients, optimizer.optimizer, partial(self._step, optimizer))
+        shards, ranks = self._source.shards, self._source.ranks
+        summed = SummedGradients(gradients, self.parameters(), self.settings.max_grad_norm, shards.num_shards, ranks.gather)
+        return Passes(self.settings, summed, optimizer.optimizer, partial(self._step, optimizer), shards, ranks)
 
     def _prepare_optimization(self) -> None:
         """Take the optimizer and schedulers that Lightning got, before it restores them from a checkpoint."""
@@ -345,7 +351,16 @@ class PPOModule(LightningModule):
         return optimizer.state_dict()
 
     def on_train_start(self) -> None:
-        """Stop a resumed run that has already reached `total_env_steps`."""
+        """Stop a resumed run that has already reached `total_env_steps`.
+
+        Raises:
+            ConfigError: The ranks have not begun from the same parameters.
+        """
+        digest = hashlib.sha256()
+        for value in self.state_dict().values():
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        if len(set(self._source.ranks.gather_bytes(digest.digest()))) > 1:
+            raise ConfigError("trainer.devices: expected the same parameters in every rank; use one file and one version")
         self._stop_at_the_end()
 
     def _stop_at_the_end(self) -> None:
@@ -358,7 +373,7 @@ class PPOModule(LightningModule):
         return cast(RolloutSource, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def make_batch(self, rollout: Rollout) -> Batch:
-        """Values, advantages and log-probabilities of a rollout of the current policy."""
+        """Values, advantages and log-probabilities of a rollout of the current policy, or of a shard's part of it."""
         settings = self.settings
         # the policy acted in full precision, even if the update runs in mixed precision
         with torch.autocast(self.device.type, enabled=False):
@@ -372,37 +387,35 @@ class PPOModule(LightningModule):
 
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """One PPO update."""
-        rewards, reward_moments, running_returns = self._learnt_rewards(rollout)
-        batch = self.make_batch(rollout._replace(rewards=rewards))
+        source, settings = self._source, self.settings
+        rewards, reward_moments, running_returns = self._learnt_rewards(rollout.outcomes)
+        own = rollout._replace(rewards=rewards[:, source.shards.own_envs])
+        batches = [self.make_batch(part) for part in ([own.part(envs) for envs in source.shards.parts] or [own])]
+        columns = columns_of(batches, source.ranks)
         start, self.is_updating = perf_counter(), True
-        settings = self.settings
         assert self._passes is not None and self._learning_rate is not None
         learning_rate = self._learning_rate.set(rollout.env_steps, self.run_env_steps)
         clip_epsilon = functional.linear_decay(
             settings.clip_epsilon, rollout.env_steps, self.run_env_steps if settings.clip_decay == "linear" else None
         )
-        passes = self._passes.run(batch, rollout.update, clip_epsilon)
-        observation_normalizer, reward_normalizer = self.policy.observation_normalizer, self.policy.reward_normalizer
-        if observation_normalizer is not None:  # not before: the policy that learnt must be the one that acted
-            observation_normalizer.commit(observation_normalizer.updated(batch.obs, batch.weights))
-        if reward_normalizer is not None and reward_moments is not None:
-            reward_normalizer.commit(reward_moments)
-            self._running_returns = running_returns
+        learnt = self._passes.run(batches, columns, rollout.update, clip_epsilon)
+        self._commit_moments(batches, reward_moments)
+        self._running_returns = running_returns
         with torch.no_grad():
-            self.metrics = measured(batch, passes, clip_epsilon)
+            self.metrics = measured(columns, learnt)
         self.metrics["optimizer/learning_rate"] = learning_rate
-        self._learning_rate.step({**self._source.metrics, **self.metrics})
-        now, num_transitions = perf_counter(), num_valid(batch)
+        self._learning_rate.step({**source.metrics, **self.metrics})
+        now, num_transitions = perf_counter(), columns.num_valid
         self.metrics["time/update_steps_per_s"] = num_transitions / (now - start)
         if self._updated_at is not None:  # including evaluation, checkpoints and callbacks
             self.metrics["time/overall_steps_per_s"] = num_transitions / (now - self._updated_at)
         self._updated_at, self.is_updating, self.learnt_update = now, False, rollout.update
         self._is_evaluated = False
-        publish_metrics(self.trainer, {**self._source.metrics, **self.metrics})
+        publish_metrics(self.trainer, {**source.metrics, **self.metrics})
 
-    def _learnt_rewards(self, rollout: Rollout) -> tuple[Tensor, Moments | None, Tensor | None]:
+    def _learnt_rewards(self, outcomes: Outcomes) -> tuple[Tensor, Moments | None, Tensor | None]:
         """Rewards as the critic learns from them, and the moments and running returns that they leave to be stored."""
-        rewards, normalizer = rollout.rewards, self.policy.reward_normalizer
+        rewards, normalizer = outcomes.rewards, self.policy.reward_normalizer
         if self.settings.reward_scale != 1:
             rewards = rewards * self.settings.reward_scale
         if normalizer is None:
@@ -410,10 +423,24 @@ class PPOModule(LightningModule):
         running = self._running_returns
         if running is None:
             running = torch.zeros(rewards.shape[1], dtype=torch.float64)
-        running = running.to(rewards.device) * ~rollout.begins
-        boundaries = rollout.terminated | rollout.truncated | ~rollout.valid
-        moments, running = normalizer.updated(rewards, boundaries, rollout.valid, running)
+        running = running.to(rewards.device) * ~outcomes.begins
+        moments, running = normalizer.updated(rewards, outcomes.ends, outcomes.valid, running)
         return normalizer.scaled(rewards, moments), moments, running
+
+    def _commit_moments(self, batches: Sequence[Batch], of_rewards: Moments | None) -> None:
+        """Store the moments after an update, not before: the policy that learnt must be the one that acted.
+
+        Args:
+            batches: Of this rank's shards.
+            of_rewards: The new ones of the rewards; None without their normalisation.
+        """
+        observations, rewards = self.policy.observation_normalizer, self.policy.reward_normalizer
+        if observations is not None:
+            own = [observations.packed(observations.moments_of(batch.obs, batch.weights)) for batch in batches]
+            of_shards = self._source.ranks.gather(torch.stack(own))
+            observations.commit(observations.updated(*map(observations.unpacked, of_shards)))
+        if rewards is not None and of_rewards is not None:
+            rewards.commit(of_rewards)
 
     def add_evaluation(self, metrics: Mapping[str, float]) -> None:
         """Add the results of an evaluation to the metrics of the newest update."""

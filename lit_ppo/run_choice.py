@@ -6,7 +6,7 @@ from typing import Final, Literal, NamedTuple
 
 from lit_ppo.errors import CheckpointError
 from lit_ppo.run_directory import LATEST, all_runs, shortest
-from lit_ppo.run_status import read_status
+from lit_ppo.run_status import Status, read_status
 
 Which = Literal["best", "last"]
 _CHECKPOINTS: Final = ("best", "last")
@@ -110,10 +110,26 @@ def newest_run(runs_dir: Path, wanted: Sequence[str] = _CHECKPOINTS) -> Path:
     return max(runs, key=_started)
 
 
+def run_of_launch(launch: str | None, runs_dir: Path) -> Path | None:
+    """The newest run of a launch by torchrun; None if none says that it belongs to it.
+
+    Args:
+        launch: As `elastic.launch` names it.
+        runs_dir: Directory of all runs.
+    """
+    runs = [path for path in all_runs(runs_dir) if (status := _status_of(path)) is not None and status.launch == launch]
+    return max(runs, key=_started, default=None)
+
+
 def _started(directory: Path) -> tuple[float, float]:
     """When a run was started or continued; one whose status cannot be read counts as older than any other."""
-    try:
-        status = read_status(directory)
-    except (ValueError, OSError):
-        status = None
+    status = _status_of(directory)
     return (0.0 if status is None else status.started), directory.stat().st_mtime
+
+
+def _status_of(directory: Path) -> Status | None:
+    """What a run has come to; None if it cannot be read."""
+    try:
+        return read_status(directory)
+    except (ValueError, OSError):
+        return None

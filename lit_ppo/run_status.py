@@ -31,6 +31,7 @@ class Status:
         solved_at: Env steps at which it was solved; None if it was not.
         state: `running`, also if its process was killed; `interrupted` by a signal, `failed` with an error.
         pid: Its process.
+        launch: The launch by torchrun that it belongs to, as `elastic.launch` names it; None without torchrun.
     """
 
     env_id: str
@@ -46,6 +47,7 @@ class Status:
     solved_at: int | None
     state: State
     pid: int
+    launch: str | None
 
     def write(self, directory: Path) -> None:
         """Replace the file in a run's directory.
@@ -59,6 +61,7 @@ class Status:
 _KINDS: Final[dict[str, tuple[type, ...]]] = {
     "env_id": (str,),
     "state": (str,),
+    "launch": (str, NoneType),
     **dict.fromkeys(("seed", "env_steps", "updates", "pid"), (int,)),
     **dict.fromkeys(("total_env_steps", "solved_at"), (int, NoneType)),
     **dict.fromkeys(("started", "updated"), (int, float)),

@@ -19,7 +19,7 @@ FLOORS = {
     0: """errors exit_codes interrupts standard_streams allocator spaces leaf_rules contract curve functional networks
         distributions seeding random_actions plot run_lock origin run_directory
         run_status run_choice run_curves atomic_file run_statistics compat_torch ppo_settings policy
-        setting_types normalization callables presets
+        setting_types normalization callables presets shards ranks rank_watch elastic
         bridge bridge.settings bridge.protocol
         bridge.frame bridge.faults bridge.doorbell
         bridge.journal bridge.episodes bridge.restart_budget bridge.dealing
@@ -29,7 +29,7 @@ FLOORS = {
         bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.inprocess
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.pool bridge.checkpoint
         bridge.client""",
-    2: """rollout evaluation prediction replay transitions environment_check update passes optimization
+    2: """rollout exchange evaluation prediction replay transitions environment_check update passes optimization
         reproduction reproduction.rows reproduction.results reproduction.runs reproduction.fits""",
     3: """module data compilation diagnostics checkpoint_io checkpoint_structure compat_lightning trainer_checks
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
@@ -68,6 +68,10 @@ NARROWER = {
     **{f"lit_ppo.commands.{name}": set() for name in ("checkpoint_options", "runs")},
     "lit_ppo.commands.run_place": {"lightning"},
     "lit_ppo.allocator": set(),
+    "lit_ppo.shards": set(),
+    "lit_ppo.elastic": set(),
+    "lit_ppo.rank_watch": set(),
+    "lit_ppo.ranks": {"torch"},
     "lit_ppo.atomic_file": set(),
     "lit_ppo.run_statistics": {"numpy"},
     **{f"lit_ppo.reproduction.{name}": {"yaml"} for name in ("rows", "fits")},

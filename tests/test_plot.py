@@ -32,7 +32,7 @@ def make_run(number: int, seed: int, env_id: str = "CartPole-v1", threshold: flo
     settings = SETTINGS | {"seed_everything": seed, "model": SETTINGS["model"] | model | {"seed": seed}}
     settings["data"] = SETTINGS["data"] | {"env_id": env_id, "seed": seed}
     (directory / "config.yaml").write_text(yaml.safe_dump(settings))
-    Status(env_id, seed, 1.0, 1.0, 64, 2, 64, 300.0, 300.0, threshold, None, "finished", 1).write(directory)
+    Status(env_id, seed, 1.0, 1.0, 64, 2, 64, 300.0, 300.0, threshold, None, "finished", 1, None).write(directory)
     returns = [100.0 + seed, 200.0 + seed, 300.0 + seed]
     TrainLog("t", [0, 32, 64], [Series("avg_return", RETURN_COLOR, returns)], []).write(directory / "curve.json")
     logs = directory / "logs/version_0"

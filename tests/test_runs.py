@@ -28,7 +28,7 @@ from tests.test_cli import SMALL, Ended, Run, in_an_empty_directory, run, shared
 
 FIRST, SECOND = Path("runs/CartPole-v1/1"), Path("runs/CartPole-v1/2")
 LINK = Path("data/rl/ppo_cartpole_trainlog.json")
-STATUS = Status("CartPole-v1", 0, 1e9, 1e9, 64, 2, 64, 20.0, 10.0, 475.0, None, "finished", 1)
+STATUS = Status("CartPole-v1", 0, 1e9, 1e9, 64, 2, 64, 20.0, 10.0, 475.0, None, "finished", 1, None)
 
 
 def contents(directory: Path) -> dict[str, bytes]:

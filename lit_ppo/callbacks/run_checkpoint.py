@@ -79,12 +79,15 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the last boundary, unless the parameters are half way through an update."""
-        if self._lock is None or self._last_update == -1:  # nothing has been learnt
+        is_locked = self._lock is not None or not trainer.is_global_zero
+        if not is_locked or self._last_update == -1:  # nothing has been learnt
             self._release()
             return
         assert isinstance(pl_module, PPOModule)
-        update = data_of(trainer).state_dict()["update"]
-        if self._last_update != update and not pl_module.is_updating:
+        update, data = data_of(trainer).boundary_update, data_of(trainer)
+        # every rank has a part of the boundary, so all must have come here
+        is_whole = trainer.world_size == 1 or data.failed_together is exception
+        if is_whole and self._last_update != update and not pl_module.is_updating:
             try:
                 self._save_last(trainer, update)
                 log.warning("saved update %d to %s", update, self.last_model_path)

@@ -7,12 +7,13 @@ import time
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_ppo import elastic
 from lit_ppo.callbacks.curve_export import CurveExport
-from lit_ppo.callbacks.graceful_exit import GracefulExit, RunInterrupted
+from lit_ppo.callbacks.graceful_exit import GracefulExit
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of
 from lit_ppo.callbacks.run_place import place_of
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
-from lit_ppo.errors import CheckpointError
+from lit_ppo.errors import CheckpointError, RunInterrupted
 from lit_ppo.module import PPOModule
 from lit_ppo.run_status import STATUS_NAME, State, Status
 
@@ -79,6 +80,7 @@ class RunStatus(Callback):
             solved_at=solved_at,
             state="solved" if solved_at is not None and state == "finished" else state,
             pid=os.getpid(),
+            launch=elastic.launch(),
         )
 
 

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lit_ppo import exit_codes, interrupts, standard_streams
-from lit_ppo.callbacks.graceful_exit import GracefulExit, RunInterrupted
+from lit_ppo.callbacks.graceful_exit import GracefulExit
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.run_config import RunConfig
 from lit_ppo.callbacks.run_place import place_run
@@ -36,7 +36,7 @@ from lit_ppo.commands.training_options import TRAINER_DEFAULTS, add_class_option
 from lit_ppo.commands.typed_settings import typed_settings
 from lit_ppo.compat_lightning import option_names, parser_of, settings_of
 from lit_ppo.data import RolloutDataModule
-from lit_ppo.errors import ConfigError
+from lit_ppo.errors import ConfigError, RunInterrupted
 from lit_ppo.exit_codes import fail
 from lit_ppo.module import PPOModule
 from lit_ppo.option_parser import HelpFormatter, OptionParser
@@ -283,6 +283,8 @@ class LitPPOCLI(LightningCLI):
         self._print_results()
 
     def _print_results(self) -> None:
+        if not self.trainer.is_global_zero:
+            return
         results = self.datamodule.results
         solved: StopWhenSolved = settings_of(self, "solved", instantiated=True)
         threshold = solved.threshold if solved.threshold is not None else self.datamodule.reward_threshold
