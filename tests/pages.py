@@ -139,6 +139,7 @@ def run(block: Block, directory: Path) -> subprocess.CompletedProcess[str]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "REPOSITORY": str(ROOT),
+        "OMP_NUM_THREADS": "1",  # networks this small are fastest so, above all beside other tests
         "OPTIONS": block.marks.get("short", ""),
         "WANDB_MODE": "offline",
     }

@@ -37,7 +37,7 @@ OF_A_CLASS = {  # options of a class that another option names
 WITH_OPTIONS_OF_OTHERS = ("benchmarks/README.md", "docs/details.md", "docs/coming-from.md")
 SECTIONS = "data|model|checkpoint|trainer|solved|curve|progress|evaluation|interrupt"
 NO_OPTIONS = {  # named in the texts like an option
-    *("data.py", "curve.py", "evaluation.py", "checkpoint.py"),
+    *("data.py", "curve.py", "curve.json", "evaluation.py", "checkpoint.py"),
     *("trainer.callback_metrics", "trainer.logged_metrics", "trainer.save_checkpoint", "model.total_env_steps"),
     "before",  # of a benchmark
 }
@@ -52,11 +52,12 @@ def newcomers_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         pages.prepare(tmp_path, page)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.syspath_prepend(tmp_path)
 
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, shell=True, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, shell=True, capture_output=True, text=True, timeout=300, check=False)
 
 
 def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,10 +200,10 @@ def test_readmes_commands_work_one_after_the_other() -> None:
     """The run as the page has it is a slow test; here it is one of CartPole, and each other command is shortened by itself."""
     typed = [command for block in README.values() for command in block.commands if command.startswith("python -m lit_ppo ")]
     commands = {shlex.split(command)[3]: command for command in typed}
-    settings = "--data.num_envs=2 --model.update_epochs=1 --evaluation.num_episodes=1 --evaluation.every_env_steps=3200"
+    settings = "--data.num_envs=2 --model.update_epochs=1 --evaluation.num_episodes=1 --evaluation.every_env_steps=512"
     for command in (
-        f"python -m lit_ppo fit {settings} --total_env_steps=1600 --solved.threshold=.inf",
-        f"python -m lit_ppo fit --ckpt_path=last {settings} --total_env_steps=3200",
+        f"python -m lit_ppo fit {settings} --total_env_steps=256 --solved.threshold=.inf",
+        f"python -m lit_ppo fit --ckpt_path=last {settings} --total_env_steps=512",
         commands["runs"],
         commands["plot"],
         commands["test"],
