@@ -8,8 +8,9 @@ if not sys.flags.safe_path:
     # written, never stands in for an installed module or one of Python's.
     sys.path[:] = [*(entry for entry in sys.path if entry not in ("", os.getcwd())), os.getcwd()]
 
-from lit_ppo import allocator, interrupts, standard_streams
+from lit_ppo import allocator, exit_codes, interrupts, standard_streams
 
+_ANYWHERE = {"-h", "--help", "--version", "plot", "presets", "runs"}  # commands that make no environment
 _WORKERS = {"fit": 2, "validate": 1, "test": 1}  # of each command that trains or plays
 
 
@@ -27,6 +28,12 @@ def start_workers(command: str) -> None:
 
 def main() -> None:
     """Run the command in `sys.argv`; a signal ends it in one line, also during the imports."""
+    if sys.platform != "linux" and not _ANYWHERE & set(sys.argv[1:2]):
+        exit_codes.fail(
+            f"this system is {sys.platform}: expected Linux, whose processes confine the environments; use a Linux container, "
+            "on Windows also WSL 2",
+            exit_codes.USAGE,
+        )
     standard_streams.prepare()
     interrupts.advise(interrupts.advice_at_start(sys.argv[1:]))
     interrupts.install()
