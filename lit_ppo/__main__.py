@@ -8,12 +8,13 @@ if not sys.flags.safe_path:
     # written, never stands in for an installed module or one of Python's.
     sys.path[:] = [*(entry for entry in sys.path if entry not in ("", os.getcwd())), os.getcwd()]
 
-from lit_ppo import allocator, interrupts, standard_streams
+from lit_ppo import allocator, exit_codes, interrupts, standard_streams
 
 _PACKAGES = {  # of every installation, by the name that is imported
     **{name: name for name in ("gymnasium", "jsonargparse", "lightning", "numpy", "torch", "torchmetrics", "tqdm")},
     "yaml": "PyYAML",
 }
+_ANYWHERE = {"-h", "--help", "--version", "plot", "presets", "runs"}  # commands that make no environment
 _WORKERS = {"fit": 2, "validate": 1, "test": 1}  # of each command that trains or plays
 
 
@@ -37,9 +38,7 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package not in _PACKAGES:
             raise  # of a user's own module, or a defect
-        from lit_ppo.exit_codes import USAGE, fail
-
-        fail(f"{package} is not installed for {sys.executable}; use: {_installation_of(package)}", USAGE)
+        exit_codes.fail(f"{package} is not installed for {sys.executable}; use: {_installation_of(package)}", exit_codes.USAGE)
 
 
 def _installation_of(package: str) -> str:
@@ -55,6 +54,12 @@ def _installation_of(package: str) -> str:
 
 
 def _run() -> None:
+    if sys.platform != "linux" and not _ANYWHERE & set(sys.argv[1:2]):
+        exit_codes.fail(
+            f"this system is {sys.platform}: expected Linux, whose processes confine the environments; use a Linux container, "
+            "on Windows also WSL 2",
+            exit_codes.USAGE,
+        )
     standard_streams.prepare()
     interrupts.advise(interrupts.advice_at_start(sys.argv[1:]))
     interrupts.install()

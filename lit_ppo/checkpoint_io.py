@@ -6,6 +6,7 @@ Order of a save: temporary file in the same directory, fsync, read back and comp
 fsync the directory. `TMPDIR` is not involved: a rename across file systems is not atomic.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -23,6 +24,7 @@ FORMAT_KEY: Final = "lit_ppo_format"
 FORMAT: Final = 3  # changes when older checkpoints cannot be continued any more
 _LABEL: Final = b"lit_ppo sha256 "
 _COMMENT_BYTES: Final = len(_LABEL) + 64
+_NO_HARD_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)  # FAT and many FUSE file systems
 _TAG_LABEL: Final = b"lit_ppo origin "
 _TAG_BYTES: Final = len(_TAG_LABEL) + 64 + 1
 _END_RECORD: Final = b"PK\x05\x06"  # zip's end of central directory: 22 bytes, the last two say how long the comment is
@@ -141,12 +143,24 @@ def _keep(path: Path, previous: Path) -> None:
     """Give the file that is about to be replaced a second name; there is a good file at every moment."""
     link = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
     link.unlink(missing_ok=True)
-    os.link(path, link)
     try:
+        try:
+            os.link(path, link)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            _copy(path, link)
         os.replace(link, previous)
     except BaseException:
         link.unlink(missing_ok=True)
         raise
+
+
+def _copy(path: Path, copy: Path) -> None:
+    with open(copy, "wb") as file:
+        file.write(path.read_bytes())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_directory(directory: Path) -> None:

@@ -13,6 +13,7 @@ from lit_ppo.errors import (
     RankFailed,
     RankLost,
 )
+from lit_ppo.standard_streams import for_errors
 
 DONE: Final = 0
 NOT_THE_SAME: Final = 1  # replay: the reported fault did not happen again
@@ -50,9 +51,9 @@ def of_signal(number: int) -> int:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """End the process with one error message on standard error."""
+    """End the process with one error message on standard error; on standard output if the former is closed."""
     try:
-        print(f"lit_ppo: error: {message.strip()}", file=sys.stderr)
-    except OSError:
-        pass  # standard error cannot be written; the exit code still says what happened
+        print(f"lit_ppo: error: {message.strip()}", file=for_errors())
+    except (OSError, CheckpointError):
+        pass  # it cannot be written; the exit code still says what happened
     sys.exit(code)

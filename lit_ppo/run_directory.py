@@ -10,6 +10,7 @@ Nothing here imports torch: `runs` and `plot` read small files only.
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -134,7 +135,8 @@ def replace_link(link: Path, target: Path) -> None:
         temporary.symlink_to(target)
         os.replace(temporary, link)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{link}: cannot be written: {error.strerror} (errno {error.errno})") from error
 
 

@@ -19,7 +19,7 @@ class RunLock:
 
     Raises:
         ConfigError: Another run holds it.
-        CheckpointError: The directory cannot be written.
+        CheckpointError: The directory cannot be written or locked.
     """
 
     def __init__(self, directory: Path, setting: str = "checkpoint.dirpath") -> None:
@@ -38,6 +38,12 @@ class RunLock:
                 f"{setting}={directory}: the run of process {owner or 'unknown'} writes there; "
                 "wait for it or choose another directory"
             ) from None
+        except OSError as error:
+            os.close(self._descriptor)
+            raise CheckpointError(
+                f"{setting}={directory}: cannot be locked: {error.strerror} (errno {error.errno}); "
+                "use a directory on another file system"
+            ) from error
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
