@@ -29,7 +29,7 @@ FLOORS = {
         bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.inprocess
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.pool bridge.checkpoint
         bridge.client""",
-    2: """rollout exchange evaluation prediction replay transitions environment_check update passes optimization
+    2: """rollout exchange rank_share evaluation prediction replay transitions environment_check update passes optimization
         reproduction reproduction.rows reproduction.results reproduction.runs reproduction.fits""",
     3: """module data compilation diagnostics checkpoint_io checkpoint_structure compat_lightning trainer_checks
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy

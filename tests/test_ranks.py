@@ -12,7 +12,8 @@ import pytest
 
 from lit_ppo import exit_codes
 from lit_ppo.checkpoint_io import read_checkpoint
-from tests.faults.harness import LAST, CommandLine, Ended, outcome, wait_for
+from lit_ppo.seeding import episode_seed
+from tests.faults.harness import FAULTY, LAST, CommandLine, Ended, outcome, wait_for
 from tests.test_resume import differences
 
 SETTINGS = {
@@ -90,8 +91,9 @@ def ranks_of(run: CommandLine, number: int) -> list[int]:
 
 
 def strike(run: CommandLine, number: int, action: signal.Signals) -> float:
-    """Send a signal to a rank as soon as the first checkpoint is there; the moment."""
-    wait_for(lambda: (run.directory / LAST).exists(), "the first checkpoint", DEADLINE_S)
+    """Send a signal to a rank as soon as there is a second checkpoint, so that the first is known to all; the moment."""
+    second = run.directory / "checkpoints" / "last.previous.ckpt"
+    wait_for(second.exists, "the second checkpoint", DEADLINE_S)
     os.kill(run.process.pid if number == 0 else ranks_of(run, number)[0], action)
     return monotonic()
 
@@ -138,6 +140,47 @@ def strike_after(run: CommandLine, before: float) -> None:
     last = run.directory / LAST
     wait_for(lambda: last.exists() and last.stat().st_mtime > before, "another checkpoint", DEADLINE_S)
     os.kill(wait_for(lambda: ranks_of(run, 1), "the second rank", DEADLINE_S)[0], signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_change_nothing(start: Start, tmp_path: Path) -> None:
+    finished(start("undisturbed", 1, 100))
+    run = start("disturbed", 2, 100)
+    wait_for(lambda: (run.directory / LAST).exists(), "the first checkpoint", DEADLINE_S)
+    ranks = {run.process.pid, *ranks_of(run, 1)}
+    for pid in set(run.processes()) - ranks:
+        os.kill(pid, signal.SIGKILL)
+    ended = finished(run)
+    assert "is replaced" in ended.err and "rank 1: training-rank1 worker 0 of 1" in ended.err
+    assert same_outcome(tmp_path / "undisturbed", tmp_path / "disturbed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_signal_to_one_rank_stops_all_at_the_same_boundary(number: int, start: Start, tmp_path: Path) -> None:
+    run = start("run", 2, 2000)
+    strike(run, number, signal.SIGTERM)
+    ended = run.ended(DEADLINE_S)
+    assert ended.code == 128 + signal.SIGTERM and "SIGTERM: continue with --ckpt_path last" in ended.err
+    updates = read_checkpoint(tmp_path / "run" / LAST)["RolloutDataModule"]["update"]
+    finished(start("straight", 1, updates))
+    assert (tmp_path / "run" / "curve.json").read_bytes() == (tmp_path / "straight" / "curve.json").read_bytes()
+    finished(start("straight", 4, updates + 3, ckpt_path="last"))
+    finished(start("run", 1, updates + 3, ckpt_path="last"))
+    assert same_outcome(tmp_path / "straight", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_fault_of_an_environment_ends_every_rank_with_its_code_and_saves_the_boundary(start: Start, tmp_path: Path) -> None:
+    """The third episode of environment 5, which the second rank has, raises."""
+    call = {str(episode_seed(0, "training", 0, 5, 2)): "step"}
+    faulty = {"fault": "raise", "at_step": 2, "length": 40, "of_seeds": call}
+    settings = {"data.env_id": FAULTY, "data.env_kwargs": json.dumps(faulty), "checkpoint.every_n_updates": 1000}
+    ended = start("run", 2, 2000, **settings).ended(DEADLINE_S)
+    assert ended.code == exit_codes.ENVIRONMENT
+    assert "training-rank1, env 1, episode 2, step 2" in ended.err and "rank 1: env 1 raised in step" in ended.err
+    update = read_checkpoint(tmp_path / "run" / LAST)["RolloutDataModule"]["update"]
+    assert update > 0 and f"saved update {update} to" in ended.err
 
 
 @pytest.mark.slow
