@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: fit test learn soak lint types docs bench bench-quick reproduce reproduce-sb3 report env-list clean
+.PHONY: fit test learn tour soak lint types docs bench bench-quick reproduce reproduce-sb3 report env-list clean
 
 fit: $(STAMP)
 	$(BIN)/python -m lit_ppo fit
@@ -15,6 +15,10 @@ test: $(STAMP)
 # Runs that learn, and faults by the hundred: minutes, not seconds.
 learn: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout 900
+
+# What a user does, command by command; PARTS="after_training" for one part (tests/tour).
+tour: $(STAMP)
+	$(BIN)/python -m tests.tour $(PARTS)
 
 soak: $(STAMP)
 	$(BIN)/python -m tests.faults.soak

@@ -1,6 +1,8 @@
 """Lightning's habits: each works, or is refused in one line that names what works. `docs/lightning.md` has the table."""
 
 import csv
+import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch.utils.data import DataLoader
 
 import lit_ppo
 from lit_ppo import exit_codes
+from lit_ppo.bridge.settings import BridgeSettings
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.checkpoint_io import read_checkpoint, verified_bytes
@@ -31,6 +34,7 @@ from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.module import PPOModule
 from lit_ppo.optimization import MONITORED
+from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.saved_policy import load
 from tests.runs import KeptData, ScriptedPlay, bare_trainer, cartpole_module, parameters, same, small_data, small_module
 from tests.specs import vector_spec
@@ -497,8 +501,10 @@ def test_public_names_are_there() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_logger_takes_metrics_and_settings(package: str, logger: str, run: Run) -> None:  # noqa: F811
     pytest.importorskip(package, reason=f"pip install {package}")
-    ended = run(f"fit {SMALL} --trainer.logger={logger}")
+    ended = run(f"fit {SMALL} --data.env_kwargs.sutton_barto_reward=true --trainer.logger={logger}")
     assert ended.code == exit_codes.DONE, ended.err
+    settings = set(PPOSettings.__dataclass_fields__)
+    of_data = {f"data/{name}" for name in (*BridgeSettings.__dataclass_fields__, "env_id", "num_envs", "horizon", "seed")}
     if package == "tensorboard":
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -506,13 +512,43 @@ def test_logger_takes_metrics_and_settings(package: str, logger: str, run: Run) 
         events = EventAccumulator(str(directory)).Reload()
         assert [event.step for event in events.Scalars("loss/value")] == [32, 64]
         assert [event.step for event in events.Scalars("eval/return")] == [0, 32, 64]
-        assert "env_id: CartPole-v1" in (directory / "hparams.yaml").read_text()
+        saved = yaml.unsafe_load((directory / "hparams.yaml").read_text())
+        assert settings | of_data <= {*saved, *(f"data/{name}" for name in saved["data"])}
+        assert saved["data"]["env_kwargs"] == {"sutton_barto_reward": True}
     elif package == "mlflow":
         from mlflow import MlflowClient
 
         client = MlflowClient("sqlite:///mlflow.db")
         [made] = client.search_runs([client.get_experiment_by_name("lightning_logs").experiment_id])
         assert [metric.step for metric in client.get_metric_history(made.info.run_id, "loss/value")] == [32, 64]
-        assert made.data.params["data/env_id"] == "CartPole-v1"
+        assert settings | of_data <= made.data.params.keys()
+        assert made.data.params["data/env_kwargs/sutton_barto_reward"] == "True" and made.info.status == "FINISHED"
     else:
-        assert list(Path("logs/wandb").glob("offline-run-*"))
+        [file] = Path("logs/wandb").glob("offline-run-*/*.wandb")
+        rows, saved = of_wandb(file)
+        assert [row["trainer/global_step"] for row in rows] == [0, 32, 64]  # the x axis of all
+        assert all({"loss/value", "eval/return"} <= row.keys() for row in rows[1:])
+        assert settings | of_data <= {*saved, *(f"data/{name}" for name in saved["data"])}
+        assert saved["data"]["env_kwargs"] == {"sutton_barto_reward": True}
+
+
+def of_wandb(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows and settings of a run of W&B that was offline: LevelDB's log format, after a header of 7 bytes, of protobufs."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, part = file.read_bytes(), 7, b""
+    rows, settings = [], {}
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:  # the end of a block
+            at += left
+            continue
+        _, size, kind = struct.unpack_from("<IHB", data, at)
+        part += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # the whole of a record, or its end
+            record = Record.FromString(part)
+            part = b""
+            rows += [{item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}]
+            for config in (record.config, record.run.config):
+                settings |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in config.update}
+    return [row for row in rows if row], settings
