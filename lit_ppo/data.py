@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from lit_ppo.bridge import sandbox
 from lit_ppo.bridge.checkpoint import BridgeMark, dealt
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.reports import Fault
-from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
+from lit_ppo.bridge.settings import LARGEST_COUNT, BridgeSettings, EnvironmentSettings
 from lit_ppo.callables import plain
 from lit_ppo.checkpoint_io import read_checkpoint
 from lit_ppo.checkpoint_structure import require_data
@@ -50,7 +50,6 @@ from lit_ppo.trainer_checks import check_run, check_spaces
 log = logging.getLogger(__name__)
 _log_of_other_ranks = logging.getLogger(f"{__name__}.ranks")
 _log_of_other_ranks.setLevel(logging.WARNING)  # whatever the level above it
-_LARGEST_COUNT: Final = 1_000_000  # of environments, steps of a rollout, episodes: more is a slip of the hand
 Item = TypeVar("Item")
 
 
@@ -151,8 +150,8 @@ class RolloutDataModule(LightningDataModule):
         for name, value in settings.items():
             if value < 1:
                 raise ConfigError(f"data.{name}={value}: expected at least 1")
-            if value > _LARGEST_COUNT:
-                raise ConfigError(f"data.{name}={value}: expected at most {_LARGEST_COUNT:,}")
+            if value > LARGEST_COUNT:
+                raise ConfigError(f"data.{name}={value}: expected at most {LARGEST_COUNT:,}")
         if seed < 0:
             raise ConfigError(f"data.seed={seed}: expected at least 0")
         if num_envs % processes.first_workers:

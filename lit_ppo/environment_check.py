@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lit_ppo import seeding
 from lit_ppo.bridge import protocol, sandbox
 from lit_ppo.bridge.client import EnvBridge
-from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
+from lit_ppo.bridge.settings import LARGEST_COUNT, BridgeSettings, EnvironmentSettings
 from lit_ppo.contract import ContractSettings, VectorStep
 from lit_ppo.errors import ConfigError, EnvironmentFault, one_line
 from lit_ppo.leaf_rules import field_of
@@ -103,6 +103,8 @@ def check_environment(
         ConfigError: The environment cannot be made, or a setting is invalid.
         BridgeError, ProtocolError: Its process failed.
     """
+    if num_steps > LARGEST_COUNT:
+        raise ConfigError(f"steps={num_steps}: expected at most {LARGEST_COUNT:,}")
     if num_steps < 1 or seed < 0:
         raise ConfigError(f"steps={num_steps}, seed={seed}: expected at least one step, and a seed of at least 0")
     settings = replace(settings or BridgeSettings(), vectorization="sync", num_workers=1, max_restarts=0)

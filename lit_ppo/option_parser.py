@@ -13,6 +13,7 @@ from jsonargparse import DefaultHelpFormatter, get_loader, set_dumper, set_loade
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lit_ppo import strict_yaml
 from lit_ppo.compat_lightning import option_names
 from lit_ppo.exit_codes import USAGE, fail
 
@@ -26,9 +27,6 @@ _REPLACED: Final = {  # options and keys of earlier versions, and keys whose val
     "data.seed": "seed_everything",
     "evaluation.every_n_updates": "evaluation.every_env_steps, in env steps (1 evaluates after every update)",
 }
-_FLOAT: Final = re.compile(
-    r"[-+]?(?:(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-)
 _TYPES: Final = {
     "int": "an integer",
     "float": "a number",
@@ -59,74 +57,19 @@ register_type(
 )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 in what is a number and what is a boolean: `off`, `on`, `yes`, `no` and dates are words, 1e3 is a number."""
-
-    yaml_implicit_resolvers = {
-        letter: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "float", "timestamp")]
-        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 _load_default: Final = get_loader("yaml")
 _LONGEST_MESSAGE: Final = 1000
-_MAX_NODES: Final = 100_000  # of a document, each counted as often as aliases repeat it
 
 
 def _load(text: str) -> Any:
-    """The value of YAML.
+    """The value of YAML; jsonargparse takes some mappings for text: `{env}`.
 
     Raises:
-        yaml.YAMLError: The text is no YAML, or too large, nested too deeply, or has a key twice.
+        yaml.YAMLError: As in `strict_yaml.load`.
     """
-    try:
-        if not _is_plain(text):
-            _require_sane(yaml.compose(text, Loader=_Loader), {})
-        value = _load_default(text)
-        # jsonargparse takes some mappings for text: `{env}`
-        return value if isinstance(value, str) else yaml.load(text, Loader=_Loader)
-    except RecursionError:
-        raise yaml.YAMLError("expected YAML that is not nested as deeply") from None
-    except (ValueError, OverflowError) as error:  # a number of thousands of digits
-        raise yaml.YAMLError(str(error)) from None
-
-
-def _is_plain(text: str) -> bool:
-    """Whether a text is a single scalar for sure, as most values of options are."""
-    return set(text).isdisjoint("[{&*:\n")
-
-
-def _require_sane(node: yaml.Node | None, sizes: dict[int, int]) -> int:
-    """Refuse what YAML allows and no configuration needs: a key twice, aliases that multiply, or that contain themselves.
-
-    Args:
-        node: Of the tree that the text describes.
-        sizes: Of the nodes that were visited, by identity; 0 while a node is being visited.
-
-    Returns:
-        How many nodes there are, with all that aliases repeat.
-
-    Raises:
-        yaml.YAMLError: There is one of these.
-    """
-    if not isinstance(node, yaml.CollectionNode):
-        return 1
-    if id(node) not in sizes:
-        sizes[id(node)] = 0
-        children = node.value
-        if isinstance(node, yaml.MappingNode):
-            known: set[str] = set()
-            for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-                if key in known:
-                    raise yaml.YAMLError(f"expected every key once, got {key} twice")
-                known.add(key)
-            children = [child for pair in node.value for child in pair]
-        sizes[id(node)] = 1 + sum(_require_sane(child, sizes) for child in children)
-    if not 0 < sizes[id(node)] < _MAX_NODES:
-        raise yaml.YAMLError(f"expected at most {_MAX_NODES} values, and no alias within what it stands for")
-    return sizes[id(node)]
+    value = strict_yaml.load(text)
+    as_text = _load_default(text)
+    return as_text if isinstance(as_text, str) else value
 
 
 set_loader("yaml", _load, exceptions=(yaml.YAMLError,))

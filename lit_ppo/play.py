@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from lit_ppo.bridge.settings import LARGEST_COUNT
 from lit_ppo.errors import CheckpointError, ConfigError, EnvironmentRaised
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.saved_policy import SavedPolicy
@@ -39,8 +40,8 @@ def play(
         CheckpointError: The directory cannot be made.
         EnvironmentFault: The environment broke its contract or raised.
     """
-    if num_episodes < 1:
-        raise ConfigError(f"num_episodes={num_episodes}: expected at least 1")
+    if not 1 <= num_episodes <= LARGEST_COUNT:
+        raise ConfigError(f"num_episodes={num_episodes}: expected 1 to {LARGEST_COUNT:,}")
     settings = {**saved.data, **(other or {})}
     settings["env_kwargs"] = {**(settings["env_kwargs"] or {}), "render_mode": "human" if record is None else "rgb_array"}
     if record is None:

@@ -16,6 +16,8 @@ from lit_ppo.networks import Activation, ImageNetwork, MemoryKind
 from lit_ppo.spaces import ChannelOrder
 
 Decay = Literal["linear", "constant"]
+# More is a slip of the hand, for which an update would not end, or memory not suffice.
+_LARGEST: Final = {"update_epochs": 10_000, "minibatch_size": 1 << 40, "memory_size": 65_536, "sequence_length": 1_000_000}
 PARTS: Final = ("torso", "optimizer", "lr_scheduler", "loss")  # the settings that are a user's own code
 
 
@@ -129,8 +131,8 @@ class PPOSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("update_epochs", "minibatch_size", "memory_size", "sequence_length"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name, most in _LARGEST.items():
+            self._require(name, 1 <= getattr(self, name) <= most, f"1 to {most:,}")
         for name in ("actor_hidden_sizes", "critic_hidden_sizes"):
             self._require(name, all(size >= 1 for size in getattr(self, name)), "sizes of at least 1")
             default = type(self).__dataclass_fields__[name].default

@@ -13,6 +13,7 @@ from lit_ppo.checkpoint_io import previous_of, read_checkpoint, verified_bytes
 from lit_ppo.checkpoint_structure import RUN_LENGTH_KEY
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.ppo_settings import PARTS
+from lit_ppo.settings_structure import require_settings
 
 # A checkpoint's settings that replace the defaults.
 _SECTIONS_OF_A_RUN: Final = (
@@ -86,9 +87,10 @@ def saved_settings(path: Path) -> dict[str, Any]:
     """The settings of a checkpoint's run that its continuation keeps unless others are typed.
 
     Raises:
-        CheckpointError: The checkpoint holds no settings.
+        CheckpointError: The checkpoint holds no settings, or something else in their place.
     """
     checkpoint = read_checkpoint(path)
+    require_settings(checkpoint, CONFIG_KEY)
     settings = checkpoint.get(CONFIG_KEY) or _settings_from_python(checkpoint, path)
     saved = {key: settings[key] for key in _SECTIONS_OF_A_RUN if key in settings}
     saved["trainer"] = {key: settings["trainer"][key] for key in _TRAINER_KEYS_OF_A_RUN if key in settings["trainer"]}

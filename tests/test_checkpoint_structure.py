@@ -1,7 +1,9 @@
 """A checkpoint that is not whole is refused before anything of it is used, by the key that is at fault."""
 
+import re
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from lit_ppo.bridge.journal import to_text
 from lit_ppo.callbacks.run_config import CONFIG_KEY
 from lit_ppo.checkpoint_io import VerifiedCheckpointIO, read_checkpoint, write_checkpoint
 from lit_ppo.errors import CheckpointError
+from lit_ppo.resume_settings import saved_settings
 from tests.test_cli import SMALL, Run, in_an_empty_directory, run  # noqa: F401
 
 Damage = Callable[[dict[str, Any]], object]
@@ -144,3 +147,48 @@ def test_checkpoint_without_its_datamodule_ends_in_one_line_and_exit_code_5(run:
     ended = run("fit --ckpt_path=damaged.ckpt --trainer.max_epochs=3")
     expected = "lit_ppo: error: the checkpoint: expected 'RolloutDataModule', which is missing\n"
     assert ended.code == exit_codes.CHECKPOINT and ended.err.endswith(expected)
+
+
+SETTINGS: dict[str, tuple[Damage, str]] = {
+    "settings that are a list": (lambda c: c.update({CONFIG_KEY: [1]}), f"{CONFIG_KEY}: expected a mapping, got"),
+    "no section of the model": (lambda c: c[CONFIG_KEY].pop("model"), rf"{CONFIG_KEY}\.model: expected a mapping, got None"),
+    "a setting less": (lambda c: c[CONFIG_KEY]["data"].pop("horizon"), r"\.data: expected 'horizon', which is missing"),
+    "a setting more": (lambda c: c[CONFIG_KEY]["data"].update(x=1), r"\.data: 'x' is none of its keys"),
+    "text for a number": (lambda c: c[CONFIG_KEY]["model"].update(gamma="0.9"), r"\.model\.gamma: expected float, got '0\.9'"),
+    "a number for a switch": (lambda c: c[CONFIG_KEY]["model"].update(compile=1), r"\.model\.compile: expected bool, got 1"),
+    "a word that is none": (lambda c: c[CONFIG_KEY]["data"].update(bridge="x"), r"\.data\.bridge: expected Literal"),
+    "a list of text": (lambda c: c[CONFIG_KEY]["model"].update(actor_hidden_sizes=["4"]), r"actor_hidden_sizes: expected"),
+    "a rule more": (lambda c: c[CONFIG_KEY]["data"]["contract"].update(x=1), r"\.data\.contract: expected"),
+    "a callback's setting": (
+        lambda c: c[CONFIG_KEY]["evaluation"].update(num_episodes=[]),
+        r"evaluation\.num_episodes: expected",
+    ),
+    "no spaces": (lambda c: c["hyper_parameters"].pop("spec"), "hyper_parameters: expected 'spec', which is missing"),
+    "spaces that are none": (
+        lambda c: c["hyper_parameters"].update(spec={"env_id": 3}),
+        r"hyper_parameters\.spec: env_id: expected",
+    ),
+    "a hyperparameter of another type": (
+        lambda c: c["hyper_parameters"].update(update_epochs=1.5),
+        r"hyper_parameters\.update_epochs: expected int, got 1\.5",
+    ),
+    "data of another type": (
+        lambda c: c["datamodule_hyper_parameters"].update(env_id=3),
+        r"datamodule_hyper_parameters\.env_id: expected str, got 3",
+    ),
+}
+
+
+def test_settings_that_are_not_whole_are_refused_with_their_key_and_exit_code_5(run: Run) -> None:  # noqa: F811
+    assert run(f"fit {SMALL} --trainer.logger=false").code == exit_codes.DONE
+    last = "runs/CartPole-v1/1/last.ckpt"
+    whole = read_checkpoint(last)
+    for name, (change, message) in SETTINGS.items():
+        checkpoint = deepcopy(whole)
+        change(checkpoint)
+        write_checkpoint(checkpoint, last)
+        with pytest.raises(CheckpointError) as refused:
+            saved_settings(Path(last))
+        assert re.search(f"^the checkpoint's .*{message}", str(refused.value)), name
+    ended = run(f"test --ckpt_path={last}")
+    assert (ended.code, ended.out, ended.err) == (exit_codes.CHECKPOINT, "", f"lit_ppo: error: {refused.value}\n")

@@ -17,7 +17,7 @@ MODULES = {
 }
 FLOORS = {
     0: """errors exit_codes interrupts standard_streams allocator spaces leaf_rules contract curve functional networks
-        distributions seeding random_actions plot run_lock origin run_directory
+        distributions seeding random_actions plot run_lock origin strict_yaml run_directory
         run_status run_choice run_curves atomic_file run_statistics compat_torch ppo_settings policy
         setting_types normalization callables presets shards ranks rank_watch elastic
         bridge bridge.settings bridge.protocol
@@ -35,7 +35,7 @@ FLOORS = {
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
         callbacks.run_checkpoint callbacks.run_config callbacks.run_place callbacks.run_progress callbacks.run_record
         callbacks.run_status callbacks.run_summary callbacks.stop_when_solved
-        option_parser resume_settings foreign_settings saved_policy play export results_report""",
+        option_parser resume_settings settings_structure foreign_settings saved_policy play export results_report""",
     4: """commands commands.environment_options commands.train commands.checkpoint_choice commands.checkpoint_options
         commands.lightning_output commands.run_place
         commands.preset_choice commands.training_errors commands.training_options commands.typed_settings
@@ -63,7 +63,9 @@ NARROWER = {
     "lit_ppo.curve": set(),
     "lit_ppo.run_lock": set(),
     "lit_ppo.origin": set(),
+    "lit_ppo.strict_yaml": {"yaml"},
     "lit_ppo.foreign_settings": set(),
+    "lit_ppo.settings_structure": set(),
     **{f"lit_ppo.{name}": set() for name in ("run_directory", "run_status", "run_choice")},
     **{f"lit_ppo.commands.{name}": set() for name in ("checkpoint_options", "runs")},
     "lit_ppo.commands.run_place": {"lightning"},

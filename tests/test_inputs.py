@@ -27,6 +27,12 @@ REFUSED = {
     "--total_env_steps=999999999999999999999": r"total_env_steps=9+: expected less than 2\^63",
     "--seed_everything=99999999999": r"seed_everything=9+: expected 0 to 2\^32 - 1",
     f"--seed_everything={'9' * 5000}": "seed_everything: Exceeds the limit",
+    "--model.update_epochs=10000000": r"model\.update_epochs=10+: expected 1 to 10,000",
+    "--model.memory_size=10000000": r"model\.memory_size=10+: expected 1 to 65,536",
+    "--evaluation.num_episodes=10000000": r"evaluation\.num_episodes=10+: expected at most 1,000,000",
+    "--solved.confirmation_episodes=10000000": r"solved\.confirmation_episodes=10+: expected at most 1,000,000",
+    "--data.test_episodes=10000000": r"data\.test_episodes=10+: expected at most 1,000,000",
+    "--data.num_workers=10000": r"data\.num_workers=10+: expected at most 1024",
     "--torch_threads=100000": "torch_threads=100000: expected at most 1024",
     "--model.actor_hidden_sizes=[10000000000]": "model, data: expected sizes that this machine has the memory for: .*",
     "--model.actor_hidden_sizes=[99999999999999999999]": "model, data: expected sizes that this machine has the memory for: .*",
@@ -50,5 +56,20 @@ def test_input_that_no_run_can_use_ends_in_one_line_and_exit_code_2(run: Run) ->
         Path(name).write_bytes(content)
     for typed, message in REFUSED.items():  # in one test: what follows each costs more than the input itself
         ended = run(f"fit --trainer.logger=false {typed}")
+        assert (ended.code, ended.out) == (exit_codes.USAGE, ""), typed
+        assert re.fullmatch(f"lit_ppo: error: {message}[^\n]*\n", ended.err), ended.err
+
+
+OF_OTHER_COMMANDS = {
+    "check-env CartPole-v1 --env_kwargs={'a':1,'a':2}": "expected a value in YAML, got .*: expected every key once, .*",
+    "check-env CartPole-v1 --steps=10000000": "steps=10+: expected at most 1,000,000",
+    "rollout export --env_id=CartPole-v1 --out=x.json --num_envs=10000000": "num_envs=10+: expected at most 1,000,000",
+    "rollout export --env_id=CartPole-v1 --out=x.json --steps=10000000": "steps=10+: expected at most 1,000,000",
+}
+
+
+def test_input_of_the_other_commands_ends_likewise(run: Run) -> None:  # noqa: F811
+    for typed, message in OF_OTHER_COMMANDS.items():
+        ended = run(typed)
         assert (ended.code, ended.out) == (exit_codes.USAGE, ""), typed
         assert re.fullmatch(f"lit_ppo: error: {message}[^\n]*\n", ended.err), ended.err

@@ -5,10 +5,12 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from lit_ppo.errors import ConfigError, shown
 
+LARGEST_COUNT: Final = 1_000_000  # of environments, steps of a rollout, episodes: more is a slip of the hand
+_MOST_WORKERS: Final = 1024
 Vectorization = Literal["sync", "native"]
 SandboxLevel = Literal["off", "best-effort", "strict", "isolated"]
 
@@ -203,6 +205,8 @@ class BridgeSettings:
         for name, value in {"num_workers": self.first_workers, "restart_window": self.restart_window}.items():
             if value < 1:
                 raise ConfigError(f"data.{name}={value}: expected at least 1")
+        if self.first_workers > _MOST_WORKERS:
+            raise ConfigError(f"data.num_workers={self.num_workers}: expected at most {_MOST_WORKERS}")
         for name in ("start_timeout_s", "step_timeout_s", "close_timeout_s"):
             if not 0 < getattr(self, name) < 1e6:
                 raise ConfigError(f"data.{name}={getattr(self, name)}: expected a time above 0 s")

@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 
 from lit_ppo import seeding
+from lit_ppo.bridge.settings import LARGEST_COUNT
 from lit_ppo.compat_lightning import averaged_weights, monitor_after_evaluations
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import ConfigError
@@ -80,6 +81,8 @@ class GreedyEvaluation(Callback):
         for name, value in {"every_env_steps": every_env_steps, "num_episodes": num_episodes}.items():
             if value is not None and value < 1:
                 raise ConfigError(f"evaluation.{name}={value}: expected at least 1")
+        if num_episodes > LARGEST_COUNT:
+            raise ConfigError(f"evaluation.num_episodes={num_episodes}: expected at most {LARGEST_COUNT:,}")
         self.every_env_steps, self.num_episodes = every_env_steps, num_episodes
         self.latest: Evaluation | None = None
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_ppo.bridge.settings import LARGEST_COUNT
 from lit_ppo.callbacks.greedy_evaluation import data_of, evaluation_of, play_greedily
 from lit_ppo.errors import ConfigError
 from lit_ppo.evaluation import EpisodeResults
@@ -29,6 +30,8 @@ class StopWhenSolved(Callback):
     def __init__(self, threshold: float | None = None, confirmation_episodes: int = 100, margin: float = 3.0) -> None:
         if confirmation_episodes < 0:
             raise ConfigError(f"solved.confirmation_episodes={confirmation_episodes}: expected at least 0")
+        if confirmation_episodes > LARGEST_COUNT:
+            raise ConfigError(f"solved.confirmation_episodes={confirmation_episodes}: expected at most {LARGEST_COUNT:,}")
         if margin < 0:
             raise ConfigError(f"solved.margin={margin}: expected at least 0")
         self.threshold, self.confirmation_episodes, self.margin = threshold, confirmation_episodes, margin

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, get_args
 
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings, SandboxLevel
+from lit_ppo.errors import shown
 from lit_ppo.exit_codes import USAGE, fail
 
 # `is_training` is not typed
@@ -51,7 +52,9 @@ def processes_of(options: argparse.Namespace, saved: Mapping[str, Any] | None = 
 def _yaml(text: str) -> Any:
     import yaml  # here, so that --help does not pay for it
 
+    from lit_ppo import strict_yaml
+
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        fail(f"expected a value in YAML, got {text}", USAGE)
+        return strict_yaml.load(text)
+    except yaml.YAMLError as error:
+        fail(f"expected a value in YAML, got {shown(text)}: {' '.join(str(error).split())}", USAGE)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
+from lit_ppo.bridge.settings import LARGEST_COUNT, BridgeSettings, EnvironmentSettings
 from lit_ppo.commands.checkpoint_options import add_runs_dir_option, add_trust_option, typed_checkpoint
 from lit_ppo.commands.environment_options import (
     add_environment_options,
@@ -66,6 +66,9 @@ def _export(options: argparse.Namespace) -> None:
     from lit_ppo.seeding import episode_seed
     from lit_ppo.transitions import collect
 
+    for name, value in (("steps", options.steps), ("num_envs", options.num_envs)):
+        if value > LARGEST_COUNT:
+            raise ConfigError(f"{name}={value}: expected at most {LARGEST_COUNT:,}")
     if options.steps < 1 or options.seed < 0:
         raise ConfigError(f"steps={options.steps}, seed={options.seed}: expected at least one step, and a seed of at least 0")
     if options.ckpt_path is None:
