@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import torch
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import Precision
@@ -29,7 +29,8 @@ if TYPE_CHECKING:  # these would import jsonargparse, which the Python API does 
 
 _BACKWARD_HOOKS: Final = ("on_before_backward", "on_after_backward")
 _STEP_HOOK: Final = "on_before_optimizer_step"
-_ON_PROGRESS_BARS: Final = ("episodes/return", "eval/return")  # of Lightning, which have room for a few numbers
+# On progress bars of Lightning, which have room for a few numbers with short names.
+_ON_PROGRESS_BARS: Final = {"eval/return": "eval", "episodes/return": "return"}
 _OF_EVALUATIONS: Final = "eval/"  # how the names of evaluation metrics begin
 
 
@@ -147,7 +148,15 @@ def publish_metrics(trainer: Trainer, values: Mapping[str, float]) -> None:
     connector = trainer._logger_connector
     connector._callback_metrics.update(tensors)
     connector._logged_metrics.update(tensors)
-    connector._progress_bar_metrics.update({name: values[name] for name in _ON_PROGRESS_BARS if name in values})
+    connector._progress_bar_metrics.update({short: values[name] for name, short in _ON_PROGRESS_BARS.items() if name in values})
+
+
+def hide_missing_length(trainer: Trainer) -> None:
+    """Let a RichProgressBar of Lightning say `Epoch 7` where the number of epochs is not limited; it says `Epoch 7/-2`."""
+    if trainer.max_epochs == -1:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RichProgressBar):
+                callback._get_train_description = lambda current_epoch: f"Epoch {current_epoch}"  # type: ignore[method-assign]
 
 
 class _LoopOverEnvSteps(_TrainingEpochLoop):

@@ -7,6 +7,7 @@ It has a length (1), so Lightning fetches nothing ahead.
 import dataclasses
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,18 +28,21 @@ from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.reports import Fault
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.callables import plain
+from lit_ppo.checkpoint_io import read_checkpoint
 from lit_ppo.checkpoint_structure import require_data
 from lit_ppo.compat_lightning import rank_strategy_of
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import ConfigError, ContractViolation, NonFiniteUpdate, RankLost, RunInterrupted
 from lit_ppo.evaluation import EpisodeResults, GreedyPlayer, results_of
 from lit_ppo.exchange import everywhere, raise_together
-from lit_ppo.policy import Policy
+from lit_ppo.foreign_settings import refuse_foreign
+from lit_ppo.policy import Policy, require_finite
 from lit_ppo.rank_share import fair_cores, joined_of_ranks, settings_of_rank
 from lit_ppo.rank_watch import RankWatch
 from lit_ppo.ranks import Ranks
 from lit_ppo.replay import write_report
 from lit_ppo.rollout import EpisodeStatistics, Learner, Rollout, Standpoint, collect_rollout, standpoint_after
+from lit_ppo.setting_types import kinds_of, require_settings
 from lit_ppo.shards import Shards
 from lit_ppo.spaces import EnvSpec
 from lit_ppo.trainer_checks import check_run, check_spaces
@@ -133,7 +137,6 @@ class RolloutDataModule(LightningDataModule):
         **bridge: Any,
     ) -> None:
         super().__init__()
-        processes = BridgeSettings(**bridge)
         if isinstance(contract, Mapping):  # from a checkpoint, which holds plain data
             contract = ContractSettings(**contract)
         settings = {
@@ -143,6 +146,8 @@ class RolloutDataModule(LightningDataModule):
             "validation_episodes": validation_episodes,
             "test_episodes": test_episodes,
         }
+        require_settings({**bridge, **settings}, {**kinds_of(BridgeSettings), **dict.fromkeys(settings, int)}, "data")
+        processes = BridgeSettings(**bridge)
         for name, value in settings.items():
             if value < 1:
                 raise ConfigError(f"data.{name}={value}: expected at least 1")
@@ -197,6 +202,20 @@ class RolloutDataModule(LightningDataModule):
                 "data.bridge=inprocess: the environments run inside this process, and nothing isolates the run from them: "
                 "if one of them crashes or hangs, the run does"
             )
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, *args: Any, trust_checkpoint: bool = False, **settings: Any
+    ) -> "RolloutDataModule":
+        """As in Lightning; a checkpoint from elsewhere does not decide on programs, paths, code and guards.
+
+        Raises:
+            ConfigError: It comes from elsewhere and does; pass those settings, or `trust_checkpoint=True`.
+        """
+        saved = read_checkpoint(checkpoint_path).get("datamodule_hyper_parameters", {})
+        refuse_foreign(Path(checkpoint_path), {"data": saved}, {"data": settings}, trust_checkpoint)
+        loaded: RolloutDataModule = super().load_from_checkpoint(checkpoint_path, *args, **settings)
+        return loaded
 
     # -- the environments
 
@@ -337,6 +356,10 @@ class RolloutDataModule(LightningDataModule):
         if self.trainer is not None:
             check_spaces(self._learner.spec, self.spec)
 
+    def __str__(self) -> str:
+        """In one line; Lightning would ask for the dataloaders, which play."""
+        return f"{type(self).__name__}({self.environment.env_id!r}, num_envs={self.num_envs}, horizon={self.horizon})"
+
     def _join(self, trainer: Trainer) -> None:
         """Become one of the Trainer's ranks.
 
@@ -368,7 +391,10 @@ class RolloutDataModule(LightningDataModule):
 
     def val_dataloader(self) -> OneItem[EpisodeResults] | list[OneItem[EpisodeResults]]:
         """The episodes of `validate`; during `fit` the `GreedyEvaluation` callback evaluates instead."""
-        return [] if self._stage == "fit" else OneItem(partial(self._results_of, "evaluation", self.validation_episodes))
+        if self._stage == "fit":
+            warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero", UserWarning)  # of what follows
+            return []
+        return OneItem(partial(self._results_of, "evaluation", self.validation_episodes))
 
     def predict_dataloader(self) -> OneItem[EpisodeResults]:
         """The episodes of `predict`, which are those of `validate`."""
@@ -384,6 +410,7 @@ class RolloutDataModule(LightningDataModule):
         return cast(Learner, self.trainer.lightning_module)
 
     def _results_of(self, purpose: seeding.Purpose, num_episodes: int) -> EpisodeResults:
+        require_finite(self._learner.policy.named_parameters())
         self.results = self.play(self._learner.policy, purpose, num_episodes, self._learner.device)
         return self.results
 

@@ -1,7 +1,19 @@
-"""Restarts by torchrun: `--max-restarts` starts the same command again after a rank was lost."""
+"""Launches by torchrun, which starts the same command again after a rank was lost (`--max-restarts`)."""
 
 import os
+import socket
 from pathlib import Path
+from typing import Final
+
+_NO_ID: Final = "none"  # torchrun's own default
+
+
+def launch() -> str | None:
+    """A name of this launch for its ranks and restarts: `--rdzv-id`, or the agent; None without torchrun."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run_id is None or run_id != _NO_ID:
+        return run_id
+    return f"{socket.gethostname()}:{os.getppid()}:{_start_of(os.getppid()):.2f}"
 
 
 def is_restart() -> bool:

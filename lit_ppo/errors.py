@@ -14,6 +14,7 @@ another process's      `RankLost`, `RankFailed`: a rank of the same run
 from typing import Any, Final
 
 _SHOWN_CHARACTERS: Final = 120
+_PRINTED_CHARACTERS: Final = 20_000
 
 
 class ConfigError(ValueError):
@@ -26,6 +27,7 @@ class _Fault(RuntimeError):
     Attributes:
         where: Phase of the run, env, episode, step and seed, once the bridge knows them.
         report: What the fault can be replayed from, once the bridge knows it.
+        in_next_reset: It happened in the reset that followed a step, of the episode after the one that was stepped.
         reason: Why the run does not go on after it, if it could have.
         printed: The end of what the worker's environments have printed.
     """
@@ -34,6 +36,7 @@ class _Fault(RuntimeError):
         super().__init__(message)
         self.where: dict[str, Any] = {}
         self.report: dict[str, Any] = {}
+        self.in_next_reset = False
         self.reason = self.printed = ""
 
     def __str__(self) -> str:
@@ -52,6 +55,8 @@ class EnvironmentFault(_Fault):
 class ContractViolation(EnvironmentFault):
     """A value at the trust boundary that the contract refuses.
 
+    Text of the environment is escaped here, so it stays on one line wherever it is shown.
+
     Args:
         field: The value that was checked, with its indices: `obs[3, 1]`, `rewards[0]`.
         rule: What was expected, in words.
@@ -60,12 +65,12 @@ class ContractViolation(EnvironmentFault):
     """
 
     def __init__(self, field: str, rule: str, value: str, env: int | None = None) -> None:
-        super().__init__(f"{field}: expected {rule}, got {value}")
-        self.field, self.rule, self.value, self.env = field, rule, value, env
+        self.field, self.rule, self.value, self.env = one_line(field), one_line(rule), one_line(value), env
+        super().__init__(f"{self.field}: expected {self.rule}, got {self.value}")
 
 
 class EnvironmentRaised(EnvironmentFault):
-    """The environment raised an exception; the message carries its own traceback.
+    """The environment raised an exception; the message carries its own traceback, escaped and indented.
 
     Args:
         during: The call that raised: `make`, `reset`, `step` or `close`.
@@ -75,8 +80,9 @@ class EnvironmentRaised(EnvironmentFault):
     """
 
     def __init__(self, during: str, exception: str, traceback: str, env: int) -> None:
-        super().__init__(f"env {env} raised in {during}: {exception}\n{indented(traceback.rstrip())}")
-        self.during, self.exception, self.traceback, self.env = during, exception, traceback, env
+        self.during, self.exception, self.traceback = one_line(during), one_line(exception), printable(traceback)
+        self.env = env
+        super().__init__(f"env {env} raised in {self.during}: {self.exception}\n{indented(self.traceback.rstrip())}")
 
 
 class ProtocolError(RuntimeError):
@@ -111,7 +117,7 @@ class WorkerTimeout(BridgeError):
 
 
 class NonFiniteUpdate(RuntimeError):
-    """A loss or gradient was NaN or infinite; raised before the optimizer step, so the parameters are still good."""
+    """A loss, gradient or parameter was NaN or infinite; of a loss or gradient it is raised before the optimizer step."""
 
 
 class CheckpointError(RuntimeError):
@@ -159,5 +165,21 @@ def shown(value: object) -> str:
         text = repr(value)
     except Exception as error:  # a broken __repr__ must not hide the violation that is being reported
         text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
-    text = text.replace("\n", " ")
+    text = printable(text.replace("\n", " "))
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
+
+
+def one_line(text: str) -> str:
+    """Printable text on one line: what follows a newline could be taken for a line of ours."""
+    return printable(text).replace("\n", "\\n")
+
+
+def printable(text: str) -> str:
+    """Text of others without control characters, which could steer a terminal; the end of a very long one."""
+    if len(text) > _PRINTED_CHARACTERS:
+        text = f"[...]{text[-_PRINTED_CHARACTERS:]}"
+    return "".join(c if c.isprintable() or c in "\n\t" else _escaped(ord(c)) for c in text)
+
+
+def _escaped(code: int) -> str:
+    return f"\\x{code:02x}" if code < 1 << 8 else f"\\u{code:04x}"

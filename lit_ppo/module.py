@@ -27,8 +27,8 @@ from lit_ppo.callables import PartOfCheckpoint, plain
 from lit_ppo.checkpoint_structure import RUN_LENGTH_KEY, RUNNING_RETURNS_KEY, Continuation
 from lit_ppo.compat_lightning import (
     attached_trainer,
+    hide_missing_length,
     log_over_env_steps,
-    monitor_after_evaluations,
     needs_optimizer_hooks,
     publish_metrics,
     step_without_hooks,
@@ -36,16 +36,17 @@ from lit_ppo.compat_lightning import (
 )
 from lit_ppo.compilation import gradients_for
 from lit_ppo.diagnostics import measured
-from lit_ppo.errors import ConfigError
+from lit_ppo.errors import ConfigError, shown
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.networks import Observation
 from lit_ppo.normalization import Moments
 from lit_ppo.optimization import LearningRate, decay_of, make_optimizer, make_scheduler
 from lit_ppo.passes import Passes, columns_of
-from lit_ppo.policy import policy_for
+from lit_ppo.policy import policy_for, require_finite
 from lit_ppo.ppo_settings import PARTS, PPOSettings
 from lit_ppo.prediction import ObservationReader, predicted
 from lit_ppo.rollout import Batch, Outcomes, Rollout, RolloutSource, make_batch
+from lit_ppo.setting_types import kinds_of, require_settings
 from lit_ppo.spaces import EnvSpec, spec_from_json, spec_to_json
 from lit_ppo.trainer_checks import check_run
 from lit_ppo.update import SummedGradients
@@ -67,7 +68,10 @@ class PPOModule(LightningModule):
     def __init__(self, spec: EnvSpec | dict[str, Any], **settings: Any) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.settings = ppo = PPOSettings(**settings)
+        require_settings(settings, kinds_of(PPOSettings), "model")
+        self.settings = ppo = PPOSettings(**settings)  # written so, the command line finds the options
+        if not isinstance(spec, EnvSpec | Mapping):
+            raise ConfigError(f"spec: expected RolloutDataModule(env_id).spec, got {type(spec).__name__} {shown(spec)}")
         self.spec = spec if isinstance(spec, EnvSpec) else spec_from_json(spec)
         self.save_hyperparameters({"spec": self.spec, **vars(ppo)})
         weights = seeding.generator(ppo.seed, "weights")
@@ -112,7 +116,12 @@ class PPOModule(LightningModule):
         Args:
             obs: Observations by path, shape (R, *leaf.shape).
             state: What the policy remembers, as the last call returned it; None where episodes begin, and without memory.
+
+        Raises:
+            ValueError: The observations are not a mapping.
         """
+        if not isinstance(obs, Mapping):
+            raise ValueError(f"obs: expected tensors by path, got {type(obs).__name__}; predict takes what Gymnasium gives")
         num_rows = len(next(iter(obs.values())))
         if state is None:
             state = self.policy.initial_state(num_rows)
@@ -209,7 +218,7 @@ class PPOModule(LightningModule):
         source = self._source
         log_over_env_steps(self.trainer, lambda: source.env_steps)
         self.trainer.log_every_n_steps = 1  # type: ignore[attr-defined]  # of env steps, Lightning would skip nearly all
-        monitor_after_evaluations(self.trainer)
+        hide_missing_length(self.trainer)
         transitions, num_shards = source.horizon * source.num_envs, source.shards.num_shards
         if self.settings.minibatch_size > transitions:
             raise ConfigError(
@@ -306,10 +315,13 @@ class PPOModule(LightningModule):
 
         Raises:
             CheckpointError: It is not.
+            NonFiniteUpdate: A parameter is NaN or infinite.
         """
         trainer = attached_trainer(self)
         if trainer is not None:
             self._continuation(trainer).require(checkpoint)
+        saved = checkpoint["state_dict"]
+        require_finite((name, saved[name]) for name, _ in self.named_parameters() if name in saved)
         self._run_env_steps_before = checkpoint.get(RUN_LENGTH_KEY)
         self._running_returns = checkpoint.get(RUNNING_RETURNS_KEY)
 

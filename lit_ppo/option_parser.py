@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import enum
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -135,6 +136,7 @@ class _Dumper(yaml.SafeDumper):
     """YAML that versions 1.1 and 1.2 read alike: quotes the strings that are booleans in 1.1, and those like "1e3"."""
 
 
+_Dumper.add_multi_representer(enum.Enum, lambda dumper, member: dumper.represent_data(member.value))  # defaults of Lightning's
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789"))
 set_dumper("yaml", lambda data: yaml.dump(data, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False))
 
@@ -167,7 +169,8 @@ class OptionParser(LightningArgumentParser):
                 fail(f"{old}: use {new}", USAGE)
         if unknown := re.match(r"unrecognized arguments: --([\w.]+)", text):
             options = [option[2:] for option in option_names(self) if option.startswith("--")]
-            if similar := difflib.get_close_matches(unknown[1], options, n=1):
+            longer = [option for option in options if option.startswith(f"{unknown[1]}_")]  # --seed for --seed_everything
+            if similar := longer or difflib.get_close_matches(unknown[1], options, n=1):
                 text += f" (did you mean --{similar[0]}?)"
         fail(text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}...", USAGE)
 
@@ -216,6 +219,9 @@ def condensed(message: str) -> str:
     text = re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(message.split())).replace("typing.", "")
     mismatch = re.search(r"Does not validate against any of the Union subtypes Subtypes: \[(?P<types>.*)\] Errors: .*", text)
     if mismatch and (given := re.search(r"Given value type: \S+ Given value: (.*)$", mismatch[0])):
+        refused = re.match(r"\[?Namespace\(class_path='([\w.]+)'", given[1])
+        if refused and (why := re.search(r"Errors: - (.*?) - (?:Expected an? |Not a valid subclass)", mismatch[0])):
+            return f"{refused[1]}: {why[1]}"  # a class that raised when it was made
         part = re.search(
             r"Errors: - (?:Type .*? expects a function or a callable class: )?(.*?) - Expected an? NoneType", mismatch[0]
         )

@@ -167,8 +167,10 @@ def predicted(
         generator: Source of the drawn actions; None for the most probable ones.
 
     Raises:
-        ValueError: The state or `begins` does not fit the policy and the observations.
+        ValueError: The state or `begins` does not fit the policy and the observations, or the generator is none.
     """
+    if not isinstance(generator, torch.Generator | None):
+        raise ValueError(f"generator: expected a torch.Generator, got {type(generator).__name__} {shown(generator)}")
     parameter = next(policy.parameters())
     device, num_rows = parameter.device, len(next(iter(leaves.values())))
     seen = {path: torch.from_numpy(leaf.astype(seen_as(leaf.dtype, policy.dtype))).to(device) for path, leaf in leaves.items()}

@@ -13,7 +13,7 @@ import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
@@ -230,10 +230,21 @@ def test_published_metrics_are_where_lightning_keeps_those_of_self_log() -> None
             found.extend([trainer.callback_metrics, trainer.logged_metrics, trainer.progress_bar_metrics])
 
     bare_trainer(1, Publishes()).fit(small_module(), datamodule=small_data())
-    assert all("logged" in metrics and metrics["eval/return"] == 0.1 for metrics in found), (
+    names = "eval/return", "eval/return", "eval"
+    assert all("logged" in metrics and metrics[name] == 0.1 for metrics, name in zip(found, names, strict=True)), (
         "compat_lightning.publish_metrics: Lightning keeps its metrics elsewhere now"
     )
     assert float(found[0]["count"]) == 2.0**30 + 1  # float32 would lose it
+
+
+def test_rich_progress_bar_says_no_number_of_epochs_that_is_not_limited() -> None:
+    pytest.importorskip("rich", reason="pip install rich")
+    bar = RichProgressBar()
+    trainer = bare_trainer(-1, bar)
+    bar._trainer = trainer
+    assert bar._get_train_description(7).split() == ["Epoch", "7/-2"], "Lightning says it well now: hide_missing_length can go"
+    compat_lightning.hide_missing_length(trainer)
+    assert bar._get_train_description(7) == "Epoch 7"
 
 
 def test_lightning_logs_over_env_steps() -> None:

@@ -1,6 +1,8 @@
 """Lightning's habits: each works, or is refused in one line that names what works. `docs/lightning.md` has the table."""
 
 import csv
+import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch.utils.data import DataLoader
 
 import lit_ppo
 from lit_ppo import exit_codes
+from lit_ppo.bridge.settings import BridgeSettings
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.checkpoint_io import read_checkpoint, verified_bytes
@@ -31,6 +34,8 @@ from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.module import PPOModule
 from lit_ppo.optimization import MONITORED
+from lit_ppo.ppo_settings import PPOSettings
+from lit_ppo.saved_policy import load
 from tests.runs import KeptData, ScriptedPlay, bare_trainer, cartpole_module, parameters, same, small_data, small_module
 from tests.specs import vector_spec
 from tests.test_cli import SMALL, Run, run  # noqa: F401  a fixture
@@ -80,7 +85,7 @@ def test_callbacks_read_every_diagnostic_of_the_update() -> None:
     assert [row["env/steps"] for row in reads.after_batch] == [20, 40]
     assert [row["eval/return"] for row in reads.after_epoch] == [6, 7]
     assert reads.after_epoch[1]["loss/value"] == module.metrics["loss/value"]
-    assert float(trainer.callback_metrics["eval/return"]) == 7 and trainer.progress_bar_metrics["eval/return"] == 7
+    assert float(trainer.callback_metrics["eval/return"]) == 7 and trainer.progress_bar_metrics["eval"] == 7
 
 
 class LogsByItself(PPOModule):
@@ -149,7 +154,7 @@ def test_averaged_weights_are_evaluated_and_saved_and_the_learning_ones_go_on() 
         data, module = small_data(cls=PlaysAndTells), small_module()
         data.seen = []
         # after the second update, before Lightning makes the averaged weights the module's at the end
-        bare_trainer(3, *average, GreedyEvaluation(40, 1), RunCheckpoint()).fit(module, datamodule=data)
+        bare_trainer(3, *average, GreedyEvaluation(40, 1), RunCheckpoint("checkpoints")).fit(module, datamodule=data)
         saved = read_checkpoint("checkpoints/best.ckpt")
         assert same(saved["state_dict"], data.seen[-1])
         runs.append((data, saved))
@@ -205,6 +210,12 @@ def test_time_limit_ends_the_run_at_an_update(limit: str, monkeypatch: pytest.Mo
     assert data.update == 3
 
 
+def test_timer_needs_no_interval_on_the_command_line(run: Run) -> None:  # noqa: F811
+    duration = "--trainer.callbacks.duration=00:00:05:00"
+    ended = run(f"fit {SMALL} --trainer.callbacks+=Timer {duration} --print_config")
+    assert ended.code == exit_codes.DONE and "interval: step" in ended.out
+
+
 @pytest.mark.parametrize("updates", [True, 3])
 def test_fast_dev_run_makes_one_update_and_writes_nothing(updates: Any, run: Run) -> None:  # noqa: F811
     ended = run(f"fit {SMALL} --trainer.fast_dev_run={str(updates).lower()}")
@@ -236,13 +247,13 @@ def test_precision_trains(precision: str, dtype: torch.dtype) -> None:
     ],
 )
 def test_report_is_shown(flag: str, shown: str, run: Run, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
-    assert run(f"fit {SMALL} {flag}").code == exit_codes.DONE
-    assert shown in caplog.text
+    ended = run(f"fit {SMALL} {flag}")
+    assert ended.code == exit_codes.DONE and shown in caplog.text + ended.out  # where rich is installed, it prints the summary
 
 
 def test_progress_bar_of_lightning_takes_the_place_of_ours(run: Run) -> None:  # noqa: F811
     ended = run(f"fit {SMALL} --trainer.callbacks+=TQDMProgressBar")
-    assert ended.code == exit_codes.DONE and "Epoch 1" in ended.out and "eval/return=" in ended.out
+    assert ended.code == exit_codes.DONE and "Epoch 1" in ended.out and ", eval=" in ended.out and "return=" in ended.out
     assert "2 environments" not in ended.out
 
 
@@ -283,7 +294,7 @@ def test_command_line_takes_a_checkpoint_of_a_python_run(by: str, run: Run) -> N
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_python_takes_a_checkpoint_of_the_command_line(run: Run) -> None:  # noqa: F811
     assert run(f"fit {SMALL}").code == exit_codes.DONE
-    path = "checkpoints/last.ckpt"
+    path = "runs/CartPole-v1/1/last.ckpt"
     module, data = PPOModule.load_from_checkpoint(path), RolloutDataModule.load_from_checkpoint(path)
     assert (data.num_envs, data.horizon, data.environment.env_id) == (2, 16, "CartPole-v1")
     bare_trainer(3).fit(module, datamodule=data, ckpt_path=path)
@@ -300,7 +311,7 @@ def test_checkpoint_with_two_seeds_is_refused_by_the_command_line(run: Run) -> N
 
 
 def test_networks_that_do_not_fit_the_checkpoint_are_refused() -> None:
-    python_run(RunCheckpoint())
+    python_run(RunCheckpoint("checkpoints"))
     other, data = cartpole_module(), small_data("CartPole-v1")
     again = {"datamodule": data, "ckpt_path": "checkpoints/last.ckpt"}
     message = refusal(lambda: bare_trainer(1).validate(other, **again), CheckpointError)
@@ -404,6 +415,72 @@ def test_error_of_a_callback_of_lightning_ends_in_one_line(run: Run) -> None:  #
     assert line.startswith("lit_ppo: error: trainer.callbacks: EarlyStopping: ") and "`loss/value`" in line
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            "callbacks+=BackboneFinetuning",
+            "trainer.callbacks: BackboneFinetuning: 'PPOModule' object has no attribute 'backbone'",
+        ),
+        ("accelerator=tpu", "trainer (accelerator=tpu, devices=auto): Requirement 'torch_xla"),
+        ("logger=tests.toy_callbacks.Unfit", "tests.toy_callbacks.Unfit: expected another machine"),
+    ],
+)
+def test_what_lightning_cannot_make_or_use_ends_in_one_line(typed: str, said: str, run: Run) -> None:  # noqa: F811
+    ended = run(f"fit {SMALL} --trainer.{typed}")
+    assert ended.code == exit_codes.USAGE and ended.err.splitlines()[-1].startswith(f"lit_ppo: error: {said}")
+    assert "Traceback" not in ended.err
+
+
+def test_early_stopping_without_evaluation_says_that_its_metric_is_missing() -> None:
+    trainer = bare_trainer(1, EarlyStopping("eval/return"))
+    assert "`eval/return` which is not available" in refusal(lambda: trainer.fit(*small_parts()), RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: PPOModule("CartPole-v1"), "spec: expected RolloutDataModule(env_id).spec, got str 'CartPole-v1'"),  # type: ignore[arg-type]
+        (lambda: small_module(learning_rte=1.0), "model.learning_rte: there is no such setting; did you mean learning_rate?"),
+        (lambda: small_module(learning_rate="3e-4"), "model.learning_rate='3e-4': expected a number or None"),
+        (lambda: small_module(actor_hidden_sizes=64), "model.actor_hidden_sizes=64: expected a list, each item a whole number"),
+        (lambda: small_module(activation="Tanh"), "model.activation='Tanh': expected 'tanh' or "),
+        (lambda: small_module(minibatch_size=16.5), "model.minibatch_size=16.5: expected a whole number"),
+        (lambda: small_module(compile=1), "model.compile=1: expected True or False"),
+        (lambda: small_data(n_envs=8), "data.n_envs: there is no such setting; did you mean num_envs?"),
+        (lambda: small_data(num_envs="8"), "data.num_envs='8': expected a whole number"),
+    ],
+)
+def test_setting_of_a_python_program_is_refused_by_name_or_type(make: Any, said: str) -> None:
+    assert refusal(make).startswith(said)
+
+
+def test_datamodule_is_printed_without_playing() -> None:
+    assert str(small_data()) == "KeptData('tests.toy_envs:Identity-v0', num_envs=2, horizon=10)"
+
+
+class Momentum(PPOModule):
+    """With an argument and parameters of its own."""
+
+    def __init__(self, momentum: float = 0.9, width: int = 0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.save_hyperparameters("momentum", "width")
+        if width:
+            self.layer = torch.nn.Linear(width, width)
+
+
+def test_policy_of_a_subclass_with_arguments_of_its_own_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    for width in (0, 3):
+        module = cartpole_module(cls=Momentum, momentum=0.8, width=width)
+        trainer = bare_trainer(1)
+        trainer.fit(module, datamodule=small_data("CartPole-v1", cls=RolloutDataModule))
+        trainer.save_checkpoint("own.ckpt")
+        own = load("own.ckpt", module_class=Momentum).module
+        assert isinstance(own, Momentum) and own.hparams["momentum"] == 0.8 and same(parameters(own), parameters(module))
+    assert "its parameters are not those of PPOModule" in refusal(lambda: load("own.ckpt"), CheckpointError)
+    assert "without its subclass's own settings momentum, width" in capsys.readouterr().err
+
+
 def test_public_names_are_there() -> None:
     assert all(getattr(lit_ppo, name) is not None for name in lit_ppo.__all__)
     assert {"RunSummary", "VerifiedCheckpointIO", "ConfigError", "preset_named"} <= set(lit_ppo.__all__)
@@ -424,8 +501,10 @@ def test_public_names_are_there() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_logger_takes_metrics_and_settings(package: str, logger: str, run: Run) -> None:  # noqa: F811
     pytest.importorskip(package, reason=f"pip install {package}")
-    ended = run(f"fit {SMALL} --trainer.logger={logger}")
+    ended = run(f"fit {SMALL} --data.env_kwargs.sutton_barto_reward=true --trainer.logger={logger}")
     assert ended.code == exit_codes.DONE, ended.err
+    settings = set(PPOSettings.__dataclass_fields__)
+    of_data = {f"data/{name}" for name in (*BridgeSettings.__dataclass_fields__, "env_id", "num_envs", "horizon", "seed")}
     if package == "tensorboard":
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -433,13 +512,43 @@ def test_logger_takes_metrics_and_settings(package: str, logger: str, run: Run) 
         events = EventAccumulator(str(directory)).Reload()
         assert [event.step for event in events.Scalars("loss/value")] == [32, 64]
         assert [event.step for event in events.Scalars("eval/return")] == [0, 32, 64]
-        assert "env_id: CartPole-v1" in (directory / "hparams.yaml").read_text()
+        saved = yaml.unsafe_load((directory / "hparams.yaml").read_text())
+        assert settings | of_data <= {*saved, *(f"data/{name}" for name in saved["data"])}
+        assert saved["data"]["env_kwargs"] == {"sutton_barto_reward": True}
     elif package == "mlflow":
         from mlflow import MlflowClient
 
         client = MlflowClient("sqlite:///mlflow.db")
         [made] = client.search_runs([client.get_experiment_by_name("lightning_logs").experiment_id])
         assert [metric.step for metric in client.get_metric_history(made.info.run_id, "loss/value")] == [32, 64]
-        assert made.data.params["data/env_id"] == "CartPole-v1"
+        assert settings | of_data <= made.data.params.keys()
+        assert made.data.params["data/env_kwargs/sutton_barto_reward"] == "True" and made.info.status == "FINISHED"
     else:
-        assert list(Path("logs/wandb").glob("offline-run-*"))
+        [file] = Path("logs/wandb").glob("offline-run-*/*.wandb")
+        rows, saved = of_wandb(file)
+        assert [row["trainer/global_step"] for row in rows] == [0, 32, 64]  # the x axis of all
+        assert all({"loss/value", "eval/return"} <= row.keys() for row in rows[1:])
+        assert settings | of_data <= {*saved, *(f"data/{name}" for name in saved["data"])}
+        assert saved["data"]["env_kwargs"] == {"sutton_barto_reward": True}
+
+
+def of_wandb(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows and settings of a run of W&B that was offline: LevelDB's log format, after a header of 7 bytes, of protobufs."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, part = file.read_bytes(), 7, b""
+    rows, settings = [], {}
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:  # the end of a block
+            at += left
+            continue
+        _, size, kind = struct.unpack_from("<IHB", data, at)
+        part += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # the whole of a record, or its end
+            record = Record.FromString(part)
+            part = b""
+            rows += [{item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}]
+            for config in (record.config, record.run.config):
+                settings |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in config.update}
+    return [row for row in rows if row], settings

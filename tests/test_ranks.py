@@ -34,6 +34,7 @@ SETTINGS = {
     "progress.interval_s": 1000000,  # no lines that depend on the time
     "trainer.logger": "false",
     "curve.path": "curve.json",
+    "checkpoint.dirpath": "checkpoints",
 }
 MEMORY = {"model.memory": "gru", "model.memory_size": 8, "model.sequence_length": 8}
 DEADLINE_S = 600.0  # many times what is needed: a machine may have other work

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 
 from lit_ppo.callbacks.greedy_evaluation import data_of
 
@@ -15,6 +16,13 @@ class ReadsAbsentFile(Callback):
 
     def on_train_start(self, *args: Any) -> None:
         Path("absent").read_text()
+
+
+class Unfit(CSVLogger):
+    """A logger that cannot be made here."""
+
+    def __init__(self, save_dir: str = "logs") -> None:
+        raise ValueError("expected another machine")
 
 
 class StopsAfterOneUpdate(Callback):

@@ -268,7 +268,9 @@ class EnvBridge:
                 ended = contract.check_values(slot.obs, slot.final_obs, slot.rewards, flags, expected_invalid)
                 break
             except ContractViolation as violation:
-                part = self.slices[(violation.env or 0) * len(self.slices) // self.num_envs]
+                env = violation.env or 0
+                part = self.slices[env * len(self.slices) // self.num_envs]
+                violation.in_next_reset = bool(slot.flags[2, env]) and violation.field.startswith("obs")
                 self._recovery.complete(violation, part, actions)
                 active = self._recovery.await_step(part, slot, actions, active, violation, deadline)
         journal.append(actions, active)

@@ -129,6 +129,10 @@ class RunProgress(ProgressBar):
         return parts
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the bar full, and with the last returns: those of the last update come after its own end."""
+        if self._bar is not None:
+            self._bar.total = self._bar.n  # a run that is solved early has not failed, as a notebook's bar would show it
+            self._bar.set_postfix_str(self._shortly(trainer), refresh=False)
         self._close_bar()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -4,9 +4,11 @@ A typed setting wins over the checkpoint's, the checkpoint's over the preset's, 
 error ends in one line on standard error and a documented exit code.
 """
 
+import atexit
 import signal
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,16 +18,19 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from lit_ppo import elastic, exit_codes, interrupts, standard_streams
+from lit_ppo import exit_codes, interrupts, standard_streams
 from lit_ppo.callbacks.graceful_exit import GracefulExit
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.run_config import RunConfig
+from lit_ppo.callbacks.run_place import place_run
+from lit_ppo.callbacks.run_status import RunStatus
 from lit_ppo.callbacks.run_summary import RunSummary
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.commands import DESCRIPTION, PROGRAM, TRAINING
-from lit_ppo.commands.checkpoint_choice import settings_from, settings_of_continuation
+from lit_ppo.commands.checkpoint_choice import choice_of_checkpoint, settings_from, settings_of_continuation
 from lit_ppo.commands.lightning_output import quiet_lightning
 from lit_ppo.commands.preset_choice import PresetChoice, chosen_preset
+from lit_ppo.commands.run_place import RunPlace, is_first_rank, place_for
 from lit_ppo.commands.training_errors import errors_of_construction, expected_errors, logger_errors
 from lit_ppo.commands.training_options import TRAINER_DEFAULTS, add_class_options, add_run_options, link_options
 from lit_ppo.commands.typed_settings import typed_settings
@@ -36,6 +41,7 @@ from lit_ppo.exit_codes import fail
 from lit_ppo.module import PPOModule
 from lit_ppo.option_parser import HelpFormatter, OptionParser
 from lit_ppo.resume_settings import checkpoint_at
+from lit_ppo.run_directory import discard_unused
 from lit_ppo.standard_streams import discard_unread_output
 from lit_ppo.trainer_checks import refuse_flags
 
@@ -74,6 +80,7 @@ class LitPPOCLI(LightningCLI):
         self._arguments, self._module_class, self._runs = args, module_class, run
         self._typed: dict[str, Any] = {}  # settings that were typed, without the defaults
         self._preset = PresetChoice()
+        self._place: RunPlace | None = None
         if program is None:
             program = f"python {Path(sys.argv[0]).name}"
             if run and args is None:
@@ -88,12 +95,12 @@ class LitPPOCLI(LightningCLI):
             }
             for name in self.subcommands()
         }
-        with expected_errors() if run else nullcontext():
+        with expected_errors() if run else nullcontext(), self._unused_place_removed():
             super().__init__(
                 module_class,
                 RolloutDataModule,
                 save_config_callback=RunConfig,
-                trainer_defaults={**TRAINER_DEFAULTS, "callbacks": [RunSummary()]},
+                trainer_defaults={**TRAINER_DEFAULTS, "callbacks": [RunSummary(), RunStatus()]},
                 seed_everything_default=0,
                 parser_kwargs={
                     "prog": program,
@@ -117,6 +124,15 @@ class LitPPOCLI(LightningCLI):
             command: LightningCLI.subcommands()[command] | {"verbose", "weights_only", "ckpt_path"}
             for command in (asked if set(asked) & set(TRAINING) else TRAINING)
         }
+
+    @contextmanager
+    def _unused_place_removed(self) -> Iterator[None]:
+        """Inside, a run may be refused; then nothing of its directory stays."""
+        try:
+            yield
+        finally:
+            if self._place is not None and self._runs:
+                self._place.end()
 
     def _given(self) -> list[str]:
         """Command and options."""
@@ -153,17 +169,17 @@ class LitPPOCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Let a checkpoint's settings replace the defaults, and refuse typed ones that cannot change on resume."""
         command = self.config.get("subcommand")
-        given = self.config[command].ckpt_path if command else None
-        if command == "fit" and elastic.is_restart():
-            directory = Path(self.config[command].checkpoint.dirpath)
-            given = "last" if elastic.was_written_meanwhile(directory / "last.ckpt") else given
-        if given is None:
-            if command in ("validate", "test"):
-                raise ConfigError(f"ckpt_path: {command} needs a checkpoint; use --ckpt_path=best")
+        if command is None:
             return
-        path = checkpoint_at(given, Path(self.config[command].checkpoint.dirpath))
+        config = self.config[command]
+        choice = choice_of_checkpoint(command, config)
+        if choice is None:
+            return
+        path = checkpoint_at(choice.path)
+        if choice.about and is_first_rank():
+            print(choice.about, flush=True)
         if command == "fit":
-            settings = settings_of_continuation(path, given, self._typed, self._module_class.makes_own_optimizer())
+            settings = settings_of_continuation(path, str(path), self._typed, self._module_class.makes_own_optimizer())
         else:
             settings = settings_from(path, self._typed)
         self.config = self.parser.parse_object({"subcommand": command, command: settings})
@@ -187,10 +203,25 @@ class LitPPOCLI(LightningCLI):
             raise ConfigError(f"total_env_steps={config.total_env_steps}: expected less than 2^63")
 
     def instantiate_classes(self) -> None:
+        """Make the objects, with the run's directory in their settings; the settings that are saved do not name it."""
+        command = self.config.get("subcommand")
+        settings = self.config if command is None else self.config[command]
+        checkpoint = None if settings.ckpt_path is None else Path(settings.ckpt_path)
+        self._place = place_for(command or "fit", settings, self._typed, checkpoint)
+        if self._place.is_new and not self._runs:  # the program may make no run of the objects
+            atexit.register(discard_unused, self._place.directory.absolute())
+        placed = self._place.placed(settings)
+        self._saved_config = self.config
+        self.config = placed
+        if command is not None:
+            self.config = self._saved_config.clone()
+            self.config[command] = placed
         with errors_of_construction():
             super().instantiate_classes()
+        place_run(self.trainer, self._place.directory)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        self.config = self._saved_config
         config = settings_of(self, "trainer", instantiated=True)
         callbacks = parser_of(self, self.subcommand).callback_keys
         typed = config.callbacks or []
@@ -201,7 +232,7 @@ class LitPPOCLI(LightningCLI):
                 callbacks.remove(key)
         try:
             return super().instantiate_trainer(**kwargs)
-        except MisconfigurationException as error:
+        except (MisconfigurationException, ImportError) as error:  # the latter where a package is missing
             raise ConfigError(f"trainer (accelerator={config.accelerator}, devices={config.devices}): {error}") from error
 
     def _set_seed(self) -> None:

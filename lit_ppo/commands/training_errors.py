@@ -2,9 +2,11 @@
 
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
@@ -13,6 +15,8 @@ from lit_ppo import exit_codes
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.exit_codes import fail
 from lit_ppo.option_parser import condensed
+
+_INSTALLED: Final = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
 
 
 @contextmanager
@@ -36,13 +40,18 @@ def expected_errors() -> Iterator[None]:
 
 
 def _part_of_lightning(error: Exception) -> str | None:
-    """Which callback, logger or profiler of Lightning's raised the error, as `trainer.callbacks: EarlyStopping`."""
-    frame = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
-    kind = re.match(r"lightning\.pytorch\.(callbacks|loggers|profilers)\.", frame.f_globals.get("__name__", ""))
-    if kind is None or not isinstance(error, RuntimeError | ValueError | ImportError):
-        return None
-    owner = frame.f_locals.get("self")
-    return f"trainer.{kind[1].removesuffix('s') if kind[1] != 'callbacks' else kind[1]}: {type(owner).__name__}"
+    """Which callback, logger or profiler of Lightning's raised the error, as `trainer.callbacks: EarlyStopping`.
+
+    It may have been raised by a package below, such as that of a logger.
+    """
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        name = frame.f_globals.get("__name__", "")
+        if kind := re.match(r"lightning\.pytorch\.(callbacks|loggers|profilers)\.", name):
+            part = kind[1] if kind[1] == "callbacks" else kind[1].removesuffix("s")
+            return f"trainer.{part}: {type(frame.f_locals.get('self')).__name__}"
+        if name.partition(".")[0] in ("lit_ppo", "__main__") or not frame.f_code.co_filename.startswith(_INSTALLED):
+            return None  # the error is ours, or the user's own code's
+    return None
 
 
 @contextmanager

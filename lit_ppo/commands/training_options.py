@@ -15,10 +15,11 @@ from lit_ppo.compat_lightning import remove_option
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.module import PPOModule
 from lit_ppo.option_parser import add_verbatim_options
+from lit_ppo.run_directory import RUN
 
 TRAINER_DEFAULTS: Final[dict[str, Any]] = {
     "accelerator": "cpu",  # networks this small are slower on an accelerator
-    "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs", "name": ""}},
+    "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": RUN, "name": "logs"}},
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
 }
@@ -62,7 +63,29 @@ def add_run_options(parser: LightningArgumentParser) -> None:
         "--ckpt_path",
         type=str | None,
         default=None,
-        help="Checkpoint to start from: last or best, in checkpoint.dirpath, or a path. Its settings replace the defaults.",
+        help="Checkpoint to start from: last or best, of the run that was started or continued last; a run's name, such as "
+        "3 or CartPole-v1/3; or a path. Its settings replace the defaults. Default of validate and test: best.",
+    )
+    run.add_argument(
+        "--run",
+        type=str | None,
+        default=None,
+        help="Name of the run, and of its directory. Default: the next number. With --ckpt_path=last or best: the run that is "
+        "meant.",
+    )
+    run.add_argument(
+        "--runs_dir",
+        type=str | None,
+        default=None,
+        help="Directory of all runs; a run's is RUNS_DIR/<environment>/<run>, which a path in the settings may name as "
+        "`{run}`. Default: runs, in trainer.default_root_dir.",
+    )
+    run.add_argument(
+        "--trust_checkpoint",
+        type=bool,
+        default=False,
+        help="Take all settings from a checkpoint that no run of its directory wrote, also those that name programs, paths or "
+        "code, or lower a guard.",
     )
     run.add_argument(
         "--torch_threads",
@@ -88,6 +111,7 @@ def add_class_options(parser: LightningArgumentParser, module_class: type[PPOMod
     parser.add_lightning_class_args(Trainer, "trainer")
     groups["trainer"].title = "trainer: Lightning's options"
     parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+    parser.set_defaults({"data.report_dir": f"{RUN}/reports"})
 
 
 def link_options(parser: LightningArgumentParser) -> None:

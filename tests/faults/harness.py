@@ -153,6 +153,8 @@ def fit_of(env_kwargs: dict[str, Any], *more: str) -> list[str]:
         "trainer.max_epochs": 6,
         "trainer.logger": "false",
         "curve.path": CURVE,
+        "checkpoint.dirpath": "checkpoints",
+        "data.report_dir": "data/reports",
     }
     return ["fit", *(f"--{key}={value}" for key, value in options.items()), *more]
 
