@@ -28,7 +28,7 @@ SETTINGS = {
     "model.normalize_rewards": "true",
     "model.target_kl": 0.01,
     "model.clip_decay": "linear",
-    "evaluation.every_env_steps": 1,
+    "evaluation.every_env_steps": 512,  # after every fourth update
     "evaluation.num_episodes": 6,
     "solved.threshold": ".inf",
     "progress.interval_s": 1000000,  # no lines that depend on the time
@@ -37,7 +37,7 @@ SETTINGS = {
     "checkpoint.dirpath": "checkpoints",
 }
 MEMORY = {"model.memory": "gru", "model.memory_size": 8, "model.sequence_length": 8}
-DEADLINE_S = 240.0  # a rank starts as slowly as a run
+DEADLINE_S = 600.0  # many times what is needed: a machine may have other work
 
 Start = Callable[..., CommandLine]
 
@@ -125,9 +125,9 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.slow
 def test_run_under_torchrun_goes_on_by_itself_after_a_rank_was_killed(start: Start, tmp_path: Path) -> None:
-    finished(start("undisturbed", 1, 60))
+    finished(start("undisturbed", 1, 24))
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=3", "-m", "lit_ppo"]
-    run = start("killed", 2, 60, launcher=torchrun, checkpoint__every_n_updates=5)
+    run = start("killed", 2, 24, launcher=torchrun, checkpoint__every_n_updates=4)
     for _ in range(2):
         before = (tmp_path / "killed" / LAST).stat().st_mtime if (tmp_path / "killed" / LAST).exists() else 0.0
         strike_after(run, before)
@@ -144,8 +144,8 @@ def strike_after(run: CommandLine, before: float) -> None:
 
 @pytest.mark.slow
 def test_workers_that_are_killed_change_nothing(start: Start, tmp_path: Path) -> None:
-    finished(start("undisturbed", 1, 100))
-    run = start("disturbed", 2, 100)
+    finished(start("undisturbed", 1, 40))
+    run = start("disturbed", 2, 40, checkpoint__every_n_updates=2)
     wait_for(lambda: (run.directory / LAST).exists(), "the first checkpoint", DEADLINE_S)
     ranks = {run.process.pid, *ranks_of(run, 1)}
     for pid in set(run.processes()) - ranks:
@@ -158,7 +158,7 @@ def test_workers_that_are_killed_change_nothing(start: Start, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_signal_to_one_rank_stops_all_at_the_same_boundary(number: int, start: Start, tmp_path: Path) -> None:
-    run = start("run", 2, 2000)
+    run = start("run", 2, 2000, checkpoint__every_n_updates=2)
     strike(run, number, signal.SIGTERM)
     ended = run.ended(DEADLINE_S)
     assert ended.code == 128 + signal.SIGTERM and "SIGTERM: continue with --ckpt_path last" in ended.err
@@ -189,7 +189,7 @@ def test_any_number_of_ranks_makes_the_same_run(settings: dict[str, Any], start:
     for ranks in (1, 2, 4):
         finished(start(f"{ranks}", ranks, 50, **settings))
     assert same_outcome(tmp_path / "1", tmp_path / "2") and same_outcome(tmp_path / "1", tmp_path / "4")
-    assert len(json.loads((tmp_path / "4" / "curve.json").read_text())["steps"]) == 51
+    assert len(json.loads((tmp_path / "4" / "curve.json").read_text())["steps"]) == 13  # 50 * 128 env steps, and the start
 
 
 @pytest.mark.slow

@@ -99,8 +99,10 @@ class RunRecord(Callback):
             "cpu": cpu(),
         }
         for callback in callbacks:
-            if isinstance(callback, RunCheckpoint) and callback.best_model_path:
-                saved = read_checkpoint(callback.best_model_path)
+            if not isinstance(callback, RunCheckpoint):
+                continue
+            if path := trainer.strategy.broadcast(callback.best_model_path):  # of the first rank, which has written it
+                saved = read_checkpoint(path)
                 best = judged(_policy_of(saved, pl_module.policy))
                 record["best_greedy"] = best | {"env_steps": saved[type(data).__qualname__]["env_steps"]}
         if not trainer.is_global_zero:  # it has played its share of the episodes
