@@ -526,7 +526,7 @@ def test_logger_takes_metrics_and_settings(package: str, logger: str, run: Run) 
     else:
         import wandb
 
-        wandb.finish()  # which the end of the process does otherwise; until then most rows are not written
+        wandb.teardown()  # as at the end of a process: waits until all rows are written
         [file] = Path("logs/wandb").glob("offline-run-*/*.wandb")
         rows, saved = of_wandb(file)
         assert [row["trainer/global_step"] for row in rows] == [0, 32, 64]  # the x axis of all
