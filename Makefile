@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: fit test learn tour soak lint types bench bench-quick reproduce reproduce-sb3 report env-list clean
+.PHONY: fit test learn tour soak lint types docs bench bench-quick reproduce reproduce-sb3 report env-list clean
 
 fit: $(STAMP)
 	$(BIN)/python -m lit_ppo fit
@@ -29,6 +29,11 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+# The documentation site, into build/site; any warning is an error.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 from benchmarks.report import Row, show
 from lit_ppo import functional
 from lit_ppo.callbacks.run_progress import RunProgress
-from lit_ppo.commands.train import quiet_lightning
+from lit_ppo.commands.lightning_output import quiet_lightning
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.module import PPOModule
 from lit_ppo.rollout import Batch, Rollout

@@ -1,6 +1,6 @@
-"""An environment whose step takes a given time of one core: stands for simulators."""
+"""An environment whose step takes a given time, of one core or asleep: stands for simulators, here or elsewhere."""
 
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import gymnasium
@@ -12,13 +12,14 @@ class SlowEnv(gymnasium.Env[NDArray[np.float32], int]):
     """Counts its steps, 200 in an episode.
 
     Args:
-        step_s: How long a step computes, seconds.
+        step_s: How long a step takes, seconds.
+        sleeps: Whether it sleeps instead of computing.
     """
 
-    def __init__(self, step_s: float = 1e-3) -> None:
+    def __init__(self, step_s: float = 1e-3, sleeps: bool = False) -> None:
         self.observation_space = gymnasium.spaces.Box(0, 1, (1,))
         self.action_space = gymnasium.spaces.Discrete(2)
-        self._step_s, self._steps = step_s, 0
+        self._step_s, self._sleeps, self._steps = step_s, sleeps, 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
@@ -27,6 +28,8 @@ class SlowEnv(gymnasium.Env[NDArray[np.float32], int]):
 
     def step(self, action: int) -> Any:
         end = perf_counter() + self._step_s
+        if self._sleeps:
+            sleep(self._step_s)
         while perf_counter() < end:
             pass
         self._steps += 1

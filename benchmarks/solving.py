@@ -188,7 +188,7 @@ def solve_lit_ppo(seed: int) -> dict[str, Any]:
 
     RolloutDataModule.play = timed_play  # type: ignore[method-assign]
     RunProgress.on_train_start, RunProgress.on_train_end = timed_begin, timed_end  # type: ignore[method-assign]
-    cli.main(["fit", "--seed_everything", str(seed)])
+    cli.main(["fit", "--seed_everything", str(seed), "--checkpoint.dirpath=checkpoints"])
     return {**times, "training_s": times["with_checking_s"] - times["checking_s"]}
 
 

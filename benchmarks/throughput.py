@@ -97,7 +97,7 @@ def run_lit_ppo(task: Task) -> tuple[float, float]:
     """Env steps per second, and the peak memory of all its processes in MiB."""
     with tempfile.TemporaryDirectory(prefix="throughput-") as directory:
         _watched([sys.executable, "-m", "lit_ppo", "fit", *_options(task)], directory, "", peak := [0.0])
-        (metrics,) = Path(directory).glob("logs/version_*/metrics.csv")
+        (metrics,) = Path(directory).glob("runs/*/1/logs/version_*/metrics.csv")
         with metrics.open() as file:
             speeds = [float(line[_COLUMN]) for line in csv.DictReader(file) if line.get(_COLUMN)]
     return statistics.harmonic_mean(speeds), peak[0]

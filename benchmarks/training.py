@@ -57,7 +57,7 @@ def run_lit_ppo(
     from lightning.pytorch.loggers import CSVLogger
 
     from lit_ppo.callbacks.run_progress import RunProgress
-    from lit_ppo.commands.train import quiet_lightning
+    from lit_ppo.commands.lightning_output import quiet_lightning
     from lit_ppo.data import RolloutDataModule
     from lit_ppo.module import PPOModule
 

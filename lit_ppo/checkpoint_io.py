@@ -1,10 +1,12 @@
 """Checkpoints on disk: written whole or not at all, verified before they replace anything, read without unpickling.
 
 A file is an ordinary `torch.save` zip archive whose comment holds the SHA-256 of everything before it, so any tool can still
-open it and one flipped bit is seen. Order of a save: temporary file in the same directory, fsync, read back and compare, keep
-the old file as `previous`, replace, fsync the directory. `TMPDIR` is not involved: a rename across file systems is not atomic.
+open it and one flipped bit is seen. Before the SHA-256 stands a tag by which a directory knows its own files (`origin`).
+Order of a save: temporary file in the same directory, fsync, read back and compare, keep the old file as `previous`, replace,
+fsync the directory. `TMPDIR` is not involved: a rename across file systems is not atomic.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -16,20 +18,39 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lit_ppo.errors import CheckpointError
+from lit_ppo.origin import is_tag, tag_of
 
 FORMAT_KEY: Final = "lit_ppo_format"
 FORMAT: Final = 3  # changes when older checkpoints cannot be continued any more
 _LABEL: Final = b"lit_ppo sha256 "
 _COMMENT_BYTES: Final = len(_LABEL) + 64
+_NO_HARD_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)  # FAT and many FUSE file systems
+_TAG_LABEL: Final = b"lit_ppo origin "
+_TAG_BYTES: Final = len(_TAG_LABEL) + 64 + 1
 _END_RECORD: Final = b"PK\x05\x06"  # zip's end of central directory: 22 bytes, the last two say how long the comment is
 _END_RECORD_BYTES: Final = 22
 
 
-def sealed(archive: bytes) -> bytes:
-    """A zip archive without a comment, with its checksum as comment."""
+def sealed(archive: bytes, directory: Path) -> bytes:
+    """A zip archive without a comment, with the directory's tag, if it has a key, and its checksum as comment."""
     assert archive[-_END_RECORD_BYTES:].startswith(_END_RECORD)
-    body = archive[:-2] + _COMMENT_BYTES.to_bytes(2, "little")
-    return body + _LABEL + hashlib.sha256(body).hexdigest().encode()
+    archive = archive[:-2]
+    checksum = hashlib.sha256(archive)
+    tag = tag_of(checksum.digest(), directory)
+    tag = b"" if tag is None else _TAG_LABEL + tag + b" "
+    end = (len(tag) + _COMMENT_BYTES).to_bytes(2, "little") + tag
+    checksum.update(end)
+    return b"".join((archive, end, _LABEL, checksum.hexdigest().encode()))
+
+
+def is_of_its_directory(path: Path) -> bool:
+    """Whether a run of the directory in which a checkpoint lies has written it; its checksum is not looked at."""
+    path = path.resolve()
+    body = path.read_bytes()[:-_COMMENT_BYTES]
+    archive, tag = body[: -_TAG_BYTES - 2], body[-_TAG_BYTES:]
+    if not tag.startswith(_TAG_LABEL):
+        return False
+    return is_tag(tag[len(_TAG_LABEL) : -1], hashlib.sha256(archive).digest(), path.parent)
 
 
 def verified(data: bytes, path: Path) -> bytes:
@@ -96,10 +117,10 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     path = Path(path)
     buffer = io.BytesIO()
     torch.save({**checkpoint, FORMAT_KEY: FORMAT}, buffer)
-    data = sealed(buffer.getvalue())
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        data = sealed(buffer.getvalue(), path.resolve().parent)
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -122,12 +143,24 @@ def _keep(path: Path, previous: Path) -> None:
     """Give the file that is about to be replaced a second name; there is a good file at every moment."""
     link = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
     link.unlink(missing_ok=True)
-    os.link(path, link)
     try:
+        try:
+            os.link(path, link)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            _copy(path, link)
         os.replace(link, previous)
     except BaseException:
         link.unlink(missing_ok=True)
         raise
+
+
+def _copy(path: Path, copy: Path) -> None:
+    with open(copy, "wb") as file:
+        file.write(path.read_bytes())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_directory(directory: Path) -> None:

@@ -199,7 +199,8 @@ def require_data(state: Any, policy_state: Tensor | None, *, is_fit: bool, has_m
     parts: dict[str, Structure] = {"update": _whole(), "env_steps": _whole(), "seed": _whole()}
     if isinstance(state, dict) and not unfinished.keys().isdisjoint(state):
         parts |= unfinished if is_fit else dict.fromkeys(unfinished, _anything)
-    _mapping(parts, dict.fromkeys(state, _anything) if has_more else {})(state, "datamodule")
+    may_have: dict[str, Structure] = {"shards": _whole()}  # which older checkpoints lack
+    _mapping(parts, dict.fromkeys(state, _anything) | may_have if has_more else may_have)(state, "datamodule")
 
 
 def _require_bridge(state: Any, key: str, num_envs: int) -> None:

@@ -1,6 +1,6 @@
 """The command line: `python -m lit_ppo COMMAND ...`.
 
-This file knows the commands and imports only the one that runs: `--help`, `--version` and `plot` start without torch.
+This file knows the commands and imports only the one that runs: `--help`, `--version`, `runs` and `plot` start without torch.
 `fit`, `validate` and `test` leave their options to Lightning's parser (`commands/train.py`).
 """
 
@@ -24,15 +24,17 @@ _OTHERS: Final = {  # files in `commands/`
     "replay": "replay",
     "reproduce": "reproduce",
     "rollout": "rollout",
+    "runs": "runs",
 }
 _EXAMPLES: Final = f"""examples:
   {PROGRAM} fit
   {PROGRAM} fit --data.env_id=Acrobot-v1 --seed_everything=7
   {PROGRAM} fit --ckpt_path=last
-  {PROGRAM} test --ckpt_path=best
+  {PROGRAM} test
   {PROGRAM} play --ckpt_path=best
+  {PROGRAM} runs
   {PROGRAM} check-env Acrobot-v1
-  {PROGRAM} plot data/rl/ppo_cartpole_trainlog.json
+  {PROGRAM} plot runs/CartPole-v1/*
 
 `{PROGRAM} COMMAND --help` lists the options of a command."""
 

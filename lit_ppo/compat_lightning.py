@@ -3,21 +3,26 @@
 A new release of Lightning may change them without notice; `tests/test_compat.py` tests each of them.
 """
 
+import json
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_ppo.compat_torch import backward_hook_owner
+from lit_ppo.ranks import Ranks
 
 if TYPE_CHECKING:  # these would import jsonargparse, which the Python API does not need
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -55,7 +60,7 @@ def needs_optimizer_hooks(trainer: Trainer, module: LightningModule) -> bool:
         backward_listener(trainer, module) is not None
         or any(is_overridden(_STEP_HOOK, callback, Callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         or is_overridden(_STEP_HOOK, module, LightningModule)
-        or type(trainer.strategy) is not SingleDeviceStrategy
+        or not isinstance(trainer.strategy, SingleDeviceStrategy | RankStrategy)
         or type(trainer.precision_plugin) is not Precision
         or type(trainer.profiler) is not PassThroughProfiler  # type: ignore[attr-defined]
     )
@@ -78,6 +83,55 @@ def step_without_hooks(trainer: Trainer, optimizer: LightningOptimizer, closure:
     else:
         optimizer.optimizer.step(closure)
     progress.increment_completed()
+
+
+class RankStrategy(DDPStrategy):
+    """The processes of Lightning's DDP without its wrapper, which would average gradients that we sum ourselves.
+
+    What Lightning broadcasts is sent as JSON: nothing is unpickled.
+    """
+
+    ranks: Ranks
+
+    def configure_ddp(self) -> None:
+        """Nothing: the module stays as it is."""
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        messages = self.ranks.gather_bytes(json.dumps(obj, default=os.fspath).encode())
+        return json.loads(messages[src])
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        self.ranks.gather(torch.zeros(1))
+
+
+def rank_strategy_of(trainer: Trainer) -> RankStrategy | None:
+    """The strategy of a run with ranks, made of Lightning's DDP at the first call; None for another strategy.
+
+    Lightning looks every 5 s for a process of its own that has failed, and then kills this one, without an exit code of ours
+    (`_ChildProcessObserver`); a rank sees by itself that another was lost.
+    """
+    strategy: Any = trainer.strategy
+    if not isinstance(strategy, DDPStrategy):
+        return None
+    if type(strategy) is not RankStrategy:
+        as_any: Any = strategy
+        as_any.__class__, as_any.ranks = RankStrategy, Ranks(trainer.world_size, trainer.global_rank)
+        for thread in threading.enumerate():
+            if isinstance(thread, _ChildProcessObserver):
+                thread._finished = True
+    return cast(RankStrategy, strategy)
+
+
+def unfit_for_ranks(trainer: Trainer) -> str | None:
+    """Why the strategy of the Trainer cannot be that of several ranks; None if it can."""
+    strategy: Any = trainer.strategy
+    if not isinstance(strategy, DDPStrategy):
+        return f"expected ddp, got {type(strategy).__name__}"
+    if strategy._start_method != "popen":
+        return f"expected processes started anew (ddp), got start_method={strategy._start_method}"
+    if strategy._ddp_comm_hook is not None or strategy._model_averaging_period is not None:
+        return "expected ddp without ddp_comm_hook and model_averaging_period, which would be ignored"
+    return None
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:

@@ -6,8 +6,10 @@ It has a length (1), so Lightning fetches nothing ahead.
 
 import dataclasses
 import logging
+import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -15,28 +17,39 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
+from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
-from lit_ppo import seeding
+from lit_ppo import exit_codes, seeding
 from lit_ppo.bridge import sandbox
-from lit_ppo.bridge.checkpoint import BridgeMark
+from lit_ppo.bridge.checkpoint import BridgeMark, dealt
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.reports import Fault
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.callables import plain
+from lit_ppo.checkpoint_io import read_checkpoint
 from lit_ppo.checkpoint_structure import require_data
+from lit_ppo.compat_lightning import rank_strategy_of
 from lit_ppo.contract import ContractSettings
-from lit_ppo.errors import ConfigError, ContractViolation
-from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
-from lit_ppo.policy import Policy
+from lit_ppo.errors import ConfigError, ContractViolation, NonFiniteUpdate, RankLost, RunInterrupted
+from lit_ppo.evaluation import EpisodeResults, GreedyPlayer, results_of
+from lit_ppo.exchange import everywhere, raise_together
+from lit_ppo.foreign_settings import refuse_foreign
+from lit_ppo.policy import Policy, require_finite
+from lit_ppo.rank_share import fair_cores, joined_of_ranks, settings_of_rank
+from lit_ppo.rank_watch import RankWatch
+from lit_ppo.ranks import Ranks
 from lit_ppo.replay import write_report
 from lit_ppo.rollout import EpisodeStatistics, Learner, Rollout, Standpoint, collect_rollout, standpoint_after
 from lit_ppo.setting_types import kinds_of, require_settings
+from lit_ppo.shards import Shards
 from lit_ppo.spaces import EnvSpec
 from lit_ppo.trainer_checks import check_run, check_spaces
 
 log = logging.getLogger(__name__)
+_log_of_other_ranks = logging.getLogger(f"{__name__}.ranks")
+_log_of_other_ranks.setLevel(logging.WARNING)  # whatever the level above it
 _LARGEST_COUNT: Final = 1_000_000  # of environments, steps of a rollout, episodes: more is a slip of the hand
 Item = TypeVar("Item")
 
@@ -83,14 +96,17 @@ class RolloutDataModule(LightningDataModule):
         env_path: Directories, or one, from which the environment processes import modules first; None for none.
         remake_each_episode: Make the environment anew for every episode, if it keeps something from one episode to the next,
             such as the state of a physics engine: exact resume and recovery need episodes that depend on their seed alone.
-        num_envs: Number of environments stepped together, N.
+        num_envs: Number of environments stepped together, N; of all ranks.
         horizon: Steps of each environment in one rollout, T.
+        shards: Number of groups of environments whose numbers are computed apart and then summed in order, S. Any number of
+            ranks that divides it computes the same, bit for bit. None: the number of ranks at the start of the run.
         seed: Seed of the episodes and of the sampled actions.
         contract: Rules for the environment's values in addition to those that always hold.
         evaluation_envs: Number of environments for greedy episodes, which play that many at a time.
         validation_episodes: Number of greedy episodes played by `validate`.
         test_episodes: Number of greedy episodes played by `test`.
         report_dir: Directory for the reports of faults, which `replay` plays again; None for no reports.
+        rank_timeout_s: If a rank of several ends or hangs, all others end within this time, seconds.
         **bridge: How the environment processes run: the fields of `BridgeSettings`.
 
     Raises:
@@ -110,12 +126,14 @@ class RolloutDataModule(LightningDataModule):
         remake_each_episode: bool = False,
         num_envs: int = 8,
         horizon: int = 256,
+        shards: int | None = None,
         seed: int = 0,
         contract: ContractSettings = ContractSettings(),  # noqa: B008  frozen, so sharing it is safe
         evaluation_envs: int = 10,
         validation_episodes: int = 20,
         test_episodes: int = 100,
         report_dir: str | None = "data/reports",
+        rank_timeout_s: float = 10.0,
         **bridge: Any,
     ) -> None:
         super().__init__()
@@ -151,13 +169,22 @@ class RolloutDataModule(LightningDataModule):
             remake_each_episode,
         )
         environment = {key: value for key, value in vars(self.environment).items() if key != "is_training"}
-        saved = environment | settings | {"seed": seed, "contract": vars(contract), "report_dir": report_dir}
+        self.shards = Shards(num_envs, 1 if shards is None else shards)
+        saved = environment | settings | {"shards": shards, "seed": seed, "contract": vars(contract), "report_dir": report_dir}
+        saved["rank_timeout_s"] = rank_timeout_s
+        if not 0 < rank_timeout_s < 1e6:
+            raise ConfigError(f"data.rank_timeout_s={rank_timeout_s}: expected a time above 0 s")
         # the module hands them to the loggers: Lightning would refuse a seed other than the module's
         self.save_hyperparameters(plain(saved | vars(processes), "data"), logger=False)
         self.num_envs, self.horizon, self.seed = num_envs, horizon, seed
         self.bridge_settings, self.contract_settings = processes, contract
         self.evaluation_envs, self.report_dir = evaluation_envs, report_dir
         self.validation_episodes, self.test_episodes = validation_episodes, test_episodes
+        self.ranks, self._given_shards, self._num_threads = Ranks(), shards, torch.get_num_threads()
+        self.rank_timeout_s, self._watch = rank_timeout_s, cast(RankWatch | None, None)
+        self.interrupt: int | None = None  # signal that this rank has received
+        self._agreed_interrupt: int | None = None
+        self.failed_together: BaseException | None = None  # which every rank raises at the same moment
         self.update, self.env_steps = 0, 0
         self.metrics: dict[str, float] = {}  # of the newest rollout
         self.results: EpisodeResults | None = None  # of the newest validate or test
@@ -175,6 +202,20 @@ class RolloutDataModule(LightningDataModule):
                 "data.bridge=inprocess: the environments run inside this process, and nothing isolates the run from them: "
                 "if one of them crashes or hangs, the run does"
             )
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, *args: Any, trust_checkpoint: bool = False, **settings: Any
+    ) -> "RolloutDataModule":
+        """As in Lightning; a checkpoint from elsewhere does not decide on programs, paths, code and guards.
+
+        Raises:
+            ConfigError: It comes from elsewhere and does; pass those settings, or `trust_checkpoint=True`.
+        """
+        saved = read_checkpoint(checkpoint_path).get("datamodule_hyper_parameters", {})
+        refuse_foreign(Path(checkpoint_path), {"data": saved}, {"data": settings}, trust_checkpoint)
+        loaded: RolloutDataModule = super().load_from_checkpoint(checkpoint_path, *args, **settings)
+        return loaded
 
     # -- the environments
 
@@ -204,7 +245,7 @@ class RolloutDataModule(LightningDataModule):
                 self.evaluation_envs,
                 settings=_for_evaluation(self.bridge_settings),
                 contract=self.contract_settings,
-                on_event=log.warning,
+                on_event=self._tell,
                 on_warning=self._warn_of_space,
                 on_fault=self._report,
             )
@@ -224,10 +265,49 @@ class RolloutDataModule(LightningDataModule):
         """
         numbers = range(first_episode, first_episode + num_episodes)
         seeds = [seeding.episode_seed(self.seed, purpose, 0, self.update, number) for number in numbers]
+        shards = self.shards
+        played: list[tuple[Sequence[float] | NDArray[Any], Sequence[int] | NDArray[Any]]] = []
+        with self._together():
+            for shard in shards.own:
+                own_seeds = seeds[shard :: shards.num_shards]
+                played.append(self.player.play_each(policy, own_seeds, device) if own_seeds else ((), ()))
+        table = torch.zeros(len(played), 2, -(-num_episodes // shards.num_shards), dtype=torch.float64)
+        for row, columns in zip(table, played, strict=True):
+            for cells, values in zip(row, columns, strict=True):
+                cells[: len(values)] = torch.as_tensor(values)
+        # (S, 2, K) -> (2, K * S): episode k * S + s was the k-th of shard s
+        totals, lengths = self.ranks.gather(table).permute(1, 2, 0).flatten(1).numpy()[:, :num_episodes]
+        return results_of(totals, lengths.astype(np.int64))
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Inside, each rank waits for its own environments; what it raises there, every rank raises at the end.
+
+        Raises:
+            RankFailed: Another rank has failed.
+        """
+        failure: BaseException | None = None
         self.is_waiting = True
-        results = self.player.play(policy, seeds, device)
+        try:
+            yield
+        except (Exception, RunInterrupted) as error:
+            failure = error
         self.is_waiting = False
-        return results
+        code = failure.code if isinstance(failure, RunInterrupted) else None if failure is None else exit_codes.of(failure)
+        try:
+            raise_together(self.ranks, failure, code)
+        except RankLost:
+            raise
+        except BaseException as error:
+            self.failed_together = error
+            raise
+
+    def _tell(self, text: str) -> None:
+        """Log what has happened to this rank's environments."""
+        if self.ranks.rank == 0:
+            log.warning(text)
+        else:
+            _log_of_other_ranks.warning("rank %d: %s", self.ranks.rank, text)
 
     def _report(self, fault: Fault) -> None:
         """Write a report from which the fault can be replayed."""
@@ -244,7 +324,7 @@ class RolloutDataModule(LightningDataModule):
             log.warning(text)
 
     def _training_seed(self, env: int, episode: int) -> int:
-        return seeding.episode_seed(self.seed, "training", 0, env, episode)
+        return seeding.episode_seed(self.seed, "training", 0, self.shards.own_envs.start + env, episode)
 
     # -- Lightning's side
 
@@ -257,14 +337,18 @@ class RolloutDataModule(LightningDataModule):
         self._stage = stage
         if self.trainer is not None:
             check_run(self.trainer, self.trainer.lightning_module)
+            self._join(self.trainer)
         if stage == "fit" and self._bridge is None:
+            own = self.shards.own_envs
             self._bridge = EnvBridge(
                 self.environment,
-                self.num_envs,
+                own.stop - own.start,
                 self._training_seed,
-                settings=self.bridge_settings,
+                settings=settings_of_rank(self.bridge_settings, self.shards),
                 contract=self.contract_settings,
-                on_event=log.warning,
+                phase="training" if self.ranks.count == 1 else f"training-rank{self.ranks.rank}",
+                num_cores=fair_cores(self.ranks),
+                on_event=self._tell,
                 on_warning=self._warn_of_space,
                 on_fault=self._report,
             )
@@ -275,6 +359,31 @@ class RolloutDataModule(LightningDataModule):
     def __str__(self) -> str:
         """In one line; Lightning would ask for the dataloaders, which play."""
         return f"{type(self).__name__}({self.environment.env_id!r}, num_envs={self.num_envs}, horizon={self.horizon})"
+
+    def _join(self, trainer: Trainer) -> None:
+        """Become one of the Trainer's ranks.
+
+        Raises:
+            ConfigError: Their number does not divide that of the shards.
+        """
+        strategy = rank_strategy_of(trainer)
+        self.ranks = Ranks() if strategy is None else strategy.ranks
+        if self.ranks.count > 1:
+            torch.set_num_threads(self._num_threads)  # Lightning's launcher sets another number
+            if self._watch is None:
+                self._watch = RankWatch(self.ranks, os.environ["MASTER_ADDR"], self.rank_timeout_s)
+                self.ranks.await_end = self._watch.wait_for_end
+        if self.ranks.rank > 0:
+            logging.getLogger("lit_ppo").setLevel(logging.ERROR)  # the first rank says it for all
+        self._deal_out(self.ranks.count if self._given_shards is None else self._given_shards)
+
+    def _deal_out(self, num_shards: int) -> None:
+        self.shards = Shards(self.num_envs, num_shards, self.ranks.count, self.ranks.rank)
+
+    @property
+    def agreed_interrupt(self) -> int | None:
+        """The signal because of which every rank stops after this update; None if they go on."""
+        return self.interrupt if self.ranks.count == 1 else self._agreed_interrupt
 
     def train_dataloader(self) -> OneItem[Rollout]:
         """One rollout in each epoch."""
@@ -301,6 +410,7 @@ class RolloutDataModule(LightningDataModule):
         return cast(Learner, self.trainer.lightning_module)
 
     def _results_of(self, purpose: seeding.Purpose, num_episodes: int) -> EpisodeResults:
+        require_finite(self._learner.policy.named_parameters())
         self.results = self.play(self._learner.policy, purpose, num_episodes, self._learner.device)
         return self.results
 
@@ -312,30 +422,18 @@ class RolloutDataModule(LightningDataModule):
     def next_rollout(self) -> Rollout:
         """Collect one rollout with the learner's policy."""
         start = perf_counter()
-        assert self._bridge is not None
-        learner = self._learner
-        self.is_waiting = True
-        policy = learner.policy
-        if self._standpoint is None:
-            if self._bridge.spec != self._evaluation_spec:
-                raise ContractViolation("spaces", f"{self._evaluation_spec} as in evaluation", f"{self._bridge.spec}")
-            obs, begins = self._bridge.reset(), np.ones(self.num_envs, np.bool_)
-            self._standpoint = Standpoint(obs, begins, policy.initial_state(self.num_envs))
-        self._boundary = self._boundary_at(self._bridge.mark())
-        draws = seeding.generator(self.seed, "actions", self.update)
-        noise = policy.draw_noise(self.horizon, self.num_envs, draws).to(learner.device)
-        where = {"update": self.update, "env_steps": self.env_steps}
-        rollout = collect_rollout(self._bridge, self._standpoint, policy, noise, **where)
-        self._standpoint = standpoint_after(rollout)
-        self.is_waiting = False
+        with self._together():
+            rollout = self._own_rollout()
         collected = perf_counter()
-        ended, transitions = self._statistics.update(rollout), int(rollout.valid.sum())
+        rollout, restarts, abandoned = self._told(rollout)
+        outcomes = rollout.outcomes
+        ended, transitions = self._statistics.update(outcomes), int(outcomes.valid.sum())
         self.update += 1
         self.env_steps += transitions
         self.metrics = {
             "env/steps": float(self.env_steps),
-            "env/restarts": float(self._bridge.restarts),
-            "env/abandoned_episodes": float(self._bridge.abandoned_episodes),
+            "env/restarts": float(restarts),
+            "env/abandoned_episodes": float(abandoned),
             "episodes/ended": float(len(ended.returns)),
             "time/collection_steps_per_s": transitions / (collected - start),
         }
@@ -344,22 +442,62 @@ class RolloutDataModule(LightningDataModule):
             self.metrics["episodes/length"] = sum(ended.lengths) / len(ended.lengths)
         return rollout
 
+    def _own_rollout(self) -> Rollout:
+        """The rollout of this rank's environments."""
+        assert self._bridge is not None
+        learner, num_envs, own = self._learner, self._bridge.num_envs, self.shards.own_envs
+        policy = learner.policy
+        if self._standpoint is None:
+            if self._bridge.spec != self._evaluation_spec:
+                raise ContractViolation("spaces", f"{self._evaluation_spec} as in evaluation", f"{self._bridge.spec}")
+            obs, begins = self._bridge.reset(), np.ones(num_envs, np.bool_)
+            self._standpoint = Standpoint(obs, begins, policy.initial_state(num_envs))
+        self._boundary = self._boundary_at(self._bridge.mark())
+        draws = seeding.generator(self.seed, "actions", self.update)
+        noise = policy.draw_noise(self.horizon, self.num_envs, draws)[:, own].to(learner.device)
+        where = {"update": self.update, "env_steps": self.env_steps}
+        rollout = collect_rollout(self._bridge, self._standpoint, policy, noise, **where, parts=self.shards.parts)
+        self._standpoint = standpoint_after(rollout)
+        return rollout
+
+    def _told(self, rollout: Rollout) -> tuple[Rollout, int, int]:
+        """A rollout with the outcomes of all ranks, and how many workers were replaced and episodes given up on all of them."""
+        assert self._bridge is not None
+        faults = [self._bridge.restarts, self._bridge.abandoned_episodes]
+        if self.ranks.count == 1:
+            return rollout, *faults  # type: ignore[return-value]
+        outcomes, notes = everywhere(self.ranks, rollout.outcomes, [*faults, self.interrupt or 0])
+        restarts, abandoned, interrupts = zip(*notes, strict=True)
+        self._agreed_interrupt = max(interrupts) or None
+        return rollout._replace(everywhere=outcomes), sum(restarts), sum(abandoned)
+
     def state_dict(self) -> dict[str, Any]:
         """Counters, statistics, and every unfinished episode as its journal: plain data.
 
         Always the state at an update boundary. While a rollout is collected, and until the module has learnt from it, that is
         the boundary before the rollout: if the environments or the update fail, the run continues from there.
         """
-        boundary = self._boundary
-        if boundary is None or self._learner.learnt_update == boundary.update:
-            boundary = self._boundary_at(None)
+        boundary = self._last_boundary
         state: dict[str, Any] = {"update": boundary.update, "env_steps": boundary.env_steps, "seed": self.seed}
+        state["shards"] = self.shards.num_shards
         if boundary.standpoint is not None and self._bridge is not None:
             state["statistics"] = boundary.statistics
-            state["begins"] = boundary.standpoint.begins.tolist()
-            state["policy_state"] = boundary.standpoint.state
-            state["bridge"] = self._bridge.state_dict(boundary.mark)
+            begins, remembered = torch.from_numpy(boundary.standpoint.begins), boundary.standpoint.state
+            state["begins"] = self.ranks.gather(begins).tolist()
+            state["policy_state"] = None if remembered is None else self.ranks.gather(remembered)
+            own = self._bridge.state_dict(boundary.mark)
+            state["bridge"] = own if self.ranks.count == 1 else joined_of_ranks(self.ranks, own)
         return state
+
+    @property
+    def boundary_update(self) -> int:
+        """The update whose boundary `state_dict` is of."""
+        return self._last_boundary.update
+
+    @property
+    def _last_boundary(self) -> _Boundary:
+        boundary = self._boundary
+        return self._boundary_at(None) if boundary is None or self._learner.learnt_update == boundary.update else boundary
 
     def _boundary_at(self, mark: BridgeMark | None) -> _Boundary:
         return _Boundary(self.update, self.env_steps, self._statistics.state_dict(), self._standpoint, mark)
@@ -375,6 +513,7 @@ class RolloutDataModule(LightningDataModule):
         nothing_remembered = self._learner.policy.initial_state(1) if is_fit else None
         require_data(state, nothing_remembered, is_fit=is_fit, has_more=type(self) is not RolloutDataModule)
         self.update, self.env_steps = state["update"], state["env_steps"]
+        self._continue_shards(state.get("shards", 1), is_fit=is_fit)
         if not is_fit or "bridge" not in state:
             return
         max_epochs = -1 if self.trainer is None else self.trainer.max_epochs
@@ -385,22 +524,49 @@ class RolloutDataModule(LightningDataModule):
             )
         assert self._bridge is not None
         self._statistics.load_state_dict(state["statistics"])
-        obs, before = self._bridge.load_state_dict(state["bridge"]), state["bridge"]["episodes"]
+        own = self.shards.own_envs
+        saved = state["bridge"] if self.ranks.count == 1 else dealt(state["bridge"], own)
+        with self._together():
+            obs = self._bridge.load_state_dict(saved)
         # an episode that could not be restored was replaced by a new one
-        anew = [env for env, episode in enumerate(self._bridge.episodes) if episode != before[env]]
-        begins = np.array(state["begins"], np.bool_)
-        begins[anew] = True
-        self._statistics.begin(anew)
+        is_new = np.array(self._bridge.episodes) != np.array(saved["episodes"])
+        begins = np.array(state["begins"], np.bool_)[own] | is_new
+        self._statistics.begin(self.ranks.gather(torch.from_numpy(is_new)).nonzero().flatten().tolist())
         policy_state: torch.Tensor | None = state["policy_state"]
-        self._standpoint = Standpoint(obs, begins, None if policy_state is None else policy_state.to(self._learner.device))
+        remembered = None if policy_state is None else policy_state[own].clone().to(self._learner.device)
+        self._standpoint = Standpoint(obs, begins, remembered)
+
+    def _continue_shards(self, num_shards: int, *, is_fit: bool) -> None:
+        """Take over the shards of a checkpoint's run.
+
+        Raises:
+            ConfigError: Others were asked for, or the environments were made for others.
+        """
+        if self._given_shards not in (None, num_shards):
+            raise ConfigError(
+                f"data.shards={self._given_shards}: the checkpoint's run has {num_shards}, which cannot change on resume"
+            )
+        is_native = self.bridge_settings.vectorization == "native"
+        if is_fit and is_native and num_shards != self.shards.num_shards:
+            raise ConfigError(f"data.shards: native environments are made for it at once; use --data.shards={num_shards}")
+        self._deal_out(num_shards)
 
     def teardown(self, stage: str) -> None:
         """End the environment processes."""
         self.close()
+        self._leave()
 
     def on_exception(self, exception: BaseException) -> None:
         """End the environment processes; Lightning does not call `teardown` after an exception."""
         self.close()
+        if exception is self.failed_together or isinstance(exception, ConfigError | NonFiniteUpdate):
+            self._leave()  # every rank raises it; otherwise the others must see that this one is lost
+
+    def _leave(self) -> None:
+        """Stop watching the other ranks."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
 
     def close(self) -> None:
         """End the environment processes; safe to call more than once."""

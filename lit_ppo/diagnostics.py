@@ -1,70 +1,39 @@
 """What an update has done, as numbers."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
-from torch import Tensor
 from torchmetrics.functional import explained_variance
 
-from lit_ppo import functional
-from lit_ppo.rollout import Batch
-from lit_ppo.update import MinibatchResult
+from lit_ppo.passes import Columns, Learnt
 
 
-class LearntMinibatch(NamedTuple):
-    """A minibatch after its optimizer step."""
-
-    result: MinibatchResult
-    weights: Tensor | None  # of its rows, (R,)
-
-
-def num_valid(batch: Batch) -> int:
-    """Number of rows that are transitions."""
-    return len(batch.actions) if batch.weights is None else int(batch.weights.sum())
-
-
-def kl_of(learnt: Sequence[LearntMinibatch]) -> float:
-    """Approximate KL divergence between the policy that acted and the one that learns, over a pass; nats."""
-    return float(functional.approximate_kl(*_log_ratios(learnt)))
-
-
-def measured(batch: Batch, passes: Sequence[Sequence[LearntMinibatch]], clip_epsilon: float) -> dict[str, float]:
+def measured(columns: Columns, learnt: Learnt) -> dict[str, float]:
     """The diagnostics of an update: means over its minibatches; KL and clip fraction are those of its last pass.
 
     Args:
-        batch: The rows that the update learnt from.
-        passes: What each pass did.
-        clip_epsilon: Clip range of the update.
+        columns: Of the rows that the update learnt from.
+        learnt: What it learnt.
     """
-    learnt = [minibatch for one_pass in passes for minibatch in one_pass]
-    metrics = {"optimizer/steps": float(len(learnt))}
-    if not learnt:  # no row of the rollout is a transition
+    minibatches = learnt.minibatches
+    metrics = {"optimizer/steps": float(len(minibatches))}
+    if learnt.end is None:  # no row of the rollout is a transition
         return metrics
-    columns = torch.stack([part for result, _ in learnt for part in (*result.loss, result.gradient_norm)])
-    columns = columns.view(len(learnt), -1)
-    if batch.weights is None:
-        means = columns.mean(dim=0)
-        old_values, returns = batch.old_values, batch.returns
+    parts = torch.stack([part for result, _, _ in minibatches for part in (*result.loss, result.gradient_norm)])
+    parts = parts.view(len(minibatches), -1)
+    if columns.weights is None:
+        means = parts.mean(dim=0)
+        old_values, returns = columns.old_values, columns.returns
     else:
-        counts = torch.stack([weights.sum() for _, weights in learnt if weights is not None]).unsqueeze(-1)
-        means = (columns * counts).sum(dim=0) / counts.sum()
-        old_values, returns = (column[batch.weights > 0] for column in (batch.old_values, batch.returns))
+        counts = torch.stack([count for _, count, _ in minibatches if count is not None]).unsqueeze(-1)
+        means = (parts * counts).sum(dim=0) / counts.sum()
+        old_values, returns = (column[columns.weights > 0] for column in (columns.old_values, columns.returns))
     total, policy, value, entropy, gradient_norm = means.tolist()
-    log_ratio, weights = _log_ratios(passes[-1])
     return metrics | {
         "loss/total": total,
         "loss/policy": policy,
         "loss/value": value,
         "policy/entropy": entropy,
-        "policy/approx_kl": float(functional.approximate_kl(log_ratio, weights)),
-        "policy/clip_fraction": float(functional.clip_fraction(log_ratio, clip_epsilon, weights)),
+        "policy/approx_kl": learnt.end.kl,
+        "policy/clip_fraction": learnt.end.clip_fraction,
         "critic/explained_variance": float(torch.as_tensor(explained_variance(old_values, returns))),
         "optimizer/gradient_norm": gradient_norm,
     }
-
-
-def _log_ratios(learnt: Sequence[LearntMinibatch]) -> tuple[Tensor, Tensor | None]:
-    """Log-ratios of a pass, and the weights of their rows."""
-    weights = [minibatch.weights for minibatch in learnt if minibatch.weights is not None]
-    return torch.cat([minibatch.result.log_ratio for minibatch in learnt]), torch.cat(weights) if weights else None

@@ -15,7 +15,7 @@ from lit_ppo.bridge import protocol, sandbox
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.contract import ContractSettings, VectorStep
-from lit_ppo.errors import ConfigError, EnvironmentFault
+from lit_ppo.errors import ConfigError, EnvironmentFault, one_line
 from lit_ppo.leaf_rules import field_of
 from lit_ppo.random_actions import random_actions
 from lit_ppo.spaces import EnvSpec, Leaves, spec_to_json
@@ -275,7 +275,7 @@ def _first_difference(where: str, mine: dict[str, bytes], other: dict[str, bytes
 
 def _gymnasium_remarks(bridge: EnvBridge, settings: BridgeSettings) -> list[str]:
     reply = bridge.slices[0].worker.ask("check", settings.start_timeout_s)
-    return [protocol.take({"remark": remark}, "remark", str) for remark in protocol.take(reply, "remarks", list)]
+    return [one_line(protocol.take({"remark": remark}, "remark", str)) for remark in protocol.take(reply, "remarks", list)]
 
 
 def _settings_for(report: EnvironmentReport, trial: _Trial) -> dict[str, str]:

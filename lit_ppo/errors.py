@@ -7,12 +7,14 @@ the worker's bytes     `ProtocolError`
 the worker process's   `BridgeError`: `WorkerExited`, `WorkerTimeout`
 the optimisation's     `NonFiniteUpdate`
 the disk's             `CheckpointError`
+another process's      `RankLost`, `RankFailed`: a rank of the same run
 =====================  ==========================================================
 """
 
 from typing import Any, Final
 
 _SHOWN_CHARACTERS: Final = 120
+_PRINTED_CHARACTERS: Final = 20_000
 
 
 class ConfigError(ValueError):
@@ -25,6 +27,7 @@ class _Fault(RuntimeError):
     Attributes:
         where: Phase of the run, env, episode, step and seed, once the bridge knows them.
         report: What the fault can be replayed from, once the bridge knows it.
+        in_next_reset: It happened in the reset that followed a step, of the episode after the one that was stepped.
         reason: Why the run does not go on after it, if it could have.
         printed: The end of what the worker's environments have printed.
     """
@@ -33,6 +36,7 @@ class _Fault(RuntimeError):
         super().__init__(message)
         self.where: dict[str, Any] = {}
         self.report: dict[str, Any] = {}
+        self.in_next_reset = False
         self.reason = self.printed = ""
 
     def __str__(self) -> str:
@@ -51,6 +55,8 @@ class EnvironmentFault(_Fault):
 class ContractViolation(EnvironmentFault):
     """A value at the trust boundary that the contract refuses.
 
+    Text of the environment is escaped here, so it stays on one line wherever it is shown.
+
     Args:
         field: The value that was checked, with its indices: `obs[3, 1]`, `rewards[0]`.
         rule: What was expected, in words.
@@ -59,12 +65,12 @@ class ContractViolation(EnvironmentFault):
     """
 
     def __init__(self, field: str, rule: str, value: str, env: int | None = None) -> None:
-        super().__init__(f"{field}: expected {rule}, got {value}")
-        self.field, self.rule, self.value, self.env = field, rule, value, env
+        self.field, self.rule, self.value, self.env = one_line(field), one_line(rule), one_line(value), env
+        super().__init__(f"{self.field}: expected {self.rule}, got {self.value}")
 
 
 class EnvironmentRaised(EnvironmentFault):
-    """The environment raised an exception; the message carries its own traceback.
+    """The environment raised an exception; the message carries its own traceback, escaped and indented.
 
     Args:
         during: The call that raised: `make`, `reset`, `step` or `close`.
@@ -74,8 +80,9 @@ class EnvironmentRaised(EnvironmentFault):
     """
 
     def __init__(self, during: str, exception: str, traceback: str, env: int) -> None:
-        super().__init__(f"env {env} raised in {during}: {exception}\n{indented(traceback.rstrip())}")
-        self.during, self.exception, self.traceback, self.env = during, exception, traceback, env
+        self.during, self.exception, self.traceback = one_line(during), one_line(exception), printable(traceback)
+        self.env = env
+        super().__init__(f"env {env} raised in {self.during}: {self.exception}\n{indented(self.traceback.rstrip())}")
 
 
 class ProtocolError(RuntimeError):
@@ -110,11 +117,41 @@ class WorkerTimeout(BridgeError):
 
 
 class NonFiniteUpdate(RuntimeError):
-    """A loss or gradient was NaN or infinite; raised before the optimizer step, so the parameters are still good."""
+    """A loss, gradient or parameter was NaN or infinite; of a loss or gradient it is raised before the optimizer step."""
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read, or is not one of ours."""
+
+
+class RunInterrupted(BaseException):
+    """A wait for environments was interrupted by a signal; no `except Exception` around the wait stops it.
+
+    Args:
+        message: What was interrupted.
+        code: The exit code after the signal.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class RankLost(RuntimeError):
+    """Another rank of the run has ended, or cannot be reached."""
+
+
+class RankFailed(RuntimeError):
+    """Another rank of the run has failed, and said why.
+
+    Args:
+        message: Number of the rank, and the reason.
+        code: The exit code of that failure.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def indented(text: str) -> str:
@@ -128,5 +165,21 @@ def shown(value: object) -> str:
         text = repr(value)
     except Exception as error:  # a broken __repr__ must not hide the violation that is being reported
         text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
-    text = text.replace("\n", " ")
+    text = printable(text.replace("\n", " "))
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
+
+
+def one_line(text: str) -> str:
+    """Printable text on one line: what follows a newline could be taken for a line of ours."""
+    return printable(text).replace("\n", "\\n")
+
+
+def printable(text: str) -> str:
+    """Text of others without control characters, which could steer a terminal; the end of a very long one."""
+    if len(text) > _PRINTED_CHARACTERS:
+        text = f"[...]{text[-_PRINTED_CHARACTERS:]}"
+    return "".join(c if c.isprintable() or c in "\n\t" else _escaped(ord(c)) for c in text)
+
+
+def _escaped(code: int) -> str:
+    return f"\\x{code:02x}" if code < 1 << 8 else f"\\u{code:04x}"

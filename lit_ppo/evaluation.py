@@ -91,8 +91,18 @@ class GreedyPlayer:
         # a row that has played all its episodes begins the last one again, or another if that fails, and is not stepped
         return self._seeds[(own[-1] + episode - len(own)) % len(self._seeds)]
 
-    @torch.inference_mode()
     def play(self, policy: Policy, seeds: Sequence[int], device: torch.device) -> EpisodeResults:
+        """Play one complete greedy episode from each seed; arguments and errors as in `play_each`.
+
+        Returns:
+            Results in the order of the seeds, without abandoned episodes (`BridgeSettings.on_violation`).
+        """
+        return results_of(*self.play_each(policy, seeds, device))
+
+    @torch.inference_mode()
+    def play_each(
+        self, policy: Policy, seeds: Sequence[int], device: torch.device
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Play one complete greedy episode from each seed.
 
         Args:
@@ -101,10 +111,10 @@ class GreedyPlayer:
             device: Device of the policy's parameters.
 
         Returns:
-            Results in the order of the seeds, without abandoned episodes (`BridgeSettings.on_violation`).
+            Returns and lengths in the order of the seeds; the length is 0 where an episode was abandoned.
 
         Raises:
-            EnvironmentFault: As in `EnvBridge.step`; or all episodes were abandoned.
+            EnvironmentFault: As in `EnvBridge.step`.
         """
         self._seeds = seeds
         n, num_episodes = self.num_envs, len(seeds)
@@ -118,7 +128,6 @@ class GreedyPlayer:
         num_active, num_steps = int(active.sum()), 0
         totals, lengths = np.zeros(num_episodes), np.zeros(num_episodes, np.int64)
         row_totals, row_lengths = np.zeros(n), np.zeros(n, np.int64)
-        finished = np.zeros(num_episodes, np.bool_)
         state = policy.initial_state(num_used)
         begins = None if state is None else torch.ones(num_used, dtype=torch.bool, device=device)
         while num_active:
@@ -146,20 +155,29 @@ class GreedyPlayer:
             for env in np.flatnonzero(ended).tolist():
                 if step.valid[env]:
                     totals[playing[env]], lengths[playing[env]] = row_totals[env], row_lengths[env]
-                    finished[playing[env]] = True
                 row_totals[env], row_lengths[env] = 0.0, 0
                 playing[env] = env + n * self._bridge.episodes[env]
                 active[env] = playing[env] < num_episodes
             num_active = int(active.sum())
-        if num_episodes and not finished.any():
-            raise EnvironmentFault(
-                f"all {num_episodes} greedy episodes were abandoned: the environment broke its contract or raised in each"
-            )
-        return EpisodeResults(tuple(totals[finished].tolist()), tuple(lengths[finished].tolist()))
+        return totals, lengths
 
     def close(self) -> None:
         """End the environment processes; safe to call more than once."""
         self._bridge.close()
+
+
+def results_of(totals: NDArray[np.float64], lengths: NDArray[np.int64]) -> EpisodeResults:
+    """The results of episodes without those that were abandoned, whose length is 0.
+
+    Raises:
+        EnvironmentFault: All were abandoned.
+    """
+    finished = lengths > 0
+    if len(lengths) and not finished.any():
+        raise EnvironmentFault(
+            f"all {len(lengths)} greedy episodes were abandoned: the environment broke its contract or raised in each"
+        )
+    return EpisodeResults(tuple(totals[finished].tolist()), tuple(lengths[finished].tolist()))
 
 
 def _idle_action(leaf: Leaf) -> NDArray[Any]:

@@ -3,7 +3,17 @@
 import sys
 from typing import Final, NoReturn
 
-from lit_ppo.errors import BridgeError, CheckpointError, ConfigError, EnvironmentFault, NonFiniteUpdate, ProtocolError
+from lit_ppo.errors import (
+    BridgeError,
+    CheckpointError,
+    ConfigError,
+    EnvironmentFault,
+    NonFiniteUpdate,
+    ProtocolError,
+    RankFailed,
+    RankLost,
+)
+from lit_ppo.standard_streams import for_errors
 
 DONE: Final = 0
 NOT_THE_SAME: Final = 1  # replay: the reported fault did not happen again
@@ -11,7 +21,8 @@ USAGE: Final = 2  # an invalid setting
 ENVIRONMENT: Final = 3  # the environment broke its contract or raised
 WORKER: Final = 4  # an environment process failed more often than it may
 CHECKPOINT: Final = 5  # a file of the run cannot be written or read, or standard output cannot be written
-NON_FINITE: Final = 6  # a loss or gradient was NaN or infinite
+NON_FINITE: Final = 6  # a loss, a gradient or a parameter was NaN or infinite
+RANK: Final = 7  # another rank of the run ended or hung
 
 _OF_ERRORS: Final[tuple[tuple[type[Exception], int], ...]] = (
     (ConfigError, USAGE),
@@ -20,11 +31,14 @@ _OF_ERRORS: Final[tuple[tuple[type[Exception], int], ...]] = (
     (BridgeError, WORKER),
     (CheckpointError, CHECKPOINT),
     (NonFiniteUpdate, NON_FINITE),
+    (RankLost, RANK),
 )
 
 
 def of(error: BaseException) -> int | None:
     """The exit code of an expected error; None for any other error, which is a defect and keeps its traceback."""
+    if isinstance(error, RankFailed):
+        return error.code
     for kind, code in _OF_ERRORS:
         if isinstance(error, kind):
             return code
@@ -37,9 +51,9 @@ def of_signal(number: int) -> int:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """End the process with one error message on standard error."""
+    """End the process with one error message on standard error; on standard output if the former is closed."""
     try:
-        print(f"lit_ppo: error: {message.strip()}", file=sys.stderr)
-    except OSError:
-        pass  # standard error cannot be written; the exit code still says what happened
+        print(f"lit_ppo: error: {message.strip()}", file=for_errors())
+    except (OSError, CheckpointError):
+        pass  # it cannot be written; the exit code still says what happened
     sys.exit(code)

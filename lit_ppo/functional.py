@@ -158,8 +158,11 @@ def ppo_loss(
         log_ratio: Shape (B,), nats.
         advantages: Normalised or not, shape (B,).
         entropies: Of the policy at each observation, shape (B,), nats.
-        values, old_values, returns: Shape (B,).
-        clip_epsilon, value_clip: As in `clipped_surrogate_loss` and `value_loss`.
+        values: Of the critic now, shape (B,).
+        old_values: Of the critic that acted, shape (B,).
+        returns: Targets of the values, shape (B,).
+        clip_epsilon: As in `clipped_surrogate_loss`.
+        value_clip: As in `value_loss`.
         value_coefficient: c_v.
         entropy_coefficient: c_e.
         weights: As in `weighted_mean`.

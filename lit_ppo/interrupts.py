@@ -64,10 +64,15 @@ def install() -> None:
 
 def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
     """End the process without its cleanup, which could wait for a thread, an environment or a full pipe."""
+    end_with(signal.Signals(number).name, exit_codes.of_signal(number))
+
+
+def end_with(reason: str, code: int) -> NoReturn:
+    """End the process at once, with one line; in any thread."""
     if sys.stderr is not None and accepts(2, PATIENCE_S):
-        line = f"lit_ppo: error: {message(signal.Signals(number).name)}\n"
+        line = f"lit_ppo: error: {message(reason)}\n"
         try:
             os.write(2, line.encode())  # not through sys.stderr, whose own write the signal may have interrupted
         except OSError:
             pass  # there is no reader
-    os._exit(exit_codes.of_signal(number))
+    os._exit(code)

@@ -4,16 +4,17 @@ Each Lightning epoch is one rollout, one batch and one update: `training_step` m
 minibatches, with manual optimisation. So Lightning can write a checkpoint at update boundaries only.
 """
 
+import hashlib
 import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from time import perf_counter
 from types import FrameType
 from typing import Any, cast
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -26,7 +27,6 @@ from lit_ppo.callables import PartOfCheckpoint, plain
 from lit_ppo.checkpoint_structure import RUN_LENGTH_KEY, RUNNING_RETURNS_KEY, Continuation
 from lit_ppo.compat_lightning import (
     attached_trainer,
-    backward_listener,
     hide_missing_length,
     log_over_env_steps,
     needs_optimizer_hooks,
@@ -34,20 +34,22 @@ from lit_ppo.compat_lightning import (
     step_without_hooks,
     tell_of_evaluation,
 )
-from lit_ppo.diagnostics import LearntMinibatch, kl_of, measured, num_valid
-from lit_ppo.errors import ConfigError, NonFiniteUpdate, shown
+from lit_ppo.compilation import gradients_for
+from lit_ppo.diagnostics import measured
+from lit_ppo.errors import ConfigError, shown
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.networks import Observation
 from lit_ppo.normalization import Moments
-from lit_ppo.optimization import LearningRate, decay_of, make_optimizer, make_scheduler, needs_closure
-from lit_ppo.policy import policy_for
+from lit_ppo.optimization import LearningRate, decay_of, make_optimizer, make_scheduler
+from lit_ppo.passes import Passes, columns_of
+from lit_ppo.policy import policy_for, require_finite
 from lit_ppo.ppo_settings import PARTS, PPOSettings
 from lit_ppo.prediction import ObservationReader, predicted
-from lit_ppo.rollout import Batch, Rollout, RolloutSource, make_batch
+from lit_ppo.rollout import Batch, Outcomes, Rollout, RolloutSource, make_batch
 from lit_ppo.setting_types import kinds_of, require_settings
 from lit_ppo.spaces import EnvSpec, spec_from_json, spec_to_json
 from lit_ppo.trainer_checks import check_run
-from lit_ppo.update import CompiledGradients, EagerGradients, MinibatchResult, blank_minibatch
+from lit_ppo.update import SummedGradients
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +81,8 @@ class PPOModule(LightningModule):
         self._reader: ObservationReader | None = None  # made when `predict` is first called
         self._updated_at: float | None = None
         self._calls_hooks = True  # Lightning's, around each backward pass and optimizer step
-        self._gradients: EagerGradients | CompiledGradients | None = None  # made when fit starts
+        self._passes: Passes | None = None  # made when fit starts
         self._learning_rate: LearningRate | None = None  # the same
-        self._needs_closure = False  # a step of the optimizer computes the loss again
         self._uses_set_optimizer = False  # or a subclass makes its own
         self.learnt_update: int | None = None  # number of the newest complete update of this run
         self.is_updating = False  # an update has begun and is not complete; stays True if it fails
@@ -218,7 +219,7 @@ class PPOModule(LightningModule):
         log_over_env_steps(self.trainer, lambda: source.env_steps)
         self.trainer.log_every_n_steps = 1  # type: ignore[attr-defined]  # of env steps, Lightning would skip nearly all
         hide_missing_length(self.trainer)
-        transitions = source.horizon * source.num_envs
+        transitions, num_shards = source.horizon * source.num_envs, source.shards.num_shards
         if self.settings.minibatch_size > transitions:
             raise ConfigError(
                 f"model.minibatch_size={self.settings.minibatch_size}: expected at most "
@@ -227,16 +228,40 @@ class PPOModule(LightningModule):
         length = self.policy.sequence_length
         if source.horizon % length:
             raise ConfigError(f"data.horizon={source.horizon}: expected a multiple of model.sequence_length={length}")
-        if self.settings.minibatch_size < length:
-            raise ConfigError(
-                f"model.minibatch_size={self.settings.minibatch_size}: expected at least model.sequence_length={length}"
-            )
+        if self.settings.minibatch_size < length * num_shards:
+            least = f"model.sequence_length={length}"
+            if num_shards > 1:
+                least = f"model.sequence_length * data.shards = {length} * {num_shards} = {length * num_shards}"
+            raise ConfigError(f"model.minibatch_size={self.settings.minibatch_size}: expected at least {least}")
         self.learnt_update = None
         self.run_env_steps = self._run_length(transitions)
         self._calls_hooks = needs_optimizer_hooks(self.trainer, self)
-        num_sequences, num_minibatches = transitions // length, math.ceil(transitions / self.settings.minibatch_size)
+        num_sequences = transitions // length // num_shards
+        num_minibatches = math.ceil(transitions / self.settings.minibatch_size)
         sizes = {num_sequences // num_minibatches, math.ceil(num_sequences / num_minibatches)}
-        self._gradients = self._make_gradients(sorted(sizes, reverse=True))
+        self._passes = self._make_passes(sorted(sizes, reverse=True))
+
+    def _make_passes(self, minibatch_sizes: Sequence[int]) -> Passes:
+        """What an update does with a batch.
+
+        Args:
+            minibatch_sizes: Numbers of sequences that a shard's part of a minibatch may have.
+        """
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        gradients = gradients_for(
+            self.trainer,
+            self,
+            self.policy,
+            self.settings,
+            self.spec.observation,
+            minibatch_sizes,
+            calls_hooks=self._calls_hooks,
+            weighted=self._source.has_invalid_rows,
+        )
+        shards, ranks = self._source.shards, self._source.ranks
+        summed = SummedGradients(gradients, self.parameters(), self.settings.max_grad_norm, shards.num_shards, ranks.gather)
+        return Passes(self.settings, summed, optimizer.optimizer, partial(self._step, optimizer), shards, ranks)
 
     def _prepare_optimization(self) -> None:
         """Take the optimizer and schedulers that Lightning got, before it restores them from a checkpoint."""
@@ -256,7 +281,6 @@ class PPOModule(LightningModule):
             )
         schedulers = [config.scheduler for config in configs]
         self._learning_rate = LearningRate(optimizers[0], schedulers, self.settings, self._has_own_optimizer)
-        self._needs_closure = needs_closure(optimizers[0])
 
     def _run_length(self, transitions_per_update: int) -> int | None:
         """Env steps of the whole run; None if they are unknown and nothing decays.
@@ -291,10 +315,13 @@ class PPOModule(LightningModule):
 
         Raises:
             CheckpointError: It is not.
+            NonFiniteUpdate: A parameter is NaN or infinite.
         """
         trainer = attached_trainer(self)
         if trainer is not None:
             self._continuation(trainer).require(checkpoint)
+        saved = checkpoint["state_dict"]
+        require_finite((name, saved[name]) for name, _ in self.named_parameters() if name in saved)
         self._run_env_steps_before = checkpoint.get(RUN_LENGTH_KEY)
         self._running_returns = checkpoint.get(RUNNING_RETURNS_KEY)
 
@@ -324,7 +351,16 @@ class PPOModule(LightningModule):
         return optimizer.state_dict()
 
     def on_train_start(self) -> None:
-        """Stop a resumed run that has already reached `total_env_steps`."""
+        """Stop a resumed run that has already reached `total_env_steps`.
+
+        Raises:
+            ConfigError: The ranks have not begun from the same parameters.
+        """
+        digest = hashlib.sha256()
+        for value in self.state_dict().values():
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        if len(set(self._source.ranks.gather_bytes(digest.digest()))) > 1:
+            raise ConfigError("trainer.devices: expected the same parameters in every rank; use one file and one version")
         self._stop_at_the_end()
 
     def _stop_at_the_end(self) -> None:
@@ -337,7 +373,7 @@ class PPOModule(LightningModule):
         return cast(RolloutSource, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def make_batch(self, rollout: Rollout) -> Batch:
-        """Values, advantages and log-probabilities of a rollout of the current policy."""
+        """Values, advantages and log-probabilities of a rollout of the current policy, or of a shard's part of it."""
         settings = self.settings
         # the policy acted in full precision, even if the update runs in mixed precision
         with torch.autocast(self.device.type, enabled=False):
@@ -351,38 +387,35 @@ class PPOModule(LightningModule):
 
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """One PPO update."""
-        rewards, reward_moments, running_returns = self._learnt_rewards(rollout)
-        batch = self.make_batch(rollout._replace(rewards=rewards))
+        source, settings = self._source, self.settings
+        rewards, reward_moments, running_returns = self._learnt_rewards(rollout.outcomes)
+        own = rollout._replace(rewards=rewards[:, source.shards.own_envs])
+        batches = [self.make_batch(part) for part in ([own.part(envs) for envs in source.shards.parts] or [own])]
+        columns = columns_of(batches, source.ranks)
         start, self.is_updating = perf_counter(), True
-        settings = self.settings
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list) and self._learning_rate is not None
+        assert self._passes is not None and self._learning_rate is not None
         learning_rate = self._learning_rate.set(rollout.env_steps, self.run_env_steps)
         clip_epsilon = functional.linear_decay(
             settings.clip_epsilon, rollout.env_steps, self.run_env_steps if settings.clip_decay == "linear" else None
         )
-        passes = self._run_passes(batch, rollout.update, clip_epsilon, optimizer)
-        observation_normalizer, reward_normalizer = self.policy.observation_normalizer, self.policy.reward_normalizer
-        if observation_normalizer is not None:  # not before: the policy that learnt must be the one that acted
-            observation_normalizer.commit(observation_normalizer.updated(batch.obs, batch.weights))
-        if reward_normalizer is not None and reward_moments is not None:
-            reward_normalizer.commit(reward_moments)
-            self._running_returns = running_returns
+        learnt = self._passes.run(batches, columns, rollout.update, clip_epsilon)
+        self._commit_moments(batches, reward_moments)
+        self._running_returns = running_returns
         with torch.no_grad():
-            self.metrics = measured(batch, passes, clip_epsilon)
+            self.metrics = measured(columns, learnt)
         self.metrics["optimizer/learning_rate"] = learning_rate
-        self._learning_rate.step({**self._source.metrics, **self.metrics})
-        now, num_transitions = perf_counter(), num_valid(batch)
+        self._learning_rate.step({**source.metrics, **self.metrics})
+        now, num_transitions = perf_counter(), columns.num_valid
         self.metrics["time/update_steps_per_s"] = num_transitions / (now - start)
         if self._updated_at is not None:  # including evaluation, checkpoints and callbacks
             self.metrics["time/overall_steps_per_s"] = num_transitions / (now - self._updated_at)
         self._updated_at, self.is_updating, self.learnt_update = now, False, rollout.update
         self._is_evaluated = False
-        publish_metrics(self.trainer, {**self._source.metrics, **self.metrics})
+        publish_metrics(self.trainer, {**source.metrics, **self.metrics})
 
-    def _learnt_rewards(self, rollout: Rollout) -> tuple[Tensor, Moments | None, Tensor | None]:
+    def _learnt_rewards(self, outcomes: Outcomes) -> tuple[Tensor, Moments | None, Tensor | None]:
         """Rewards as the critic learns from them, and the moments and running returns that they leave to be stored."""
-        rewards, normalizer = rollout.rewards, self.policy.reward_normalizer
+        rewards, normalizer = outcomes.rewards, self.policy.reward_normalizer
         if self.settings.reward_scale != 1:
             rewards = rewards * self.settings.reward_scale
         if normalizer is None:
@@ -390,33 +423,24 @@ class PPOModule(LightningModule):
         running = self._running_returns
         if running is None:
             running = torch.zeros(rewards.shape[1], dtype=torch.float64)
-        running = running.to(rewards.device) * ~rollout.begins
-        boundaries = rollout.terminated | rollout.truncated | ~rollout.valid
-        moments, running = normalizer.updated(rewards, boundaries, rollout.valid, running)
+        running = running.to(rewards.device) * ~outcomes.begins
+        moments, running = normalizer.updated(rewards, outcomes.ends, outcomes.valid, running)
         return normalizer.scaled(rewards, moments), moments, running
 
-    def _run_passes(
-        self, batch: Batch, update: int, clip_epsilon: float, optimizer: LightningOptimizer
-    ) -> list[list[LearntMinibatch]]:
-        """K passes in permuted minibatches, an optimizer step for each; fewer if the policy has moved further than allowed."""
-        settings = self.settings
-        if settings.normalize_advantages == "rollout":
-            batch = batch._replace(advantages=functional.normalize(batch.advantages, batch.weights))
-        num_minibatches = math.ceil(len(batch.actions) / settings.minibatch_size)
-        permutations = seeding.generator(settings.seed, "minibatches", update)
-        passes: list[list[LearntMinibatch]] = []
-        for _ in range(settings.update_epochs):
-            order = torch.randperm(batch.num_sequences, generator=permutations).to(self.device)
-            passes.append([])
-            for index in order.tensor_split(num_minibatches):
-                minibatch = batch.sequences(index)
-                if minibatch.weights is not None and not minibatch.weights.any():
-                    continue  # nothing to learn from, and Adam would step by its momentum
-                result = self._step(optimizer, minibatch, clip_epsilon)
-                passes[-1].append(LearntMinibatch(result, minibatch.weights))
-            if settings.target_kl is not None and passes[-1] and kl_of(passes[-1]) > settings.target_kl:
-                break
-        return passes
+    def _commit_moments(self, batches: Sequence[Batch], of_rewards: Moments | None) -> None:
+        """Store the moments after an update, not before: the policy that learnt must be the one that acted.
+
+        Args:
+            batches: Of this rank's shards.
+            of_rewards: The new ones of the rewards; None without their normalisation.
+        """
+        observations, rewards = self.policy.observation_normalizer, self.policy.reward_normalizer
+        if observations is not None:
+            own = [observations.packed(observations.moments_of(batch.obs, batch.weights)) for batch in batches]
+            of_shards = self._source.ranks.gather(torch.stack(own))
+            observations.commit(observations.updated(*map(observations.unpacked, of_shards)))
+        if rewards is not None and of_rewards is not None:
+            rewards.commit(of_rewards)
 
     def add_evaluation(self, metrics: Mapping[str, float]) -> None:
         """Add the results of an evaluation to the metrics of the newest update."""
@@ -437,69 +461,12 @@ class PPOModule(LightningModule):
             tell_of_evaluation(self.trainer, self)
         self._stop_at_the_end()
 
-    def _make_gradients(self, minibatch_sizes: Sequence[int]) -> EagerGradients | CompiledGradients:
-        """Compiled gradients if `compile` is set and possible, else eager ones; a warning says why compiling is impossible."""
-        policy = self.policy
-        eager = EagerGradients(policy, self.settings, self.manual_backward if self._calls_hooks else torch.autograd.backward)
-        if not self.settings.compile:
-            return eager
-        if listener := backward_listener(self.trainer, self):
-            log.warning(
-                "model.compile: nothing is compiled: %s needs the backward pass, which a compiled update does not have",
-                listener,
-            )
-            return eager
-        precision = self.trainer.precision_plugin
-        try:  # compile now, not in the middle of the first update
-            compiled = CompiledGradients(policy, self.settings)
-            weighted = self._source.has_invalid_rows
-            for size in minibatch_sizes:
-                blank = blank_minibatch(self.spec.observation, policy, size, weighted=weighted)
-                minibatch = move_data_to_device(precision.convert_input(blank), self.device)
-                with precision.train_step_context():
-                    compiled(minibatch, self.settings.clip_epsilon)
-        except Exception as error:  # each stage of the compiler raises its own types
-            log.warning("model.compile: nothing is compiled: %s", str(error).strip().partition("\n")[0][:200])
-            return eager
-        return compiled
-
-    def _step(self, optimizer: LightningOptimizer, minibatch: Batch, clip_epsilon: float) -> MinibatchResult:
-        """One optimizer step.
-
-        Raises:
-            NonFiniteUpdate: The loss or a gradient is NaN or infinite; the parameters were not changed. Or an optimizer that
-                takes several looks at the loss has made them so.
-        """
-        assert self._gradients is not None
-        result = self._gradients(minibatch, clip_epsilon)
-        if not math.isfinite((result.loss.total + result.gradient_norm).item()):
-            raise NonFiniteUpdate(
-                f"update {self.current_epoch}: the loss is {result.loss.total.item()} and the norm of its gradients "
-                f"{result.gradient_norm.item()}; the parameters are those of the last good step. "
-                "Try a smaller model.learning_rate or scale the rewards"
-            )
-        closure = self._closure(result, minibatch, clip_epsilon) if self._needs_closure else None
+    def _step(self, optimizer: LightningOptimizer, closure: Callable[[], Tensor] | None) -> None:
+        """One step of the optimizer; `closure` computes the loss again, for an optimizer that asks for it."""
         if self._calls_hooks:
             optimizer.step(closure)
         else:
             step_without_hooks(self.trainer, optimizer, closure)
-        if closure is not None and not all(parameter.isfinite().all() for parameter in self.parameters()):
-            raise NonFiniteUpdate(
-                f"update {self.current_epoch}: the step of {type(optimizer.optimizer).__name__} made a parameter NaN or "
-                "infinite. Continue from a checkpoint, with a smaller rate or scaled rewards"
-            )
-        return result
-
-    def _closure(self, first: MinibatchResult, minibatch: Batch, clip_epsilon: float) -> Callable[[], Tensor]:
-        """What computes the loss of a minibatch, and its gradients, wherever the optimizer has moved the parameters.
-
-        Args:
-            first: The result where they are now, whose gradients are in place.
-            minibatch, clip_epsilon: As in `_step`.
-        """
-        gradients, known = self._gradients, [first]
-        assert gradients is not None
-        return lambda: (known.pop() if known else gradients(minibatch, clip_epsilon)).loss.total
 
     def validation_step(self, results: EpisodeResults, batch_idx: int) -> None:
         """Log the greedy episodes that the datamodule has played."""

@@ -208,18 +208,37 @@ class ObservationNormalizer(nn.Module):
             normalized[path] = numbers if clip is None else numbers.clamp(-clip, clip)
         return normalized
 
-    def updated(self, obs: Mapping[str, Tensor], weights: Tensor | None = None) -> tuple[Moments, ...]:
-        """What the moments become after more observations; nothing is stored.
+    def moments_of(self, obs: Mapping[str, Tensor], weights: Tensor | None = None) -> tuple[Moments, ...]:
+        """The moments of some observations alone, one for each leaf, in the order of the constructor.
 
         Args:
             obs: Not normalised, by path, shape (B, *leaf.shape), on the device of the module.
             weights: As in `moments_of`.
-
-        Returns:
-            One for each leaf, in the order of the constructor.
         """
-        leaves = zip(self._paths, cast(list[RunningMoments], self.leaves), strict=True)
-        return tuple(merged(leaf.moments, moments_of(obs[path], weights)) for path, leaf in leaves)
+        return tuple(moments_of(obs[path], weights) for path in self._paths)
+
+    def updated(self, *more: Sequence[Moments]) -> tuple[Moments, ...]:
+        """What the moments become after more observations, added in the order of the arguments; nothing is stored.
+
+        Args:
+            more: Of `moments_of`.
+        """
+        now = [leaf.moments for leaf in cast(list[RunningMoments], self.leaves)]
+        for of_leaves in more:
+            now = [merged(before, new) for before, new in zip(now, of_leaves, strict=True)]
+        return tuple(now)
+
+    def packed(self, moments: Sequence[Moments]) -> Tensor:
+        """Moments of all leaves, one number after the other, shape (K,), float64: what ranks exchange."""
+        return torch.cat([part.flatten() for of_leaf in moments for part in of_leaf])
+
+    def unpacked(self, numbers: Tensor) -> tuple[Moments, ...]:
+        """What `packed` was given."""
+        shapes = [part.shape for leaf in cast(list[RunningMoments], self.leaves) for part in (leaf.count, leaf.mean, leaf.m2)]
+        parts = [
+            part.view(shape) for part, shape in zip(torch.split(numbers, [s.numel() for s in shapes]), shapes, strict=True)
+        ]
+        return tuple(Moments(*parts[k : k + 3]) for k in range(0, len(parts), 3))
 
     def commit(self, moments: Sequence[Moments]) -> None:
         """Store what `updated` returned."""

@@ -7,7 +7,7 @@ sequence after the other, R = S * L. What a policy remembers of a sequence is on
 and returned, and never kept in a module.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lit_ppo import distributions
 from lit_ppo.distributions import Distribution, Gaussian
-from lit_ppo.errors import ConfigError
+from lit_ppo.errors import ConfigError, NonFiniteUpdate
 from lit_ppo.networks import (
     HiddenLayers,
     ImageSettings,
@@ -334,3 +334,20 @@ def policy_for(
         ObservationNormalizer(normalized, settings.observation_clip) if normalized else None,
         RewardNormalizer(settings.gamma, settings.reward_clip) if settings.normalize_rewards else None,
     )
+
+
+def require_finite(parameters: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse parameters with which no action can be chosen.
+
+    Args:
+        parameters: Names and values.
+
+    Raises:
+        NonFiniteUpdate: One is NaN or infinite.
+    """
+    for name, parameter in parameters:
+        if not parameter.isfinite().all():
+            raise NonFiniteUpdate(
+                f"{name}: expected finite parameters, got NaN or infinity; "
+                "use an earlier checkpoint, or train again with a smaller model.learning_rate"
+            )

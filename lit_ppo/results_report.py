@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from lit_ppo.errors import CheckpointError
 from lit_ppo.plot import Lines, plot_runs
-from lit_ppo.reproduction import LIT_PPO, SB3, Kind, Row, RowResults
+from lit_ppo.reproduction.results import LIT_PPO, SB3, RowResults
+from lit_ppo.reproduction.rows import Kind, Row
 from lit_ppo.run_statistics import bootstrap_interval, interquartile_mean
 
 _NAMES: Final = {LIT_PPO: "lit_ppo", SB3: "SB3 2.9"}

@@ -59,19 +59,17 @@ _FIXED_ON_RESUME: Final = (
 _FIXED_RATES: Final = ("model.learning_rate", "model.learning_rate_decay")
 
 
-def checkpoint_at(given: str, directory: Path) -> Path:
-    """The path of the checkpoint to resume; the previous one, with a message, if that file is damaged.
+def checkpoint_at(path: Path) -> Path:
+    """The checkpoint to resume; the previous one, with a message, if that file is damaged.
 
     Args:
-        given: `last` or `best`, or a path.
-        directory: Where `last` and `best` are.
+        path: Of the checkpoint.
 
     Raises:
         CheckpointError: There is no undamaged checkpoint.
     """
-    path = directory / f"{given}.ckpt" if given in ("last", "best") else Path(given)
     if not path.is_file():
-        raise CheckpointError(f"ckpt_path={given}: expected a checkpoint at {path}, found none")
+        raise CheckpointError(f"ckpt_path={path}: expected a checkpoint, found none")
     try:
         verified_bytes(path)
     except CheckpointError as error:

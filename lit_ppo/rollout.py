@@ -20,16 +20,35 @@ from torch import Tensor
 
 from lit_ppo import functional
 from lit_ppo.bridge.client import EnvBridge
-from lit_ppo.networks import seen_as
+from lit_ppo.networks import Observation, seen_as
 from lit_ppo.policy import Policy, PolicyOutputs
+from lit_ppo.ranks import Ranks
+from lit_ppo.shards import Shards
 from lit_ppo.spaces import EnvSpec, Leaves
 
 # What one pass of a network without gradients may read: a rollout of images would need many times its own memory.
 _BYTES_OF_A_PASS: Final = 1 << 26
 
 
+class Outcomes(NamedTuple):
+    """What T steps of all environments of a run brought; every rank knows those of all."""
+
+    rewards: Tensor  # (T, N) float32
+    terminated: Tensor  # (T, N) bool
+    truncated: Tensor  # (T, N) bool
+    valid: Tensor  # (T, N) bool
+    begins: Tensor  # (N,) bool
+
+    @property
+    def ends(self) -> Tensor:
+        """Where an episode ended or a row is no transition, shape (T, N), bool."""
+        return self.terminated | self.truncated | ~self.valid
+
+
 class Rollout(NamedTuple):
     """T steps of N environments: the batch that Lightning moves to the device and hands to `training_step`.
+
+    With several ranks, N are those of one rank.
 
     Every rollout has memory of its own, so one that is kept does not change when the next is collected.
     """
@@ -46,6 +65,41 @@ class Rollout(NamedTuple):
     states: Tensor | None  # (T / L + 1, N, state_size) at the beginning of each sequence and at the end; None without memory
     update: int  # number of the update that learns from this rollout, from 0
     env_steps: int  # transitions collected in the run before this rollout
+    everywhere: Outcomes | None = None  # of all ranks; None if this rank has all environments
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """Those of all environments of the run."""
+        if self.everywhere is not None:
+            return self.everywhere
+        return Outcomes(self.rewards, self.terminated, self.truncated, self.valid, self.begins)
+
+    def part(self, envs: slice) -> "Rollout":
+        """The rollout of some neighbouring environments, in memory of its own: aligned alike on every rank.
+
+        Args:
+            envs: Their rows, start and stop.
+        """
+        num_envs, width = self.rewards.shape[1], envs.stop - envs.start
+        steps, rows = self.final_steps // num_envs, self.final_steps % num_envs
+        is_in = (rows >= envs.start) & (rows < envs.stop)
+
+        def own(column: Tensor) -> Tensor:
+            return column[:, envs].clone(memory_format=torch.contiguous_format)
+
+        return self._replace(
+            obs={path: own(leaf) for path, leaf in self.obs.items()},
+            actions=own(self.actions),
+            rewards=own(self.rewards),
+            terminated=own(self.terminated),
+            truncated=own(self.truncated),
+            valid=own(self.valid),
+            final_steps=(steps * width + rows - envs.start)[is_in],
+            final_obs={path: leaf[is_in] for path, leaf in self.final_obs.items()},
+            begins=self.begins[envs].clone(),
+            states=None if self.states is None else own(self.states),
+            everywhere=None,
+        )
 
 
 class Batch(NamedTuple):
@@ -115,9 +169,11 @@ class RolloutSource(Protocol):
     """What a LightningModule needs of the run's datamodule."""
 
     horizon: int
-    num_envs: int
+    num_envs: int  # of all ranks
     metrics: dict[str, float]  # diagnostics of the newest rollout
     env_steps: int  # transitions collected in the run so far
+    shards: Shards  # fixed once fit has started
+    ranks: Ranks
 
     @property
     def has_invalid_rows(self) -> bool:
@@ -148,7 +204,14 @@ def standpoint_after(rollout: Rollout) -> Standpoint:
 
 
 def collect_rollout(
-    bridge: EnvBridge, start: Standpoint, policy: Policy, noise: Tensor, *, update: int, env_steps: int
+    bridge: EnvBridge,
+    start: Standpoint,
+    policy: Policy,
+    noise: Tensor,
+    *,
+    update: int,
+    env_steps: int,
+    parts: Sequence[slice] = (),
 ) -> Rollout:
     """Act for T steps.
 
@@ -158,6 +221,7 @@ def collect_rollout(
         policy: Who acts.
         noise: Of `Policy.draw_noise`, on the policy's device, shape (T, N, ...).
         update, env_steps: As in `Rollout`.
+        parts: The environments that are acted for together, those of one shard; empty for all.
     """
     horizon, num_envs = steps = noise.shape[:2]
     obs, state = start.obs, start.state
@@ -180,7 +244,7 @@ def collect_rollout(
     with torch.inference_mode():
         for t, (obs_now, noise_now) in enumerate(zip(obs_of_steps, noise.unbind(), strict=True)):
             seen = obs_now if is_on_host else {path: leaf.to(device) for path, leaf in obs_now.items()}
-            drawn, state = policy.act(seen, state, begins, noise_now)
+            drawn, state = _act(policy, seen, state, begins, noise_now, parts)
             chosen = drawn.cpu().numpy()
             step = bridge.step(distribution.to_env(chosen))
             action_rows[t], rewards[t] = chosen, step.rewards
@@ -212,6 +276,22 @@ def collect_rollout(
         update,
         env_steps,
     )
+
+
+def _act(
+    policy: Policy, obs: Observation, state: Tensor | None, begins: Tensor | None, noise: Tensor, parts: Sequence[slice]
+) -> tuple[Tensor, Tensor | None]:
+    """What `Policy.act` makes of all rows, one part after the other, each in memory of its own as in `Rollout.part`."""
+    if not parts:
+        return policy.act(obs, state, begins, noise)
+    drawn, states = [], []
+    for rows in parts:
+        seen = {path: leaf[rows].clone() for path, leaf in obs.items()}
+        remembered, begin = (None if column is None else column[rows].clone() for column in (state, begins))
+        actions, after = policy.act(seen, remembered, begin, noise[rows].clone())
+        drawn.append(actions)
+        states += [] if after is None else [after]
+    return torch.cat(drawn), torch.cat(states) if states else None
 
 
 def begins_of(rollout: Rollout) -> Tensor:
@@ -342,7 +422,7 @@ class EpisodeStatistics:
     def __init__(self, num_envs: int) -> None:
         self._returns, self._lengths = [0.0] * num_envs, [0] * num_envs
 
-    def update(self, rollout: Rollout) -> EndedEpisodes:
+    def update(self, rollout: Outcomes) -> EndedEpisodes:
         """Count a rollout; returns the episodes that ended in it."""
         rewards, valid = rollout.rewards.numpy().astype(np.float64), rollout.valid.numpy()
         boundaries = rollout.terminated.numpy() | rollout.truncated.numpy() | ~valid

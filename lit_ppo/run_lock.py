@@ -3,8 +3,11 @@
 import fcntl
 import os
 from pathlib import Path
+from typing import Final
 
 from lit_ppo.errors import CheckpointError, ConfigError
+
+LOCK_NAME: Final = ".lock"  # of the file that is locked; a directory with it is that of a run
 
 
 class RunLock:
@@ -16,11 +19,11 @@ class RunLock:
 
     Raises:
         ConfigError: Another run holds it.
-        CheckpointError: The directory cannot be written.
+        CheckpointError: The directory cannot be written or locked.
     """
 
     def __init__(self, directory: Path, setting: str = "checkpoint.dirpath") -> None:
-        path = directory / ".lock"
+        path = directory / LOCK_NAME
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -35,6 +38,12 @@ class RunLock:
                 f"{setting}={directory}: the run of process {owner or 'unknown'} writes there; "
                 "wait for it or choose another directory"
             ) from None
+        except OSError as error:
+            os.close(self._descriptor)
+            raise CheckpointError(
+                f"{setting}={directory}: cannot be locked: {error.strerror} (errno {error.errno}); "
+                "use a directory on another file system"
+            ) from error
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 

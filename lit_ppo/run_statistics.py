@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _RESAMPLES: Final = 10_000
+_RESAMPLES_OF_A_BAND: Final = 2_000  # at each point of a curve
 _SEED: Final = 0  # of the resamples, so that a table can be made again
 
 
@@ -46,10 +47,38 @@ def bootstrap_interval(values: Sequence[float], confidence: float = 0.95) -> tup
     Source: as `scipy.stats.bootstrap` with `method="percentile"`.
     """
     numbers = _vector(values)
-    draws = np.random.default_rng(_SEED).integers(0, len(numbers), (_RESAMPLES, len(numbers)))
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(_interquartile_means(numbers[draws]), [tail, 100 - tail])
+    low, high = _percentiles(_interquartile_means(numbers[_draws(len(numbers), _RESAMPLES)]), confidence)
     return float(low), float(high)
+
+
+def bootstrap_band(curves: NDArray[np.float64], confidence: float = 0.95) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Percentile bootstrap intervals of the mean of some curves, at each of their points.
+
+    Args:
+        curves: One for each seed, shape (S, P).
+        confidence: Coverage.
+
+    Returns:
+        Low and high ends, shape (P,) each.
+
+    Source: as `bootstrap_interval`, of the mean, and with the same seeds drawn at all points.
+    """
+    num_seeds = len(curves)
+    draws = _draws(num_seeds, _RESAMPLES_OF_A_BAND)
+    shares = np.stack([(draws == seed).mean(axis=1) for seed in range(num_seeds)], axis=1)  # (R, S)
+    low, high = _percentiles(shares @ curves, confidence)
+    return low, high
+
+
+def _draws(num_seeds: int, num_resamples: int) -> NDArray[np.int64]:
+    return np.random.default_rng(_SEED).integers(0, num_seeds, (num_resamples, num_seeds))
+
+
+def _percentiles(statistics: NDArray[np.float64], confidence: float) -> NDArray[Any]:
+    """Low and high end along the first axis."""
+    tail = 100 * (1 - confidence) / 2
+    ends: NDArray[Any] = np.percentile(statistics, [tail, 100 - tail], axis=0)
+    return ends
 
 
 def thinned(

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 from lit_ppo.checkpoint_io import read_checkpoint
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import CheckpointError, ConfigError
+from lit_ppo.foreign_settings import refuse_foreign
 from lit_ppo.module import PPOModule
 from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.resume_settings import checkpoint_at, saved_settings
+from lit_ppo.run_directory import RUNS_DIR, directory_without_run, run_of, with_run
 
 
 class SavedPolicy(NamedTuple):
@@ -36,27 +38,39 @@ class SavedPolicy(NamedTuple):
         return RolloutDataModule(**{**self.data, **other})
 
 
-def load(given: str, directory: Path = Path("checkpoints"), module_class: type[PPOModule] = PPOModule) -> SavedPolicy:
-    """Read a checkpoint of the command line or of Python.
+def load(
+    path: str | Path,
+    typed: Mapping[str, Any] | None = None,
+    trust_checkpoint: bool = False,
+    module_class: type[PPOModule] = PPOModule,
+) -> SavedPolicy:
+    """Read a checkpoint.
 
     Args:
-        given: `last` or `best`, or a path.
-        directory: Where `last` and `best` are.
+        path: Of the file.
+        typed: Settings of the environments that will replace the checkpoint's.
+        trust_checkpoint: Take what a checkpoint that no run of its directory wrote says of programs, paths, code and guards.
         module_class: Class of the module. The policy of a subclass is read as that of `PPOModule` if it has the same
             parameters, with a message.
 
     Raises:
         CheckpointError: There is no such checkpoint, it is damaged or holds no settings, or its policy is another class's.
-        ConfigError: Its torso cannot be imported.
+        ConfigError: Its torso cannot be imported; or it comes from elsewhere, and what it sets is not for it to decide.
+        NonFiniteUpdate: A parameter is NaN or infinite.
     """
-    path = checkpoint_at(given, directory)
+    path = checkpoint_at(Path(path))
     settings, checkpoint = saved_settings(path), read_checkpoint(path)
+    data, torso = settings["data"], settings["model"].get("torso")
+    used = {"data": data, "model": {"torso": torso}}  # the other parts are not imported
+    refuse_foreign(path, used, {"data": typed or {}}, trust_checkpoint)
+    directory = run_of(path) or directory_without_run(Path(RUNS_DIR), data["env_id"])
     arguments = dict(checkpoint["hyper_parameters"])
-    if (torso := settings["model"].get("torso")) is not None:
+    if torso is not None:
         arguments["torso"] = _imported(torso)
     if module_class is PPOModule:
         arguments = _without_own(arguments, path)
     module = module_class(**arguments)
+    module.on_load_checkpoint(checkpoint)
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
@@ -64,7 +78,7 @@ def load(given: str, directory: Path = Path("checkpoints"), module_class: type[P
             f"{path}: its parameters are not those of {module_class.__name__}; "
             "if its module is a subclass, use lit_ppo.saved_policy.load(path, module_class=...) from Python"
         ) from error
-    return SavedPolicy(module, settings["data"])
+    return SavedPolicy(module, with_run(data, directory))
 
 
 def _without_own(arguments: Mapping[str, Any], path: Path) -> dict[str, Any]:

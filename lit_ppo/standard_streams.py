@@ -4,11 +4,12 @@ import io
 import os
 import select
 import sys
-from typing import Final
+from typing import Final, TextIO
 
 from lit_ppo.errors import CheckpointError
 
 PATIENCE_S: Final = 1.0
+_closed: set[int] = set()  # descriptors that were closed when the process started
 
 
 class _Output(io.TextIOWrapper):
@@ -45,18 +46,25 @@ def _unwritten(error: OSError) -> CheckpointError:
 def prepare() -> None:
     """Open the standard streams that the process was started without, and make standard output report its errors.
 
-    No other file gets the descriptor of a closed stream then. What is written to a closed standard error is discarded. A closed
-    standard output fails at the first write, like a full disk.
+    No other file gets the descriptor of a closed stream then. What is written to a closed standard error is discarded, except
+    for the line that says why the command failed, which goes to standard output. A closed standard output fails at the first
+    write, like a full disk.
     """
     for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
         except OSError:
+            _closed.add(descriptor)
             os.open(os.devnull, flags)  # the kernel gives the lowest free descriptor, which is this one
             os.set_inheritable(descriptor, True)
     sys.stdout = _Output()
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def for_errors() -> TextIO | None:
+    """Where the line goes that says why a command failed."""
+    return sys.stdout if 2 in _closed else sys.stderr
 
 
 def accepts(descriptor: int, patience_s: float) -> bool:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_ppo.checkpoint_io import VerifiedCheckpointIO
+from lit_ppo.compat_lightning import rank_strategy_of, unfit_for_ranks
 from lit_ppo.errors import ConfigError
 from lit_ppo.rollout import Learner, RolloutSource
 from lit_ppo.spaces import EnvSpec, Leaf
@@ -64,8 +65,8 @@ def refuse_flags(trainer: Trainer) -> None:
     is_half = trainer.precision.endswith("-true") and trainer.precision not in ("32-true", "64-true")
     if is_half or trainer.precision == "16-mixed":
         raise ConfigError(f"trainer.precision={trainer.precision}: PPO's ratios need the range of bf16-mixed or 32-true")
-    if trainer.world_size > 1:
-        raise ConfigError(f"trainer.devices: expected 1 device, got {trainer.world_size}; more envs use data.num_envs")
+    if trainer.world_size > 1 and (unfit := unfit_for_ranks(trainer)):
+        raise ConfigError(f"trainer.strategy: {unfit}; use --trainer.strategy=ddp")
 
 
 def check_run(trainer: Trainer, module: LightningModule) -> None:
@@ -82,6 +83,7 @@ def check_run(trainer: Trainer, module: LightningModule) -> None:
         flag, advice = _REFUSED_IN_PLAY[trainer.state.fn]
         if (value := getattr(trainer, flag)) != 1.0:
             raise ConfigError(f"trainer.{flag}={value}: has no effect, all episodes are one batch; {advice}")
+    rank_strategy_of(trainer)
     found = trainer.strategy.checkpoint_io
     if type(found) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = VerifiedCheckpointIO()

@@ -1,13 +1,13 @@
-"""The PPO loss of a minibatch and its clipped gradients, eager or as one compiled program."""
+"""The PPO loss of a minibatch and its gradients, eager or as one compiled program, summed over shards and clipped."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_ppo import functional
 from lit_ppo.compat_torch import clip_gradients
@@ -20,11 +20,18 @@ from lit_ppo.rollout import Batch
 from lit_ppo.spaces import Leaf
 
 
+class PartResult(NamedTuple):
+    """Loss and diagnostics of a shard's part of a minibatch; detached."""
+
+    loss: functional.PPOLoss  # as if the part were the whole
+    log_ratio: Tensor  # (R,) log pi_new(a|s) - log pi_old(a|s), nats; 0 for rows that are not transitions
+
+
 class MinibatchResult(NamedTuple):
     """Loss and diagnostics of one minibatch; detached."""
 
     loss: functional.PPOLoss
-    log_ratio: Tensor  # (R,) log pi_new(a|s) - log pi_old(a|s), nats; 0 for rows that are not transitions
+    log_ratios: tuple[Tensor, ...]  # those of `PartResult`, for each of this rank's shards
     gradient_norm: Tensor  # of all gradients together, before clipping; scalar
 
 
@@ -88,7 +95,7 @@ def minibatch_loss(
         minibatch: The rows.
         clip_epsilon: As in `functional.clipped_surrogate_loss`.
         distribution: What the actor's outputs describe.
-        settings: Normalisation, value clipping, coefficients, and the loss itself.
+        settings: Value clipping, coefficients, and the loss itself.
 
     Raises:
         ConfigError: The user's loss returns something else than a loss.
@@ -97,8 +104,6 @@ def minibatch_loss(
     log_ratio = log_probs - minibatch.old_log_probs
     if minibatch.weights is not None:
         log_ratio = log_ratio * minibatch.weights  # a ratio far from 1 could be infinite, and 0 * infinity is NaN
-    if settings.normalize_advantages == "minibatch":
-        minibatch = minibatch._replace(advantages=functional.normalize(minibatch.advantages, minibatch.weights))
     loss_settings = LossSettings(clip_epsilon, settings.value_clip, settings.value_coefficient, settings.entropy_coefficient)
     loss_of: Loss = settings.loss or ppo_loss
     loss = loss_of(Predictions(log_ratio, entropies, values, outputs), minibatch, loss_settings)
@@ -108,12 +113,12 @@ def minibatch_loss(
 
 
 class EagerGradients:
-    """Computes the gradients of a minibatch in eager mode and stores them in `parameter.grad`.
+    """Computes the gradients of a shard's part of a minibatch in eager mode and stores them in `parameter.grad`.
 
     Args:
         policy: Actor and critic.
-        settings: Hyperparameters of the loss, and the largest gradient norm.
-        backward: Runs the backward pass; called with the loss.
+        settings: Hyperparameters of the loss.
+        backward: Runs the backward pass; called with the part's share of the loss.
     """
 
     def __init__(
@@ -121,46 +126,45 @@ class EagerGradients:
     ) -> None:
         self._policy, self._settings, self._backward = policy, settings, backward
         self._parameters = list(policy.parameters())
-        self._limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
 
-    def __call__(self, minibatch: Batch, clip_epsilon: float) -> MinibatchResult:
-        """Replace the gradients by those of this minibatch, clipped; arguments as in `minibatch_loss`."""
-        outputs, values, _ = self._policy(minibatch.obs, minibatch.state, minibatch.begins)
-        loss, log_ratio = minibatch_loss(outputs, values, minibatch, clip_epsilon, self._policy.distribution, self._settings)
+    def __call__(self, part: Batch, share: float | Tensor, clip_epsilon: float) -> PartResult:
+        """Replace the gradients by those of `share` times the loss of this part.
+
+        Args:
+            part: The rows, their advantages normalised.
+            share: What the part's mean counts in that of the minibatch.
+            clip_epsilon: As in `minibatch_loss`.
+        """
+        outputs, values, _ = self._policy(part.obs, part.state, part.begins)
+        loss, log_ratio = minibatch_loss(outputs, values, part, clip_epsilon, self._policy.distribution, self._settings)
         for parameter in self._parameters:
             parameter.grad = None
-        self._backward(loss.total)
-        norm = clip_gradients(self._parameters, self._limit)
-        return MinibatchResult(functional.PPOLoss(*(part.detach() for part in loss)), log_ratio.detach(), norm)
+        self._backward(loss.total * share)
+        return PartResult(functional.PPOLoss(*(piece.detach() for piece in loss)), log_ratio.detach())
 
 
-def clipped_gradients(
-    policy: Policy, settings: PPOSettings, parameters: dict[str, Tensor], minibatch: Batch, clip_epsilon: Tensor
-) -> tuple[MinibatchResult, list[Tensor]]:
+def part_gradients(
+    policy: Policy, settings: PPOSettings, parameters: dict[str, Tensor], part: Batch, share: Tensor, clip_epsilon: Tensor
+) -> tuple[PartResult, list[Tensor]]:
     """The same as `EagerGradients` as a pure function: the result, and the gradients in the order of `parameters`.
 
     Args:
         policy: Its own parameters are used only for names that are not in `parameters`.
         settings: As in `EagerGradients`.
         parameters: The trained parameters by their names in `policy`; gradients are taken with respect to them.
-        minibatch: The transitions.
-        clip_epsilon: A scalar.
+        part: The transitions.
+        share, clip_epsilon: Scalars.
     """
 
     def total_loss(parameters: dict[str, Tensor]) -> tuple[Tensor, tuple[functional.PPOLoss, Tensor]]:
         # tie_weights=True would leave temporary tensors in a layer that both networks share
-        arguments = (minibatch.obs, minibatch.state, minibatch.begins)
+        arguments = (part.obs, part.state, part.begins)
         outputs, values, _ = torch.func.functional_call(policy, parameters, arguments, tie_weights=False)
-        loss, log_ratio = minibatch_loss(outputs, values, minibatch, clip_epsilon, policy.distribution, settings)
-        return loss.total, (loss, log_ratio)
+        loss, log_ratio = minibatch_loss(outputs, values, part, clip_epsilon, policy.distribution, settings)
+        return loss.total * share, (loss, log_ratio)
 
     by_name, (loss, log_ratio) = torch.func.grad(total_loss, has_aux=True)(parameters)
-    gradients = list(by_name.values())
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if settings.max_grad_norm is None:
-        return MinibatchResult(loss, log_ratio, norm), gradients
-    scale = (settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as in `torch.nn.utils.clip_grad_norm_`
-    return MinibatchResult(loss, log_ratio, norm), [gradient * scale for gradient in gradients]
+    return PartResult(loss, log_ratio), list(by_name.values())
 
 
 def blank_minibatch(observation: Sequence[Leaf], policy: Policy, num_sequences: int, *, weighted: bool) -> Batch:
@@ -195,7 +199,7 @@ def blank_minibatch(observation: Sequence[Leaf], policy: Policy, num_sequences: 
 
 
 class CompiledGradients:
-    """Computes the gradients of a minibatch in one compiled program: networks, loss, backward pass and clipping.
+    """Computes the gradients of a shard's part of a minibatch in one compiled program: networks, loss and backward pass.
 
     The set of trained parameters is fixed at construction. The first call compiles, and so does the first call with another
     number of transitions. Hooks on parameters and layers are not called.
@@ -216,18 +220,87 @@ class CompiledGradients:
         if len({id(parameter) for parameter in owned}) < len(owned):
             raise ValueError("two layers share one parameter")
         self._parameters = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
-        self._compiled: Callable[..., tuple[MinibatchResult, list[Tensor]]] = torch.compile(
-            partial(clipped_gradients, policy, settings)
+        self._compiled: Callable[..., tuple[PartResult, list[Tensor]]] = torch.compile(
+            partial(part_gradients, policy, settings)
         )
-        self._clip_epsilon: tuple[float, Tensor] | None = None
+        self._scalars: dict[str, tuple[float, Tensor]] = {}
 
     @torch.no_grad()
-    def __call__(self, minibatch: Batch, clip_epsilon: float) -> MinibatchResult:
-        """Replace the gradients by those of this minibatch, clipped; arguments as in `minibatch_loss`."""
-        # a Python number would become a constant of the program, so each new value would compile again
-        if self._clip_epsilon is None or self._clip_epsilon[0] != clip_epsilon:
-            self._clip_epsilon = clip_epsilon, torch.tensor(clip_epsilon, device=minibatch.actions.device)
-        result, gradients = self._compiled(self._parameters, minibatch, self._clip_epsilon[1])
+    def __call__(self, part: Batch, share: float | Tensor, clip_epsilon: float) -> PartResult:
+        """Replace the gradients by those of this part; arguments as in `EagerGradients`."""
+        device = part.actions.device
+        scalars = self._scalar("share", share, device), self._scalar("clip_epsilon", clip_epsilon, device)
+        result, gradients = self._compiled(self._parameters, part, *scalars)
         for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
             parameter.grad = gradient
         return result
+
+    def _scalar(self, name: str, value: float | Tensor, device: torch.device) -> Tensor:
+        """A number as a tensor: a Python number would become a constant of the program, and each new one compile again."""
+        if isinstance(value, Tensor):
+            return value
+        if name not in self._scalars or self._scalars[name][0] != value:
+            self._scalars[name] = value, torch.tensor(value, device=device)
+        return self._scalars[name][1]
+
+
+class SummedGradients:
+    """The gradients of a minibatch in `parameter.grad`: those of its parts, added in the order of the shards, then clipped.
+
+    Gradients and losses of all parts travel between the ranks in one flat buffer, between backward pass and clipping.
+
+    Args:
+        of_part: Computes the gradients of a part.
+        parameters: What has gradients.
+        max_grad_norm: Largest norm of all gradients together; None for no limit.
+        num_shards: S.
+        gather: Joins the rows of all ranks, as `Ranks.gather`; not called for one shard.
+    """
+
+    def __init__(
+        self,
+        of_part: EagerGradients | CompiledGradients,
+        parameters: Iterable[nn.Parameter],
+        max_grad_norm: float | None,
+        num_shards: int = 1,
+        gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+    ) -> None:
+        self.of_part, self._parameters = of_part, list(parameters)
+        self._limit = math.inf if max_grad_norm is None else max_grad_norm
+        self._num_shards, self._gather = num_shards, gather
+
+    def __call__(self, parts: Sequence[Batch], shares: Sequence[float | Tensor], clip_epsilon: float) -> MinibatchResult:
+        """Replace the gradients by those of a minibatch.
+
+        Args:
+            parts: The minibatch's rows of each of this rank's shards, their advantages normalised.
+            shares: What the mean of each part counts in that of the minibatch.
+            clip_epsilon: As in `minibatch_loss`.
+        """
+        results, rows = [], []
+        for part, share in zip(parts, shares, strict=True):
+            results.append(self.of_part(part, share, clip_epsilon))
+            if self._num_shards > 1:
+                rows.append(self._flat(results[-1].loss, share))
+        loss = results[0].loss if self._num_shards == 1 else self._sum(torch.stack(rows))
+        norm = clip_gradients(self._parameters, self._limit)
+        return MinibatchResult(loss, tuple(result.log_ratio for result in results), norm)
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._parameters if parameter.grad is not None]
+
+    def _flat(self, loss: functional.PPOLoss, share: float | Tensor) -> Tensor:
+        """Gradients and share of the loss of one part, one after the other."""
+        gradients = [parameter.grad.flatten() for parameter in self._trained() if parameter.grad is not None]
+        return torch.cat([*gradients, torch.stack(loss) * share])
+
+    def _sum(self, rows: Tensor) -> functional.PPOLoss:
+        """Add the rows of all shards, one after the other; store the gradients, return the loss."""
+        total, *others = self._gather(rows).unbind()
+        for other in others:
+            total = total + other
+        trained = self._trained()
+        *gradients, loss = torch.split(total, [*(parameter.numel() for parameter in trained), len(functional.PPOLoss._fields)])
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        return functional.PPOLoss(*loss.unbind())

@@ -158,7 +158,7 @@ ACTS: dict[str, Any] = {
     "hang blocked": lambda: _hang(blocked=True),
     "noise": _noise,
     "speak and exit 7": lambda: (print("last words"), os._exit(7)),  # not flushed
-    "raise forged": lambda: _raise(RuntimeError("oh\nlit_ppo: error: forged")),
+    "raise forged": lambda: _raise(type("A\nlit_ppo: ", (RuntimeError,), {})("oh\nlit_ppo: error: forged\x1b[2J\r\u2028\x9b")),
     "read stdin": lambda: sys.stdin.read() and _raise(RuntimeError("there was something to read")),
 }
 

@@ -15,13 +15,14 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from lit_ppo.callbacks.curve_export import CurveExport, slug
-from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of, spacing_of
+from lit_ppo.callbacks.greedy_evaluation import Evaluation, GreedyEvaluation, data_of, next_evaluation, spacing_of
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.run_progress import RunProgress
 from lit_ppo.callbacks.run_summary import RunSummary
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.curve import TrainLog
 from lit_ppo.errors import CheckpointError, ConfigError
+from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.module import PPOModule
 from tests.runs import ScriptedPlay, bare_trainer, fit, parameters, same, small_data, small_module
 from tests.specs import vector_spec
@@ -123,11 +124,39 @@ def test_spacing_is_a_fiftieth_of_the_run_unless_it_is_set(
     assert spacing_of(every_env_steps, run_env_steps) == spacing
 
 
-def test_evaluations_follow_the_updates_that_reach_another_fiftieth_of_the_run() -> None:
+@pytest.mark.parametrize(
+    ("env_steps", "lengths", "every_env_steps", "run_env_steps", "due"),
+    [
+        (2048, (9, 8), None, 100_000, 4_000),  # the next fiftieth: 6 * 17 env steps are less
+        (2048, (500, 500), None, 100_000, 8_048),  # 6 * 1000 env steps after the last one
+        (97_000, (500, 500), None, 100_000, 100_000),  # the end comes before them
+        (100_352, (500, 500), None, 100_000, 106_352),  # the end has been evaluated
+        (2048, (500, 500), None, None, 20_000),
+        (2048, (5000, 5000), None, None, 62_048),
+        (2048, (500, 500), 3, 100_000, 2_049),  # what was set holds
+    ],
+)
+def test_default_evaluations_take_at_most_one_of_seven_env_steps(
+    env_steps: int, lengths: tuple[int, ...], every_env_steps: int | None, run_env_steps: int | None, due: int
+) -> None:
+    latest = Evaluation(8, env_steps, EpisodeResults(tuple(map(float, lengths)), lengths))
+    assert next_evaluation(latest, every_env_steps, run_env_steps) == due
+
+
+def evaluated(total_env_steps: int, num_updates: int) -> list[int]:
+    """After each of the updates of 20 env steps: which update the newest evaluation, of one episode of 7 steps, is of."""
     evaluation = GreedyEvaluation(num_episodes=1)
-    seen, module = Seen(evaluation), small_module(total_env_steps=1500)  # every 30 env steps, an update has 20
-    fit(5, evaluation, seen, module=module, data=scripted([1.0, 2.0, 3.0, 4.0]))
-    assert seen.rows == [(0, False), (2, True), (3, True), (3, False), (5, True)]  # at 40, 60 and 100 env steps
+    seen, module = Seen(evaluation), small_module(total_env_steps=total_env_steps)
+    fit(num_updates, evaluation, seen, module=module, data=scripted([1.0, 2.0, 3.0]))
+    return [update for update, _ in seen.rows]
+
+
+def test_evaluations_follow_the_updates_that_reach_another_fiftieth_of_the_run() -> None:
+    assert evaluated(3500, 8) == [0, 0, 0, 4, 4, 4, 7, 7]  # every 70 env steps: at 80 and 140
+
+
+def test_long_episodes_delay_the_next_evaluation_but_not_that_of_the_end() -> None:
+    assert evaluated(100, 5) == [0, 0, 3, 3, 5]  # 6 * 7 env steps after 0 and after 60, but the run ends at 100
 
 
 # -- stop when solved
@@ -199,7 +228,7 @@ def test_environment_without_a_threshold_is_never_solved() -> None:
 
 
 def test_best_is_the_latest_of_the_best_and_last_is_the_last() -> None:
-    checkpoint = RunCheckpoint(every_n_updates=100)
+    checkpoint = RunCheckpoint("checkpoints", every_n_updates=100)
     fit(5, GreedyEvaluation(1, 1), checkpoint, data=scripted([9.0, 1.0, 3.0, 2.0, 3.0, 2.5]))
     assert update_of("checkpoints/best.ckpt") == 4  # the second 3.0; the untrained policy's 9.0 does not count
     assert update_of("checkpoints/last.ckpt") == 5
@@ -210,7 +239,7 @@ def test_best_is_the_latest_of_the_best_and_last_is_the_last() -> None:
 
 def test_policy_that_solved_the_run_is_better_than_any_that_did_not() -> None:
     data = scripted([0.0, 9.0, 6.0], [[4.0], [6.0]])  # 9.0 is not confirmed, 6.0 is
-    fit(5, GreedyEvaluation(1, 1), StopWhenSolved(6.0, 1), RunCheckpoint(), data=data)
+    fit(5, GreedyEvaluation(1, 1), StopWhenSolved(6.0, 1), RunCheckpoint("checkpoints"), data=data)
     assert update_of("checkpoints/best.ckpt") == update_of("checkpoints/last.ckpt") == 2
 
 
@@ -222,7 +251,7 @@ def test_last_is_written_every_few_updates_and_at_the_end() -> None:
             super()._save_last(trainer, update)
             written.append(update_of("checkpoints/last.ckpt"))
 
-    fit(5, Watched(every_n_updates=2), data=scripted([]))
+    fit(5, Watched("checkpoints", every_n_updates=2), data=scripted([]))
     assert written == [2, 4, 5]
 
 
@@ -234,17 +263,17 @@ def test_last_is_not_written_twice_for_the_same_update() -> None:
             super()._save_last(trainer, update)
             written.append(update)
 
-    fit(4, Watched(every_n_updates=2), data=scripted([]))
+    fit(4, Watched("checkpoints", every_n_updates=2), data=scripted([]))
     assert written == [2, 4]
 
 
 def test_checkpoint_holds_the_parameters_of_its_update() -> None:
-    module, _ = fit(2, RunCheckpoint())
+    module, _ = fit(2, RunCheckpoint("checkpoints"))
     assert same(loaded("checkpoints/last.ckpt")["state_dict"], parameters(module))
 
 
 def test_module_comes_back_from_a_checkpoint_without_being_told_its_settings() -> None:
-    module, _ = fit(1, RunCheckpoint(), module=small_module(gamma=0.9, activation="relu"))
+    module, _ = fit(1, RunCheckpoint("checkpoints"), module=small_module(gamma=0.9, activation="relu"))
     restored = PPOModule.load_from_checkpoint("checkpoints/last.ckpt")
     assert same(parameters(restored), parameters(module))
     assert dict(restored.hparams) == dict(module.hparams)
@@ -253,10 +282,10 @@ def test_module_comes_back_from_a_checkpoint_without_being_told_its_settings() -
 
 
 def test_trainer_tests_the_policy_of_a_checkpoint() -> None:
-    trained, _ = fit(3, RunCheckpoint(), module=small_module(learning_rate=0.1))
+    trained, _ = fit(3, RunCheckpoint("checkpoints"), module=small_module(learning_rate=0.1))
     by_hand, from_file = small_data(), small_data()
     bare_trainer(1).test(trained, datamodule=by_hand, verbose=False)
-    trainer = bare_trainer(1, RunCheckpoint())
+    trainer = bare_trainer(1, RunCheckpoint("checkpoints"))
     trainer.test(small_module(seed=9), datamodule=from_file, ckpt_path="checkpoints/last.ckpt", verbose=False)
     by_hand.update = 3
     assert from_file.update == 3  # the counters are the checkpoint's; on them the seeds depend
@@ -265,7 +294,7 @@ def test_trainer_tests_the_policy_of_a_checkpoint() -> None:
 
 
 def test_fast_dev_run_writes_no_files() -> None:
-    callbacks = GreedyEvaluation(1, 1), RunCheckpoint()
+    callbacks = GreedyEvaluation(1, 1), RunCheckpoint("checkpoints")
     bare_trainer(1, *callbacks, fast_dev_run=True).fit(small_module(), datamodule=small_data())
     assert list(Path().iterdir()) == []
 
@@ -318,10 +347,10 @@ def test_name_of_an_environment_is_safe_in_a_path(env_id: str, name: str) -> Non
     assert slug(env_id) == name
 
 
-def test_curve_is_named_after_its_environment(capsys: pytest.CaptureFixture[str]) -> None:
+def test_curve_of_a_run_is_linked_to_by_the_name_of_its_environment(capsys: pytest.CaptureFixture[str]) -> None:
     fit(1, GreedyEvaluation(1, 1), CurveExport(), RunSummary())
-    path = "data/rl/ppo_identity_trainlog.json"
-    assert TrainLog.read(path).steps == [0, 20]
+    link, path = Path("data/rl/ppo_identity_trainlog.json"), "runs/tests.toy_envs-Identity-v0/1/curve.json"
+    assert TrainLog.read(link).steps == [0, 20] and link.resolve() == Path(path).resolve()
     assert f"curve: {path}" in capsys.readouterr().out.splitlines()
 
 
@@ -348,7 +377,7 @@ def summary(capsys: pytest.CaptureFixture[str], updates: int, *callbacks: Callba
 
 
 def test_summary_says_solved_and_where_things_are(capsys: pytest.CaptureFixture[str]) -> None:
-    callbacks = GreedyEvaluation(1, 1), StopWhenSolved(6.0, 2), CurveExport("curve.json"), RunCheckpoint()
+    callbacks = GreedyEvaluation(1, 1), StopWhenSolved(6.0, 2), CurveExport("curve.json"), RunCheckpoint("checkpoints")
     lines = summary(capsys, 3, *callbacks, data=scripted([0.0, 7.0], [[6.5, 6.5]]))
     assert lines[0] == "solved at env step 20: 2 fresh greedy episodes average 6.5 (threshold 6)"
     assert lines[1].startswith("1 updates, 20 env steps, ")

@@ -14,6 +14,7 @@ import torch
 from lit_ppo import checkpoint_io, cli, exit_codes
 from lit_ppo.checkpoint_io import VerifiedCheckpointIO, previous_of, read_checkpoint, sealed, verified, write_checkpoint
 from lit_ppo.errors import CheckpointError
+from lit_ppo.origin import KEY_NAME, tag_of
 
 CONTENT = {"weights": torch.arange(4.0), "update": 7, "name": "first"}
 OTHER = {"weights": torch.ones(4), "update": 8, "name": "second"}
@@ -25,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def names_in(directory: Path) -> set[str]:
-    return {entry.name for entry in directory.iterdir()}
+    return {entry.name for entry in directory.iterdir()} - {KEY_NAME}
 
 
 def is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -152,7 +153,7 @@ def test_seal_covers_the_zip_structure(path: Path) -> None:
 
 def test_sealed_bytes_without_their_comment_are_refused() -> None:
     with pytest.raises(AssertionError):
-        sealed(b"no zip archive, and long enough to have an end record")
+        sealed(b"no zip archive, and long enough to have an end record", Path())
 
 
 # -- formats
@@ -163,7 +164,7 @@ def write_format(number: int | None, path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(CONTENT if number is None else {**CONTENT, "lit_ppo_format": number}, buffer)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(sealed(buffer.getvalue()))
+    path.write_bytes(sealed(buffer.getvalue(), path.parent))
 
 
 @pytest.mark.parametrize(("number", "said"), [(None, "1 of lit_ppo 0.1"), (1, "1 of lit_ppo 0.1"), (2, "2 of another lit_ppo")])
@@ -253,6 +254,8 @@ def test_file_and_directory_are_synced_before_and_after_the_rename(path: Path, m
         order.append(f"replace {Path(target).name}")
         replace(source, target)
 
+    path.parent.mkdir()
+    tag_of(b"", path.parent)  # the directory has its key already
     monkeypatch.setattr(os, "fsync", note_sync)
     monkeypatch.setattr(os, "replace", note_replace)
     write_checkpoint(CONTENT, path)
@@ -285,7 +288,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 
 def test_fallback_to_the_previous_checkpoint_is_announced(run: Any) -> None:
-    last = Path("checkpoints/last.ckpt")
+    last = Path("runs/CartPole-v1/1/last.ckpt")
     assert run(SMALL) == (exit_codes.DONE, "")
     data = bytearray(last.read_bytes())
     data[1000] ^= 1
@@ -303,7 +306,7 @@ def test_fallback_to_the_previous_checkpoint_is_announced(run: Any) -> None:
 
 
 def test_checkpoint_of_another_format_is_no_reason_to_fall_back(run: Any) -> None:
-    last = Path("checkpoints/last.ckpt")
+    last = Path("runs/CartPole-v1/1/last.ckpt")
     assert run(SMALL) == (exit_codes.DONE, "")
     write_format(4, last)
     code, err = run("fit --ckpt_path last")
@@ -314,7 +317,7 @@ def test_checkpoint_of_another_format_is_no_reason_to_fall_back(run: Any) -> Non
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 def test_run_that_cannot_save_ends_with_exit_code_5(number: int, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(SMALL)[0] == exit_codes.DONE
-    before = Path("checkpoints/last.ckpt").read_bytes()
+    before = Path("runs/CartPole-v1/1/last.ckpt").read_bytes()
 
     def fail(*args: Any) -> None:
         raise OSError(number, os.strerror(number))
@@ -325,5 +328,5 @@ def test_run_that_cannot_save_ends_with_exit_code_5(number: int, run: Any, monke
     assert code == exit_codes.CHECKPOINT
     assert f"cannot be written: {os.strerror(number)} (errno {number})" in err
     assert "Traceback" not in err
-    assert Path("checkpoints/last.ckpt").read_bytes() == before
-    assert not list(Path("checkpoints").glob(".*.tmp"))
+    assert Path("runs/CartPole-v1/1/last.ckpt").read_bytes() == before
+    assert not list(Path("runs").rglob(".*.tmp"))

@@ -138,7 +138,7 @@ def test_checkpoint_that_is_whole_is_not_refused(whole: dict[str, Any]) -> None:
 
 def test_checkpoint_without_its_datamodule_ends_in_one_line_and_exit_code_5(run: Run) -> None:  # noqa: F811
     assert run(f"fit {SMALL} --trainer.logger=false").code == exit_codes.DONE
-    checkpoint = read_checkpoint("checkpoints/last.ckpt")
+    checkpoint = read_checkpoint("runs/CartPole-v1/1/last.ckpt")
     del checkpoint["RolloutDataModule"]
     write_checkpoint(checkpoint, "damaged.ckpt")
     ended = run("fit --ckpt_path=damaged.ckpt --trainer.max_epochs=3")

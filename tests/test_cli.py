@@ -34,6 +34,8 @@ SMALL = """--data.num_envs 2 --data.horizon 16 --data.evaluation_envs 2 --model.
     --evaluation.num_episodes 2 --evaluation.every_env_steps 1 --solved.confirmation_episodes 2 --trainer.max_epochs 2"""
 
 
+RUN = "runs/CartPole-v1/1"  # directory of the first run
+NEWEST = "runs/CartPole-v1/latest"
 PRESET = "preset: CartPole-v1, in place of the defaults (--preset=none for these)"
 
 
@@ -99,7 +101,7 @@ def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def trained(shared_run: Path, in_an_empty_directory: None) -> None:
     """The working directory is that of a small run of one's own."""
-    shutil.copytree(shared_run, Path(), dirs_exist_ok=True)
+    shutil.copytree(shared_run, Path(), symlinks=True, dirs_exist_ok=True)
 
 
 def in_a_process(line: str) -> tuple[Ended, list[int]]:
@@ -149,10 +151,10 @@ def test_fit_from_an_empty_directory_leaves_curve_checkpoints_config_and_metrics
     # the preset: 8 envs x 32 steps, evaluated before the first update and after every one
     curve = TrainLog.read("data/rl/ppo_cartpole_trainlog.json")
     assert curve.steps == [0, 8 * 32, 2 * 8 * 32]
-    assert update_of("checkpoints/last.ckpt") == 2 and update_of("checkpoints/best.ckpt") in (1, 2)
-    config = yaml.safe_load(Path("checkpoints/config.yaml").read_text())
+    assert update_of(f"{RUN}/last.ckpt") == 2 and update_of(f"{RUN}/best.ckpt") in (1, 2)
+    config = yaml.safe_load(Path(RUN, "config.yaml").read_text())
     assert (config["trainer"]["max_epochs"], config["data"]["env_id"]) == (2, "CartPole-v1")
-    [metrics] = Path("logs").rglob("metrics.csv")
+    [metrics] = Path("runs").rglob("metrics.csv")
     header = metrics.read_text().splitlines()[0].split(",")
     assert {"step", "loss/policy", "policy/entropy", "env/steps", "eval/return"} <= set(header)
 
@@ -170,19 +172,20 @@ def test_own_environment_and_paths_can_be_named(run: Run) -> None:
     assert ended.code == exit_codes.DONE
     assert TrainLog.read("my/curve.json").title == f"PPO on {IDENTITY}: greedy evaluation return"
     assert Path("my/checkpoints/last.ckpt").is_file() and Path("my/checkpoints/config.yaml").is_file()
-    assert not Path("data/rl").exists() and not Path("checkpoints").exists()
+    assert not Path("data/rl").exists() and not Path("runs").exists()
     assert "curve: my/curve.json" in ended.out.splitlines()
 
 
 def test_curve_and_logger_can_be_turned_off(run: Run) -> None:
     assert run(f"fit {SMALL} --curve.path null --trainer.logger false").code == exit_codes.DONE
-    assert not Path("data/rl").exists() and not Path("logs").exists()
+    assert not Path("data/rl").exists() and {path.name for path in Path(RUN).iterdir()} >= {"last.ckpt", "run.json"}
+    assert not Path(RUN, "curve.json").exists() and not Path(RUN, "logs").exists()
 
 
 def test_run_stops_as_solved_at_a_threshold_that_is_met(run: Run) -> None:
     ended = run(f"fit {SMALL} --trainer.max_epochs 5 --solved.threshold 1 --solved.margin 0")
     assert ended.out.splitlines()[2].startswith("solved at env step 32: 2 fresh greedy episodes average ")
-    assert update_of("checkpoints/last.ckpt") == 1
+    assert update_of(f"{NEWEST}/last.ckpt") == 1
 
 
 # -- the length of a run
@@ -210,14 +213,14 @@ def length_of(path: str) -> Any:
 def test_length_of_a_run_is_what_is_typed(typed: str, length: Any, run: Run) -> None:
     ended = run(f"fit --evaluation.num_episodes 1 --trainer.callbacks=tests.toy_callbacks.StopsAfterOneUpdate {typed}")
     assert (ended.code, ended.err) == (exit_codes.DONE, "")
-    assert length_of("checkpoints/last.ckpt") == length
+    assert length_of(f"{NEWEST}/last.ckpt") == length
 
 
 def test_learning_rate_is_above_0_until_the_end_of_a_run_of_1000_updates(run: Run) -> None:
     """Its 64,000 env steps are more than the 50,000 after which the rate used to be 0."""
     small = "--data.num_envs 2 --data.horizon 32 --model.update_epochs 1 --evaluation.every_env_steps 128000"
     assert run(f"fit --data.env_id {IDENTITY} {small} --trainer.max_epochs=1000").code == exit_codes.DONE
-    [metrics] = Path("logs").rglob("metrics.csv")
+    [metrics] = Path("runs").rglob("metrics.csv")
     with metrics.open() as file:
         rates = [float(row["optimizer/learning_rate"]) for row in csv.DictReader(file) if row["optimizer/learning_rate"]]
     assert len(rates) == 1000
@@ -230,21 +233,21 @@ def test_learning_rate_is_above_0_until_the_end_of_a_run_of_1000_updates(run: Ru
 )
 def test_run_ends_with_the_budget_that_is_used_up_first(typed: str, updates: int, run: Run) -> None:
     assert run(f"fit {SMALL.removesuffix('--trainer.max_epochs 2')} {typed}").code == exit_codes.DONE  # 32 env steps an update
-    assert update_of("checkpoints/last.ckpt") == updates
+    assert update_of(f"{NEWEST}/last.ckpt") == updates
 
 
 def test_resumed_run_keeps_its_length_unless_another_is_typed(run: Run) -> None:
     small = SMALL.removesuffix("--trainer.max_epochs 2")
     assert run(f"fit {small} --total_env_steps=64").code == exit_codes.DONE
     ended = run("fit --ckpt_path last")  # nothing is left to do
-    assert (ended.code, ended.err, length_of("checkpoints/last.ckpt")) == (exit_codes.DONE, "", (64, -1, 64))
+    assert (ended.code, ended.err, length_of(f"{NEWEST}/last.ckpt")) == (exit_codes.DONE, "", (64, -1, 64))
     for typed, length in (
         ("--total_env_steps=96", (96, -1, 96)),
         ("--trainer.max_epochs=4", (None, 4, 128)),
         ("--total_env_steps=1000 --trainer.max_epochs=5", (1000, 5, 1000)),
     ):
         assert run(f"fit --ckpt_path last {typed}").code == exit_codes.DONE
-        assert length_of("checkpoints/last.ckpt") == length
+        assert length_of(f"{NEWEST}/last.ckpt") == length
 
 
 def test_new_length_of_a_resumed_run_is_said_once(run: Run, trained: None, caplog: pytest.LogCaptureFixture) -> None:
@@ -253,8 +256,8 @@ def test_new_length_of_a_resumed_run_is_said_once(run: Run, trained: None, caplo
         ("--trainer.max_epochs=3", "", ["the schedules run over 96 env steps now, 64 before"]),
         (
             "--trainer.max_epochs=4 --model.learning_rate_decay=constant",
-            "changed since checkpoints/last.ckpt: model.learning_rate_decay: None -> constant\n"
-            "changed since checkpoints/last.ckpt: length: 96 -> 128 env steps\n",
+            "changed since runs/CartPole-v1/1/last.ckpt: model.learning_rate_decay: None -> constant\n"
+            "changed since runs/CartPole-v1/1/last.ckpt: length: 96 -> 128 env steps\n",
             [],
         ),
     ):
@@ -270,7 +273,7 @@ def test_length_that_is_null_in_a_configuration_file_replaces_nothing(run: Run) 
     assert run("fit --config my.yaml --total_env_steps=64").code == exit_codes.DONE
     ended = run("fit --config my.yaml --ckpt_path=last")
     assert (ended.code, ended.err) == (exit_codes.DONE, "")
-    assert (update_of("checkpoints/last.ckpt"), length_of("checkpoints/last.ckpt")) == (2, (64, -1, 64))
+    assert (update_of(f"{NEWEST}/last.ckpt"), length_of(f"{NEWEST}/last.ckpt")) == (2, (64, -1, 64))
 
 
 def test_run_that_has_made_more_updates_than_are_typed_is_refused(run: Run) -> None:
@@ -320,8 +323,8 @@ def test_printed_config_is_a_config(run: Run) -> None:
     Path("run.yaml").write_text(printed.out)
     assert yaml.safe_load(printed.out)["model"]["gamma"] == 0.9
     assert run("fit --config run.yaml --trainer.max_epochs 1").code == exit_codes.DONE  # what is typed after it wins
-    assert update_of("checkpoints/last.ckpt") == 1
-    assert torch.load("checkpoints/last.ckpt", weights_only=True)["hyper_parameters"]["gamma"] == 0.9
+    assert update_of(f"{NEWEST}/last.ckpt") == 1
+    assert torch.load(f"{NEWEST}/last.ckpt", weights_only=True)["hyper_parameters"]["gamma"] == 0.9
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -372,7 +375,7 @@ def test_smoke_config_runs(run: Run) -> None:
     [path] = [path for path in CONFIGS if path.stem == "smoke"]
     ended = run(f"fit --config {path}")
     assert (ended.code, ended.err) == (exit_codes.DONE, "")
-    assert update_of("checkpoints/last.ckpt") == 2
+    assert update_of(f"{NEWEST}/last.ckpt") == 2
 
 
 # -- directories that cannot be written
@@ -400,7 +403,7 @@ def test_log_that_cannot_be_written_ends_test_and_validate_with_exit_code_5(run:
     Path("taken").touch()
     for command in ("test", "validate"):
         ended = run(f"{command} --ckpt_path=last --trainer.logger.save_dir=taken/a")
-        assert (ended.code, ended.out, ended.err.count("\n")) == (exit_codes.CHECKPOINT, "", 1)
+        assert (ended.code, ended.out.count("\n"), ended.err.count("\n")) == (exit_codes.CHECKPOINT, 1, 1)  # the checkpoint
 
 
 def test_error_of_ones_own_callback_keeps_its_traceback(run: Run) -> None:
@@ -416,12 +419,12 @@ def test_report_that_cannot_be_written_does_not_hide_the_fault(run: Run, caplog:
 
 
 def test_run_that_is_refused_leaves_no_log_and_the_config_of_the_run_that_holds_the_directory(run: Run, trained: None) -> None:
-    before = sorted(Path("logs").iterdir()), Path("checkpoints/config.yaml").read_bytes()
-    lock = RunLock(Path("checkpoints"))
-    ended = run(f"fit {SMALL} --model.gamma 0.5")
+    before = sorted(Path(RUN, "logs").iterdir()), Path(RUN, "config.yaml").read_bytes()
+    lock = RunLock(Path(RUN))
+    ended = run(f"fit --ckpt_path={RUN}/last.ckpt --model.gamma 0.5")
     lock.release()
     assert ended.code == exit_codes.USAGE and "writes there" in ended.err
-    assert (sorted(Path("logs").iterdir()), Path("checkpoints/config.yaml").read_bytes()) == before
+    assert (sorted(Path(RUN, "logs").iterdir()), Path(RUN, "config.yaml").read_bytes()) == before
 
 
 # -- keyword arguments of the environment
@@ -453,9 +456,12 @@ def test_env_kwargs_arrive_as_yaml_writes_them(run: Run) -> None:
 def test_env_kwargs_reach_the_environment_and_a_resumed_run_unchanged(run: Run) -> None:
     env = 'tests.toy_envs:Verbatim-v0 --data.env_kwargs={"digits":"123","word":"null"}'
     assert run(f"fit {SMALL} --data.env_id {env}").code == exit_codes.DONE
-    assert read_checkpoint("checkpoints/last.ckpt")[CONFIG_KEY]["data"]["env_kwargs"] == {"digits": "123", "word": "null"}
+    assert read_checkpoint("runs/tests.toy_envs-Verbatim-v0/1/last.ckpt")[CONFIG_KEY]["data"]["env_kwargs"] == {
+        "digits": "123",
+        "word": "null",
+    }
     ended = run("fit --ckpt_path last --trainer.max_epochs 3")
-    assert (ended.code, update_of("checkpoints/last.ckpt")) == (exit_codes.DONE, 3)
+    assert (ended.code, update_of("runs/tests.toy_envs-Verbatim-v0/1/last.ckpt")) == (exit_codes.DONE, 3)
 
 
 def test_wrappers_keep_their_arguments_in_a_config_a_checkpoint_and_a_resumed_run(run: Run) -> None:
@@ -466,7 +472,7 @@ def test_wrappers_keep_their_arguments_in_a_config_a_checkpoint_and_a_resumed_ru
     Path("run.yaml").write_text(run(f"fit {SMALL} {constant} {typed} --print_config").out)
     assert yaml.safe_load(Path("run.yaml").read_text())["data"]["wrappers"] == wrappers
     assert run("fit --config run.yaml").code == exit_codes.DONE
-    assert read_checkpoint("checkpoints/last.ckpt")[CONFIG_KEY]["data"]["wrappers"] == wrappers
+    assert read_checkpoint("runs/tests.toy_envs-ConstantReward-v0/1/last.ckpt")[CONFIG_KEY]["data"]["wrappers"] == wrappers
     assert run("fit --ckpt_path last --trainer.max_epochs 3").code == exit_codes.DONE
     tested = run("test --ckpt_path last --data.test_episodes 2")  # 4 steps of the reward 1 * 3, in evaluation
     assert dict(row.rsplit(maxsplit=1) for row in tested.out.splitlines())["mean return"] == "12.00"
@@ -602,7 +608,7 @@ def test_results_of_a_checkpoint_are_printed_as_a_table(run: Run, trained: None)
     for command, episodes in (("test --data.test_episodes 5", 5), ("validate --data.validation_episodes 3", 3)):
         ended = run(f"{command} --ckpt_path last")
         assert ended.code == exit_codes.DONE
-        rows = [line.rsplit(maxsplit=1) for line in ended.out.splitlines()]
+        rows = [line.rsplit(maxsplit=1) for line in ended.out.splitlines()[1:]]
         assert [name for name, _ in rows] == ["episodes", "mean return", "std", "min", "max", "solved (mean >= 475)"]
         table = dict(rows)
         assert table["episodes"] == str(episodes) and table["solved (mean >= 475)"] == "no"
@@ -619,9 +625,9 @@ def test_tested_policy_meets_its_threshold_inclusively(run: Run) -> None:
 
 
 @pytest.mark.parametrize("command", ["test", "validate"])
-def test_checkpoint_to_play_must_be_named(command: str, run: Run, trained: None) -> None:
-    message = f"ckpt_path: {command} needs a checkpoint; use --ckpt_path=best"
-    assert run(command) == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {message}\n")
+def test_without_a_checkpoint_the_best_of_the_newest_run_plays_and_is_named(command: str, run: Run, trained: None) -> None:
+    ended = run(f"{command} --data.{command.replace('validate', 'validation')}_episodes=1")
+    assert (ended.code, ended.out.splitlines()[0]) == (exit_codes.DONE, f"checkpoint: {RUN}/best.ckpt, of the newest run")
 
 
 def test_resume_takes_the_settings_of_the_checkpoint_and_goes_on(run: Run, trained: None) -> None:
@@ -645,9 +651,9 @@ def test_run_resumed_by_command_equals_the_run_in_one_go(run: Run) -> None:
 def test_typed_value_wins_over_the_checkpoint_and_is_shown(run: Run, trained: None) -> None:
     ended = run("fit --ckpt_path last --trainer.max_epochs 3 --model.learning_rate 0.5 --model.learning_rate_decay constant")
     assert ended.code == exit_codes.DONE
-    assert "changed since checkpoints/last.ckpt: model.learning_rate: 0.003 -> 0.5\n" in ended.err
+    assert "changed since runs/CartPole-v1/1/last.ckpt: model.learning_rate: 0.003 -> 0.5\n" in ended.err
     assert "model.learning_rate_decay: None -> constant\n" in ended.err
-    checkpoint = torch.load("checkpoints/last.ckpt", weights_only=True)
+    checkpoint = torch.load(f"{NEWEST}/last.ckpt", weights_only=True)
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5
     assert checkpoint["hyper_parameters"]["learning_rate"] == 0.5
 
@@ -656,7 +662,7 @@ def test_value_in_a_config_file_wins_over_the_checkpoint_too(run: Run, trained: 
     Path("more.yaml").write_text("trainer: {max_epochs: 3}\nmodel: {learning_rate: 0.25}\n")
     ended = run("fit --config more.yaml --ckpt_path last")
     assert "model.learning_rate: 0.003 -> 0.25\n" in ended.err
-    assert torch.load("checkpoints/last.ckpt", weights_only=True)["hyper_parameters"]["learning_rate"] == 0.25
+    assert torch.load(f"{NEWEST}/last.ckpt", weights_only=True)["hyper_parameters"]["learning_rate"] == 0.25
 
 
 def test_value_that_is_typed_again_unchanged_is_no_difference(run: Run, trained: None) -> None:
@@ -691,15 +697,17 @@ def test_value_that_is_typed_again_unchanged_is_no_difference(run: Run, trained:
     ],
 )
 def test_what_a_run_cannot_change_half_way_is_refused(typed: str, message: str, run: Run, trained: None) -> None:
-    before = Path("checkpoints/last.ckpt").read_bytes()
-    assert run(f"fit --ckpt_path last --trainer.max_epochs 3 {typed}") == Ended(
+    before = Path(f"{NEWEST}/last.ckpt").read_bytes()
+    assert run(f"fit --ckpt_path {RUN}/last.ckpt --trainer.max_epochs 3 {typed}") == Ended(
         exit_codes.USAGE, "", f"lit_ppo: error: {message}\n"
     )
-    assert Path("checkpoints/last.ckpt").read_bytes() == before
+    assert Path(f"{NEWEST}/last.ckpt").read_bytes() == before
 
 
 def test_last_checkpoint_that_is_not_there_is_an_error(run: Run) -> None:
-    message = "ckpt_path=last: expected a checkpoint at checkpoints/last.ckpt, found none"
+    message = (
+        "ckpt_path: expected a run with last.ckpt in runs, found none; make one with `python -m lit_ppo fit`, or name a path"
+    )
     assert run("fit --ckpt_path last") == Ended(exit_codes.CHECKPOINT, "", f"lit_ppo: error: {message}\n")
 
 
@@ -762,7 +770,7 @@ def test_run_whose_standard_error_is_closed_works() -> None:
 
 def test_checkpoints_hold_the_settings_of_their_run_as_plain_data(run: Run) -> None:
     run(f"fit {SMALL} --model.gamma 0.9")
-    settings = torch.load("checkpoints/last.ckpt", weights_only=True)[CONFIG_KEY]
+    settings = torch.load(f"{NEWEST}/last.ckpt", weights_only=True)[CONFIG_KEY]
     assert settings["model"]["gamma"] == 0.9 and settings["data"]["num_envs"] == 2
     json.dumps(settings)
 
@@ -786,6 +794,7 @@ def test_help_lists_all_commands(run: Run) -> None:
         "replay",
         "reproduce",
         "rollout",
+        "runs",
     ]
 
 
@@ -811,7 +820,7 @@ def test_help_writes_null_as_it_is_typed(run: Run) -> None:
 def test_examples_of_the_help_are_valid(run: Run, trained: None) -> None:
     Path("my.yaml").write_text("trainer: {max_epochs: 3}")
     examples = [line.strip() for help in ("--help", "fit --help") for line in run(help).out.splitlines() if line[:4] == "  py"]
-    assert len(examples) == 12
+    assert len(examples) == 13
     for example in examples:
         line = example.partition(" > ")[0].removeprefix("python -m lit_ppo ")
         if line.partition(" ")[0] in ("fit", "test"):
@@ -824,7 +833,8 @@ def test_line_that_does_not_begin_with_a_command_is_refused(line: str, run: Run)
     ended = run(line)
     assert (ended.code, ended.err.count("\n")) == (exit_codes.USAGE, 1)
     assert (
-        "expected one of fit, validate, test, check-env, export, play, plot, presets, replay, reproduce, rollout" in ended.err
+        "expected one of fit, validate, test, check-env, export, play, plot, presets, replay, reproduce, rollout, runs"
+        in ended.err
     )
 
 
@@ -834,6 +844,6 @@ def test_word_that_is_no_command_is_refused_with_all_commands(capsys: pytest.Cap
     assert ended.value.code == exit_codes.USAGE
     expected = (
         "lit_ppo: error: fti: expected one of fit, validate, test, check-env, export, play, plot, presets, replay, reproduce, "
-        "rollout (did you mean fit?)\n"
+        "rollout, runs (did you mean fit?)\n"
     )
     assert capsys.readouterr().err == expected

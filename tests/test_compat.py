@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 import torch
 from jsonargparse import ArgumentError
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from lit_ppo import compat_lightning
 from lit_ppo.compat_torch import Float64Buffers, backward_hook_owner, clip_gradients, weight_and_bias
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.module import PPOModule
-from tests.runs import bare_trainer, small_data, small_module
+from tests.runs import bare_trainer, parameters, same, small_data, small_module
 from tests.specs import vector_spec
 
 # -- torch
@@ -341,3 +343,35 @@ def test_option_of_a_parser_is_removed_from_its_help_and_its_arguments() -> None
     assert "--kept" in parser.format_help() and "--removed" not in parser.format_help(), message
     with pytest.raises(ArgumentError):
         parser.parse_args(["--removed=1"])
+
+
+# -- ranks
+
+
+def test_ddp_can_be_made_the_strategy_of_ranks() -> None:
+    trainer = bare_trainer(1, strategy="ddp", devices=1)
+    strategy = compat_lightning.rank_strategy_of(trainer)
+    message = "compat_lightning.RankStrategy: Lightning's DDP has other parts now"
+    assert strategy is trainer.strategy is compat_lightning.rank_strategy_of(trainer) and strategy.ranks.count == 1, message
+    assert compat_lightning.unfit_for_ranks(trainer) is None, message
+    for name in ("configure_ddp", "broadcast", "barrier"):
+        assert name in vars(DDPStrategy), message
+    strategy.configure_ddp()
+    assert strategy.broadcast({"path": Path("a")}) == {"path": "a"}, message
+    forked = bare_trainer(1, strategy="ddp_fork", devices=2)
+    assert compat_lightning.unfit_for_ranks(forked) == "expected processes started anew (ddp), got start_method=fork", message
+    assert compat_lightning.unfit_for_ranks(bare_trainer(1)) == "expected ddp, got SingleDeviceStrategy", message
+
+
+def test_observer_of_lightnings_processes_can_be_stopped() -> None:
+    observer = _ChildProcessObserver(main_pid=0, child_processes=[])
+    assert observer._finished is False, "compat_lightning.rank_strategy_of: Lightning's observer is stopped in another way now"
+    observer._finished = True
+    observer.run()  # returns without a look at the processes
+
+
+def test_run_with_ddp_of_one_rank_is_the_run_without_it() -> None:
+    modules = [small_module(), small_module()]
+    for module, flags in zip(modules, ({}, {"strategy": "ddp", "devices": 1}), strict=True):
+        bare_trainer(2, **flags).fit(module, datamodule=small_data())
+    assert same(*(parameters(module) for module in modules))

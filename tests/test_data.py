@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -148,8 +149,9 @@ def test_greedy_episodes_have_seeds_of_their_own_for_each_purpose_and_update() -
     data, played = small_data(), []
 
     class Player:
-        def play(self, policy: Any, seeds: list[int], device: torch.device) -> None:
+        def play_each(self, policy: Any, seeds: list[int], device: torch.device) -> Any:
             played.append(seeds)
+            return np.zeros(len(seeds)), np.ones(len(seeds), np.int64)
 
     data._player = Player()
     for data.update in (0, 1):
@@ -164,8 +166,9 @@ def test_seeds_of_greedy_episodes_do_not_depend_on_how_many_are_played() -> None
     data, played = small_data(), []
 
     class Player:
-        def play(self, policy: Any, seeds: list[int], device: torch.device) -> None:
+        def play_each(self, policy: Any, seeds: list[int], device: torch.device) -> Any:
             played.append(seeds)
+            return np.zeros(len(seeds)), np.ones(len(seeds), np.int64)
 
     data._player = Player()
     for num_episodes in (3, 5):

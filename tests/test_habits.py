@@ -154,7 +154,7 @@ def test_averaged_weights_are_evaluated_and_saved_and_the_learning_ones_go_on() 
         data, module = small_data(cls=PlaysAndTells), small_module()
         data.seen = []
         # after the second update, before Lightning makes the averaged weights the module's at the end
-        bare_trainer(3, *average, GreedyEvaluation(40, 1), RunCheckpoint()).fit(module, datamodule=data)
+        bare_trainer(3, *average, GreedyEvaluation(40, 1), RunCheckpoint("checkpoints")).fit(module, datamodule=data)
         saved = read_checkpoint("checkpoints/best.ckpt")
         assert same(saved["state_dict"], data.seen[-1])
         runs.append((data, saved))
@@ -294,7 +294,7 @@ def test_command_line_takes_a_checkpoint_of_a_python_run(by: str, run: Run) -> N
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_python_takes_a_checkpoint_of_the_command_line(run: Run) -> None:  # noqa: F811
     assert run(f"fit {SMALL}").code == exit_codes.DONE
-    path = "checkpoints/last.ckpt"
+    path = "runs/CartPole-v1/1/last.ckpt"
     module, data = PPOModule.load_from_checkpoint(path), RolloutDataModule.load_from_checkpoint(path)
     assert (data.num_envs, data.horizon, data.environment.env_id) == (2, 16, "CartPole-v1")
     bare_trainer(3).fit(module, datamodule=data, ckpt_path=path)
@@ -311,7 +311,7 @@ def test_checkpoint_with_two_seeds_is_refused_by_the_command_line(run: Run) -> N
 
 
 def test_networks_that_do_not_fit_the_checkpoint_are_refused() -> None:
-    python_run(RunCheckpoint())
+    python_run(RunCheckpoint("checkpoints"))
     other, data = cartpole_module(), small_data("CartPole-v1")
     again = {"datamodule": data, "ckpt_path": "checkpoints/last.ckpt"}
     message = refusal(lambda: bare_trainer(1).validate(other, **again), CheckpointError)

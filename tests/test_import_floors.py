@@ -17,8 +17,9 @@ MODULES = {
 }
 FLOORS = {
     0: """errors exit_codes interrupts standard_streams allocator spaces leaf_rules contract curve functional networks
-        distributions seeding random_actions plot run_lock atomic_file run_statistics compat_torch ppo_settings policy
-        setting_types normalization callables presets
+        distributions seeding random_actions plot run_lock origin run_directory
+        run_status run_choice run_curves atomic_file run_statistics compat_torch ppo_settings policy
+        setting_types normalization callables presets shards ranks rank_watch elastic
         bridge bridge.settings bridge.protocol
         bridge.frame bridge.faults bridge.doorbell
         bridge.journal bridge.episodes bridge.restart_budget bridge.dealing
@@ -28,14 +29,18 @@ FLOORS = {
         bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.inprocess
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.pool bridge.checkpoint
         bridge.client""",
-    2: "rollout evaluation prediction replay transitions environment_check update optimization reproduction",
-    3: """module data diagnostics checkpoint_io checkpoint_structure compat_lightning trainer_checks
+    2: """rollout exchange rank_share evaluation prediction replay transitions environment_check update passes optimization
+        reproduction reproduction.rows reproduction.results reproduction.runs reproduction.fits""",
+    3: """module data compilation diagnostics checkpoint_io checkpoint_structure compat_lightning trainer_checks
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
-        callbacks.run_checkpoint callbacks.run_config callbacks.run_progress callbacks.run_record callbacks.run_summary
-        callbacks.stop_when_solved
-        option_parser resume_settings saved_policy play export results_report""",
-    4: """commands commands.environment_options commands.train commands.check_env commands.export
-        commands.play commands.plot commands.presets commands.replay commands.reproduce commands.rollout""",
+        callbacks.run_checkpoint callbacks.run_config callbacks.run_place callbacks.run_progress callbacks.run_record
+        callbacks.run_status callbacks.run_summary callbacks.stop_when_solved
+        option_parser resume_settings foreign_settings saved_policy play export results_report""",
+    4: """commands commands.environment_options commands.train commands.checkpoint_choice commands.checkpoint_options
+        commands.lightning_output commands.run_place
+        commands.preset_choice commands.training_errors commands.training_options commands.typed_settings
+        commands.check_env commands.export commands.play commands.plot commands.presets
+        commands.replay commands.reproduce commands.rollout commands.runs""",
     5: "cli __main__",
 }
 FLOOR_OF = {f"lit_ppo.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
@@ -57,13 +62,24 @@ NARROWER = {
     "lit_ppo.standard_streams": set(),
     "lit_ppo.curve": set(),
     "lit_ppo.run_lock": set(),
+    "lit_ppo.origin": set(),
+    "lit_ppo.foreign_settings": set(),
+    **{f"lit_ppo.{name}": set() for name in ("run_directory", "run_status", "run_choice")},
+    **{f"lit_ppo.commands.{name}": set() for name in ("checkpoint_options", "runs")},
+    "lit_ppo.commands.run_place": {"lightning"},
     "lit_ppo.allocator": set(),
+    "lit_ppo.shards": set(),
+    "lit_ppo.elastic": set(),
+    "lit_ppo.rank_watch": set(),
+    "lit_ppo.ranks": {"torch"},
     "lit_ppo.atomic_file": set(),
     "lit_ppo.run_statistics": {"numpy"},
-    "lit_ppo.reproduction": {"yaml"},
+    **{f"lit_ppo.reproduction.{name}": {"yaml"} for name in ("rows", "fits")},
+    **{f"lit_ppo.reproduction.{name}": set() for name in ("results", "runs")},
     "lit_ppo.results_report": set(),
     "lit_ppo.contract": {"numpy"},
-    "lit_ppo.plot": {"matplotlib"},
+    "lit_ppo.plot": {"matplotlib", "numpy"},
+    "lit_ppo.run_curves": {"yaml"},
     "lit_ppo.presets": {"yaml"},
     "lit_ppo.commands": set(),
     "lit_ppo.commands.plot": set(),
@@ -90,7 +106,11 @@ NARROWER = {
     "lit_ppo.normalization": {"torch"},
     "lit_ppo.callables": {"torch"},
     "lit_ppo.optimization": {"torch"},
-    "lit_ppo.commands.train": {"torch", "lightning", "yaml"},
+    "lit_ppo.commands.train": {"torch", "lightning"},
+    "lit_ppo.commands.checkpoint_choice": set(),
+    "lit_ppo.commands.preset_choice": set(),
+    "lit_ppo.commands.typed_settings": {"lightning", "yaml"},
+    **{f"lit_ppo.commands.{name}": {"lightning"} for name in ("training_errors", "training_options")},
     "lit_ppo.replay": {"numpy"},
     "lit_ppo.spaces": {"numpy"},
     **{f"lit_ppo.bridge.{name}": {"numpy"} for name in ("frame", "journal", "episodes")},

@@ -370,7 +370,7 @@ def test_run_goes_on_with_a_warning_where_nothing_can_be_compiled(
 
     monkeypatch.setattr(torch, "compile", refuse)
     module, _ = fit(2, module=small_module(compile=True))
-    warned = [record.getMessage() for record in caplog.records if record.name == "lit_ppo.module"]
+    warned = [record.getMessage() for record in caplog.records if record.name == "lit_ppo.compilation"]
     assert warned == ["model.compile: nothing is compiled: no working C++ compiler"]
     assert same(parameters(module), parameters(fit(2, module=small_module())[0]))
 
@@ -380,7 +380,7 @@ def test_nothing_is_compiled_for_those_who_listen_to_backward_passes(caplog: pyt
     def warnings_of(module: PPOModule, *callbacks: Callback, **flags: Any) -> list[str]:
         caplog.clear()
         bare_trainer(1, *callbacks, **flags).fit(module, datamodule=small_data())
-        return [record.getMessage() for record in caplog.records if record.name == "lit_ppo.module"]
+        return [record.getMessage() for record in caplog.records if record.name == "lit_ppo.compilation"]
 
     rest = "needs the backward pass, which a compiled update does not have"
     listener, seen = Listener(), []
@@ -414,7 +414,7 @@ def test_compiled_update_does_what_the_eager_one_does(vectorization: str) -> Non
 
     bare_trainer(3, Start()).fit(compiled, datamodule=small_data("CartPole-v1", **steps))
     assert at_start == [counters["stats"]["unique_graphs"]]  # all that is needed was compiled before the first update
-    assert isinstance(compiled._gradients, CompiledGradients)
+    assert isinstance(compiled._passes.gradients.of_part, CompiledGradients)
     eager, _ = fit(3, module=cartpole_module(**settings), data=small_data("CartPole-v1", **steps))
     for one, other in zip(compiled.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
@@ -528,15 +528,16 @@ def test_plain_trainer_is_not_refused() -> None:
 
 
 def a_trainer(precision: str, world_size: int) -> Any:
-    return SimpleNamespace(precision=precision, world_size=world_size, fast_dev_run=False, barebones=False)
+    strategy = SimpleNamespace()
+    return SimpleNamespace(precision=precision, world_size=world_size, fast_dev_run=False, barebones=False, strategy=strategy)
 
 
-def test_half_precision_and_several_devices_are_refused() -> None:
+def test_half_precision_and_other_strategies_of_several_devices_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"trainer\.precision=16-mixed: PPO's ratios need the range of bf16-mixed or 32-true"):
         refuse_flags(a_trainer("16-mixed", 1))
     with pytest.raises(ConfigError, match=r"trainer\.precision=bf16-true: PPO's ratios need"):
         refuse_flags(a_trainer("bf16-true", 1))
-    with pytest.raises(ConfigError, match=r"trainer\.devices: expected 1 device, got 2; more envs use data\.num_envs"):
+    with pytest.raises(ConfigError, match=r"trainer\.strategy: expected ddp, got SimpleNamespace; use --trainer\.strategy=ddp"):
         refuse_flags(a_trainer("32-true", 2))
 
 

@@ -185,7 +185,7 @@ def conversions() -> list[Callable[[nn.Module], nn.Module]]:
 def trained(leaves: list[Leaf], clip: float | None = None, seed: int = 0) -> ObservationNormalizer:
     """A normaliser that has seen ten observations of mean 5 and deviation 3."""
     normalizer = ObservationNormalizer(leaves, clip)
-    normalizer.commit(normalizer.updated(observations(leaves, seed)))
+    normalizer.commit(normalizer.updated(normalizer.moments_of(observations(leaves, seed))))
     return normalizer
 
 
@@ -275,7 +275,7 @@ def test_deep_copy_refreshes_its_own_numbers() -> None:
 def test_leaf_is_centred_scaled_and_clipped() -> None:
     normalizer = ObservationNormalizer([box(2)], clip=1.25)
     seen = {"": torch.tensor([[1.0, 10.0], [3.0, 30.0]])}
-    normalizer.commit(normalizer.updated(seen))
+    normalizer.commit(normalizer.updated(normalizer.moments_of(seen)))
     # means 2 and 20, deviations 1 and 10: 1 + 0.5 and 2 deviations above, of which 1.25 are left
     normalized = normalizer({"": torch.tensor([[2.5, 40.0], [2.0, 0.0]])})
     torch.testing.assert_close(normalized[""], torch.tensor([[0.5, 1.25], [0.0, -1.25]]))
@@ -283,7 +283,7 @@ def test_leaf_is_centred_scaled_and_clipped() -> None:
 
 def test_component_that_never_changed_is_not_divided_by_zero() -> None:
     normalizer = ObservationNormalizer([box(1)], clip=None)
-    normalizer.commit(normalizer.updated({"": torch.full((4, 1), 7.0)}))
+    normalizer.commit(normalizer.updated(normalizer.moments_of({"": torch.full((4, 1), 7.0)})))
     # sqrt(0 + 1e-8) = 1e-4
     torch.testing.assert_close(normalizer({"": torch.tensor([[7.0], [8.0]])})[""], torch.tensor([[0.0], [1e4]]))
 
@@ -315,7 +315,7 @@ def test_observations_that_were_counted_get_mean_zero_and_variance_one(dtype: to
 def test_images_and_integers_can_be_normalised() -> None:
     pixels = torch.randint(256, (20, *PIXELS.shape), generator=generator(), dtype=torch.uint8)
     normalizer = ObservationNormalizer([PIXELS], clip=None)
-    normalizer.commit(normalizer.updated({"pixels": pixels}))
+    normalizer.commit(normalizer.updated(normalizer.moments_of({"pixels": pixels})))
     numbers: NDArray[Any] = pixels.numpy().astype(np.float64)
     expected = (numbers - numbers.mean(0)) / np.sqrt(numbers.var(0) + 1e-8)
     normalized = normalizer({"pixels": pixels})["pixels"]
@@ -327,7 +327,7 @@ def test_new_moments_wait_for_their_commit_and_add_up() -> None:
     normalizer = trained(leaves, seed=0)
     before = copy.deepcopy(normalizer.state_dict())
     second, weights = observations(leaves, seed=1), torch.arange(10) < 7
-    new = normalizer.updated(second, weights)
+    new = normalizer.updated(normalizer.moments_of(second, weights))
     assert all(torch.equal(before[name], value) for name, value in normalizer.state_dict().items())
     normalizer.commit(new)
     for index, leaf in enumerate(leaves):
@@ -348,7 +348,7 @@ def test_forward_changes_no_moments(training: bool) -> None:
 def test_commit_in_inference_mode_can_be_followed_by_one_outside() -> None:
     normalizer = ObservationNormalizer([POSITION], None)
     with torch.inference_mode():
-        new = normalizer.updated(observations([POSITION]))
+        new = normalizer.updated(normalizer.moments_of(observations([POSITION])))
         normalizer.commit(new)
     normalizer.commit(new)
     weight = nn.Parameter(torch.ones(3))
@@ -403,7 +403,7 @@ def test_compiled_program_sees_new_moments_without_compiling_again() -> None:
             result, expected = compiled(parameters, seen), gradients(parameters, seen)
         torch.testing.assert_close(result, expected)
         results.append(result["layer.weight"])
-        normalizer.commit(normalizer.updated(seen))
+        normalizer.commit(normalizer.updated(normalizer.moments_of(seen)))
     normalizer.load_state_dict(trained([POSITION], seed=5).state_dict())
     with torch.no_grad():
         torch.testing.assert_close(compiled(parameters, seen), gradients(parameters, seen))

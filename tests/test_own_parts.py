@@ -27,6 +27,7 @@ from tests.test_resume import differences
 
 N = 2  # updates in each half
 LAST = "checkpoints/last.ckpt"
+RUN_LAST = "runs/CartPole-v1/1/last.ckpt"  # of the command line
 
 
 @pytest.fixture(autouse=True)
@@ -285,7 +286,7 @@ def test_checkpoint_is_plain_data_and_asks_for_the_code_that_it_needs(monkeypatc
     torso = partial(toy_parts.Torso, width=128)
     own: dict[str, Any] = {"optimizer": adamw(), "loss": lambda *args: toy_parts.loss(*args), "width": 5}
     sizes = {"actor_hidden_sizes": (64, 64), "critic_hidden_sizes": (64, 64)}  # the default: a torso stands in their place
-    fit(1, RunCheckpoint(), module=small_module(Width, **own, **sizes, torso=torso))
+    fit(1, RunCheckpoint("checkpoints"), module=small_module(Width, **own, **sizes, torso=torso))
     hparams = torch.load(LAST, weights_only=True)["hyper_parameters"]
     assert hparams["torso"] == {"class_path": "tests.toy_parts.Torso", "init_args": {"width": 128}}
     assert (hparams["width"], hparams["loss"]["init_args"]) == (5, None)
@@ -325,7 +326,7 @@ PARTS = """--model.torso=tests.toy_parts.Torso --model.torso.width=128 --model.o
 
 def test_parts_are_options_that_a_resumed_run_keeps(run: Run) -> None:  # noqa: F811
     assert run(f"fit {SMALL} {PARTS}").code == exit_codes.DONE
-    checkpoint = torch.load(LAST, weights_only=True)
+    checkpoint = torch.load(RUN_LAST, weights_only=True)
     assert checkpoint["hyper_parameters"]["torso"] == {"class_path": "tests.toy_parts.Torso", "init_args": {"width": 128}}
     assert checkpoint["hyper_parameters"]["optimizer"]["init_args"]["weight_decay"] == 0.01
     model = checkpoint[CONFIG_KEY]["model"]
@@ -333,7 +334,7 @@ def test_parts_are_options_that_a_resumed_run_keeps(run: Run) -> None:  # noqa: 
     assert run("fit --ckpt_path=last --trainer.max_epochs=3").code == exit_codes.DONE
     same_again = "--model.torso=tests.toy_parts.Torso --model.torso.width=128 --model.loss=tests.toy_parts.loss"
     assert run(f"fit --ckpt_path=last --trainer.max_epochs=4 {same_again}").code == exit_codes.DONE
-    assert torch.load(LAST, weights_only=True)["lr_schedulers"][0]["last_epoch"] == 4
+    assert torch.load(RUN_LAST, weights_only=True)["lr_schedulers"][0]["last_epoch"] == 4
     assert run("test --ckpt_path=last --data.test_episodes=1").code == exit_codes.DONE
     for typed, now, before in (
         ("model.torso=null", "None", "tests.toy_parts.Torso(width=128)"),
@@ -342,7 +343,7 @@ def test_parts_are_options_that_a_resumed_run_keeps(run: Run) -> None:  # noqa: 
         ("model.learning_rate_decay=constant", "constant", "None"),
     ):
         message = f"{typed.partition('=')[0]}={now}: the checkpoint's run has {before}, which cannot change on resume"
-        assert run(f"fit --ckpt_path=last --{typed}") == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {message}\n")
+        assert run(f"fit --ckpt_path={RUN_LAST} --{typed}") == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {message}\n")
     changed = run("fit --ckpt_path=last --model.optimizer=AdamW --model.optimizer.lr=0.5")
     assert changed.err.startswith("lit_ppo: error: model.optimizer=torch.optim.AdamW(lr=0.5): the checkpoint's run has ")
 
@@ -421,11 +422,11 @@ def program() -> str:
 def test_module_of_a_user_is_a_program_that_trains_resumes_and_tests(program: str) -> None:
     ended = in_a_shell(f"{program} fit {' '.join(SMALL.split())} --model.width=5 --model.loss=__main__.my_loss")
     assert (ended.code, ended.err) == (exit_codes.DONE, "")
-    checkpoint = torch.load(LAST, weights_only=True)
+    checkpoint = torch.load(RUN_LAST, weights_only=True)
     assert checkpoint["hyper_parameters"]["width"] == 5
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.125
     ended = in_a_shell(f"{program} fit --ckpt_path=last --trainer.max_epochs=3 --trainer.logger=false")
-    assert (ended.code, ended.err) == (exit_codes.DONE, f"changed since {LAST}: length: 64 -> 96 env steps\n")
+    assert (ended.code, ended.err) == (exit_codes.DONE, f"changed since {RUN_LAST}: length: 64 -> 96 env steps\n")
     assert in_a_shell(f"{program} test --ckpt_path=last --data.test_episodes=1").code == exit_codes.DONE
 
 

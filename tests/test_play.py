@@ -16,7 +16,7 @@ from lit_ppo.module import PPOModule
 from lit_ppo.play import play
 from lit_ppo.saved_policy import SavedPolicy
 from tests.specs import vector_spec
-from tests.test_cli import Run, in_an_empty_directory, run, shared_run, trained  # noqa: F401  fixtures
+from tests.test_cli import RUN, Run, in_an_empty_directory, run, shared_run, trained  # noqa: F401  fixtures
 
 RENDERED = "tests.toy_envs:RenderedEnv"
 
@@ -90,7 +90,7 @@ def test_window_needs_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_checkpoint_plays_in_a_window(run: Run, trained: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     pytest.importorskip("pygame", reason="pip install -e '.[play]'")
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    ended = run("play --ckpt_path=last --num_episodes=2 --max_episode_steps=5")
+    ended = run(f"play --ckpt_path={RUN}/last.ckpt --num_episodes=2 --max_episode_steps=5")
     assert (ended.code, ended.out) == (exit_codes.DONE, "episode 1: return 5, 5 steps\nepisode 2: return 5, 5 steps\n"), ended
 
 
@@ -99,7 +99,7 @@ def test_checkpoint_is_exported_with_what_a_stranger_needs(
     trained: None,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ended = run("export --ckpt_path=last --format=torch --out=a/policy.pt2")
+    ended = run(f"export --ckpt_path={RUN}/last.ckpt --format=torch --out=a/policy.pt2")
     assert (ended.code, ended.err) == (exit_codes.DONE, "")
     assert ended.out == "a/policy.pt2: the same as the policy on 1,000 visited states, to 1e-05\n"
     extra = {"lit_ppo.json": ""}

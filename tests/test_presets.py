@@ -1,6 +1,7 @@
 """Presets: chosen by the environment or by name, above the defaults and below what is typed, and complete."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -18,11 +19,15 @@ from lit_ppo.commands.train import LitPPOCLI
 from lit_ppo.errors import ConfigError
 from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.presets import Preset, all_presets, preset_for, preset_named
+from lit_ppo.reproduction.rows import read_row
+from lit_ppo.run_directory import directory_name
 from tests.test_cli import PRESET, SMALL, Ended, Run, run  # noqa: F401  a fixture
 
+ROOT = Path(__file__).parents[1]
 NAMES = [preset.name for preset in all_presets()]
 TOY = "tests.toy_envs:Identity-v0"
-LENGTHENED = "changed since checkpoints/last.ckpt: length: 64 -> 96 env steps\n"
+LAST = f"runs/{directory_name(TOY)}/1/last.ckpt"
+LENGTHENED = f"changed since {LAST}: length: 64 -> 96 env steps\n"
 BOLD = {  # the settings of CartPole's run before there were presets
     "data": {"env_id": "CartPole-v1", "num_envs": 8, "horizon": 32},
     "model": {"learning_rate": 3e-3, "update_epochs": 4, "minibatch_size": 64, "clip_epsilon": 0.4},
@@ -87,7 +92,7 @@ def test_checkpoint_wins_over_a_preset_that_has_changed_since(run: Run, toy: Pre
     resumed = run("fit --ckpt_path last --trainer.max_epochs 3")
     assert (resumed.code, resumed.err) == (exit_codes.DONE, LENGTHENED)
     assert "preset" not in resumed.out  # none is chosen again
-    settings = read_checkpoint("checkpoints/last.ckpt")[CONFIG_KEY]
+    settings = read_checkpoint(LAST)[CONFIG_KEY]
     assert (settings["preset"], settings["model"]["gamma"], settings["model"]["learning_rate"]) == ("toy", 0.5, None)
     assert settings["model"]["optimizer"]["init_args"]["weight_decay"] == 0.25
 
@@ -95,14 +100,14 @@ def test_checkpoint_wins_over_a_preset_that_has_changed_since(run: Run, toy: Pre
 def test_typed_setting_wins_over_a_checkpoint_with_a_preset(run: Run, toy: Preset) -> None:  # noqa: F811
     run(f"fit --data.env_id {TOY} {SMALL}")
     ended = run("fit --ckpt_path last --trainer.max_epochs 3 --model.gamma 0.75")
-    assert ended.err == f"changed since checkpoints/last.ckpt: model.gamma: 0.5 -> 0.75\n{LENGTHENED}"
+    assert ended.err == f"changed since {LAST}: model.gamma: 0.5 -> 0.75\n{LENGTHENED}"
 
 
 def test_another_preset_is_refused_on_resume(run: Run, toy: Preset) -> None:  # noqa: F811
     run(f"fit --data.env_id {TOY} {SMALL}")
     for typed in ("none", "CartPole-v1"):
         message = f"preset={typed}: the checkpoint's run has toy, which cannot change on resume"
-        assert run(f"fit --ckpt_path last --preset={typed}") == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {message}\n")
+        assert run(f"fit --ckpt_path {LAST} --preset={typed}") == Ended(exit_codes.USAGE, "", f"lit_ppo: error: {message}\n")
     assert run("fit --ckpt_path last --preset=toy --trainer.max_epochs 3").code == exit_codes.DONE
 
 
@@ -123,9 +128,9 @@ def test_own_part_leaves_out_the_settings_that_it_replaces(run: Run) -> None:  #
 
 def test_preset_is_named_in_the_first_line_and_in_the_settings_of_the_run(run: Run) -> None:  # noqa: F811
     assert run(f"fit {SMALL}").out.splitlines()[0] == PRESET
-    assert yaml.safe_load(Path("checkpoints/config.yaml").read_text())["preset"] == "CartPole-v1"
+    assert yaml.safe_load(Path("runs/CartPole-v1/1/config.yaml").read_text())["preset"] == "CartPole-v1"
     assert "preset" not in run(f"fit {SMALL} --preset=none").out
-    assert yaml.safe_load(Path("checkpoints/config.yaml").read_text())["preset"] == "none"
+    assert yaml.safe_load(Path("runs/CartPole-v1/2/config.yaml").read_text())["preset"] == "none"
 
 
 @pytest.mark.parametrize(
@@ -199,6 +204,22 @@ def test_every_environment_has_one_preset_at_most() -> None:
         preset_named("MyEnv-v0")
 
 
+@pytest.mark.parametrize(
+    "preset", [preset for preset in all_presets() if "(row " in (preset.score or "")], ids=lambda own: own.name
+)
+def test_preset_with_the_score_of_a_row_has_its_settings(preset: Preset) -> None:
+    [name] = re.findall(r"\(row (\w+)\)", preset.score or "")
+    row = read_row(ROOT / "configs" / "rows" / f"{name}.yaml").settings
+    stands_for_none = {"learning_rate_decay": "linear", "adam_epsilon": 1e-5}
+    in_full = stands_for_none | {key: value for key, value in vars(PPOSettings()).items() if value is not None}
+    in_full |= preset.settings["model"]
+    for key, value in row["model"].items():
+        expected = list(in_full[key]) if key.endswith("_sizes") else in_full.get(key)
+        assert value == expected, key
+    assert preset.settings["total_env_steps"] == row["total_env_steps"]
+    assert {key: preset.settings["data"][key] for key in ("num_envs", "horizon")}.items() <= row["data"].items()
+
+
 def test_command_lists_them(run: Run) -> None:  # noqa: F811
     ended = run("presets --json presets.json")
     assert (ended.code, ended.err) == (exit_codes.DONE, "")
@@ -227,8 +248,7 @@ def test_preset_trains_two_updates(name: str, run: Run) -> None:  # noqa: F811
 
 @pytest.mark.slow
 def test_wheel_has_them(tmp_path: Path) -> None:
-    root = Path(__file__).parents[1]
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(root)]
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
     subprocess.run(command, capture_output=True, timeout=100, check=True)
     [wheel] = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()

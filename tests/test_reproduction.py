@@ -16,20 +16,10 @@ from lit_ppo import cli, exit_codes
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.ppo_settings import PPOSettings
-from lit_ppo.reproduction import (
-    LIT_PPO,
-    RECORD,
-    SB3,
-    Failure,
-    Published,
-    Row,
-    RowResults,
-    Run,
-    fit_config,
-    make_runs,
-    read_row,
-    run_directory,
-)
+from lit_ppo.reproduction.fits import fit_config
+from lit_ppo.reproduction.results import LIT_PPO, SB3, RowResults
+from lit_ppo.reproduction.rows import Published, Row, read_row
+from lit_ppo.reproduction.runs import RECORD, Failure, Run, make_runs, run_directory
 from lit_ppo.results_report import Verdict, report_text, verdict, write_report
 from tests.faults.harness import CommandLine
 

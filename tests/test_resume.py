@@ -119,13 +119,13 @@ def test_resuming_three_times_changes_nothing() -> None:
 
 
 def test_resumed_run_stops_at_max_epochs_counted_from_the_first_update() -> None:
-    fit(2, RunCheckpoint())
-    _, data = fit(3, RunCheckpoint(), ckpt_path=CKPT)
+    fit(2, RunCheckpoint("checkpoints"))
+    _, data = fit(3, RunCheckpoint("checkpoints"), ckpt_path=CKPT)
     assert len(data.rollouts) == 1 and data.update == 3
 
 
 def test_run_that_was_solved_has_nothing_left_to_do() -> None:
-    callbacks = lambda: [GreedyEvaluation(1, 1), StopWhenSolved(0.0, 0), RunCheckpoint()]  # noqa: E731
+    callbacks = lambda: [GreedyEvaluation(1, 1), StopWhenSolved(0.0, 0), RunCheckpoint("checkpoints")]  # noqa: E731
     _, first = fit(5, *callbacks())
     _, second = fit(5, *callbacks(), ckpt_path=CKPT)
     assert first.update == second.update == 1
@@ -133,7 +133,7 @@ def test_run_that_was_solved_has_nothing_left_to_do() -> None:
 
 
 def test_checkpoint_of_a_validation_needs_no_environments_of_training() -> None:
-    fit(1, RunCheckpoint())
-    trainer, data = bare_trainer(1, RunCheckpoint()), small_data(validation_episodes=2)
+    fit(1, RunCheckpoint("checkpoints"))
+    trainer, data = bare_trainer(1, RunCheckpoint("checkpoints")), small_data(validation_episodes=2)
     trainer.validate(small_module(), datamodule=data, ckpt_path=CKPT, verbose=False)
     assert isinstance(data, KeptData) and len(data.results.returns) == 2

@@ -13,7 +13,15 @@ from lit_ppo.policy import Policy
 from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.rollout import Batch
 from lit_ppo.spaces import EnvSpec
-from lit_ppo.update import CompiledGradients, EagerGradients, LossSettings, Predictions, blank_minibatch
+from lit_ppo.update import (
+    CompiledGradients,
+    EagerGradients,
+    LossSettings,
+    MinibatchResult,
+    Predictions,
+    SummedGradients,
+    blank_minibatch,
+)
 from tests.specs import box, discrete, image, multi_binary, multi_discrete, policy_of, spec_of, vector_spec
 
 SETTINGS = PPOSettings(max_grad_norm=None)
@@ -36,6 +44,23 @@ def minibatch(size: int = 12) -> Batch:
     )
 
 
+def learnt(
+    of_part: EagerGradients | CompiledGradients, nets: Policy, settings: PPOSettings, data: Batch, clip_epsilon: float
+) -> MinibatchResult:
+    """What an update with one shard does with a minibatch, before the optimizer step."""
+    if settings.normalize_advantages == "minibatch":
+        data = data._replace(advantages=functional.normalize(data.advantages, data.weights))
+    return SummedGradients(of_part, nets.parameters(), settings.max_grad_norm)([data], [1.0], clip_epsilon)
+
+
+def eager(nets: Policy, settings: PPOSettings, data: Batch, clip_epsilon: float) -> MinibatchResult:
+    return learnt(EagerGradients(nets, settings), nets, settings, data, clip_epsilon)
+
+
+def compiled(nets: Policy, settings: PPOSettings, data: Batch, clip_epsilon: float) -> MinibatchResult:
+    return learnt(CompiledGradients(nets, settings), nets, settings, data, clip_epsilon)
+
+
 def gradients(networks: nn.Module) -> list[torch.Tensor | None]:
     return [parameter.grad for parameter in networks.parameters()]
 
@@ -48,24 +73,24 @@ def compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_gradients_are_those_of_the_loss_and_replace_older_ones() -> None:
     nets, data = networks(), minibatch()
-    result = EagerGradients(nets, SETTINGS)(data, 0.2)
-    result = EagerGradients(nets, SETTINGS)(data, 0.2)
+    result = eager(nets, SETTINGS, data, 0.2)
+    result = eager(nets, SETTINGS, data, 0.2)
     log_ratio = nets(data.obs).outputs.log_softmax(-1)[torch.arange(12), data.actions] - data.old_log_probs
     policy = functional.clipped_surrogate_loss(log_ratio, functional.normalize(data.advantages), 0.2)
     total = policy + 0.5 * functional.value_loss(nets(data.obs).values, data.old_values, data.returns, None)
     expected = torch.autograd.grad(total, list(nets.parameters()))
     torch.testing.assert_close(gradients(nets), list(expected))
     torch.testing.assert_close(result.loss.total, total.detach())
-    torch.testing.assert_close(result.log_ratio, log_ratio.detach())
+    torch.testing.assert_close(result.log_ratios[0], log_ratio.detach())
     torch.testing.assert_close(result.gradient_norm, torch.cat([gradient.flatten() for gradient in expected]).norm())
-    assert not any(tensor.requires_grad for tensor in (*result.loss, result.log_ratio, result.gradient_norm))
+    assert not any(tensor.requires_grad for tensor in (*result.loss, result.log_ratios[0], result.gradient_norm))
 
 
 @pytest.mark.parametrize("limit", [0.01, 1e6, None])
 def test_gradients_are_clipped_and_their_norm_is_that_before(limit: float | None) -> None:
     nets = networks()
-    free = EagerGradients(nets, SETTINGS)(minibatch(), 0.2).gradient_norm
-    result = EagerGradients(nets, PPOSettings(max_grad_norm=limit))(minibatch(), 0.2)
+    free = eager(nets, SETTINGS, minibatch(), 0.2).gradient_norm
+    result = eager(nets, PPOSettings(max_grad_norm=limit), minibatch(), 0.2)
     torch.testing.assert_close(result.gradient_norm, free)
     norm = torch.cat([gradient.flatten() for gradient in gradients(nets) if gradient is not None]).norm()
     torch.testing.assert_close(norm, torch.tensor(0.01) if limit == 0.01 else free)
@@ -78,7 +103,8 @@ def test_backward_pass_goes_through_whoever_is_to_see_it() -> None:
         seen.append(loss.item())
         loss.backward()
 
-    result = EagerGradients(networks(), SETTINGS, backward)(minibatch(), 0.2)
+    nets = networks()
+    result = learnt(EagerGradients(nets, SETTINGS, backward), nets, SETTINGS, minibatch(), 0.2)
     assert seen == [result.loss.total.item()]
 
 
@@ -97,8 +123,8 @@ ALTERNATIVES = [
 @pytest.mark.usefixtures("compiles_nothing")
 def test_function_to_be_compiled_does_what_eager_mode_does(settings: PPOSettings, size: int) -> None:
     one, other = networks(), networks()
-    expected = EagerGradients(one, settings)(minibatch(size), 0.2)
-    torch.testing.assert_close(CompiledGradients(other, settings)(minibatch(size), 0.2), expected)
+    expected = eager(one, settings, minibatch(size), 0.2)
+    torch.testing.assert_close(compiled(other, settings, minibatch(size), 0.2), expected)
     torch.testing.assert_close(gradients(other), gradients(one))
 
 
@@ -107,16 +133,16 @@ def test_clip_range_may_change_from_one_minibatch_to_the_next() -> None:
     nets = networks()
     gradients_of = CompiledGradients(nets, SETTINGS)
     for clip_epsilon in (0.2, 0.01, 0.2):
-        expected = EagerGradients(networks(), SETTINGS)(minibatch(), clip_epsilon)
-        torch.testing.assert_close(gradients_of(minibatch(), clip_epsilon), expected)
+        expected = eager(networks(), SETTINGS, minibatch(), clip_epsilon)
+        torch.testing.assert_close(learnt(gradients_of, nets, SETTINGS, minibatch(), clip_epsilon), expected)
 
 
 @pytest.mark.usefixtures("compiles_nothing")
 def test_frozen_parameters_get_no_gradients() -> None:
-    for kind in (EagerGradients, CompiledGradients):
+    for kind in (eager, compiled):
         nets = networks()
         next(nets.actor.parameters()).requires_grad_(False)
-        kind(nets, SETTINGS)(minibatch(), 0.2)
+        kind(nets, SETTINGS, minibatch(), 0.2)
         frozen, *others = gradients(nets)
         assert frozen is None and all(gradient is not None for gradient in others)
 
@@ -124,10 +150,10 @@ def test_frozen_parameters_get_no_gradients() -> None:
 @pytest.mark.usefixtures("compiles_nothing")
 def test_layer_that_actor_and_critic_share_counts_once() -> None:
     found: list[Any] = []
-    for kind in (EagerGradients, CompiledGradients):
+    for kind in (eager, compiled):
         nets = networks()
         nets.critic.torso.hidden.layers[0] = nets.actor.torso.hidden.layers[0]
-        found.append((kind(nets, SETTINGS)(minibatch(), 0.2).gradient_norm, gradients(nets)))
+        found.append((kind(nets, SETTINGS, minibatch(), 0.2).gradient_norm, gradients(nets)))
     torch.testing.assert_close(found[0], found[1])
 
 
@@ -142,10 +168,10 @@ def test_parameter_of_two_layers_cannot_be_compiled() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, in torch's compiler
 def test_compiled_program_does_what_eager_mode_does_for_any_clip_range_and_size() -> None:
     one, other = networks(), networks()
-    eager, compiled = EagerGradients(one, ALTERNATIVES[1]), CompiledGradients(other, ALTERNATIVES[1])
+    gradients_of = CompiledGradients(other, ALTERNATIVES[1])
     for size, clip_epsilon in ((12, 0.2), (12, 0.1), (13, 0.1), (14, 0.05)):
-        expected = eager(minibatch(size), clip_epsilon)
-        torch.testing.assert_close(compiled(minibatch(size), clip_epsilon), expected)
+        expected = eager(one, ALTERNATIVES[1], minibatch(size), clip_epsilon)
+        torch.testing.assert_close(learnt(gradients_of, other, ALTERNATIVES[1], minibatch(size), clip_epsilon), expected)
         torch.testing.assert_close(gradients(other), gradients(one))
 
 
@@ -211,8 +237,8 @@ PAIRS = [(name, how) for name in SPECS for how in POLICIES if how != "gsde" or n
 def test_function_to_be_compiled_does_what_eager_mode_does_in_every_space(name: str, how: str) -> None:
     one, other = policy_of(SPECS[name], POLICIES[how]), policy_of(SPECS[name], POLICIES[how])
     data = minibatch_of(SPECS[name], one, weighted=how != "plain")
-    expected = EagerGradients(one, WITH_ENTROPY)(data, 0.2)
-    torch.testing.assert_close(CompiledGradients(other, WITH_ENTROPY)(data, 0.2), expected, rtol=1e-6, atol=1e-6)
+    expected = eager(one, WITH_ENTROPY, data, 0.2)
+    torch.testing.assert_close(compiled(other, WITH_ENTROPY, data, 0.2), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradients(other), gradients(one), rtol=1e-6, atol=1e-6)
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients(one))
 
@@ -225,8 +251,8 @@ def test_function_to_be_compiled_does_what_eager_mode_does_in_every_space(name: 
 def test_compiled_program_does_what_eager_mode_does_in_every_space(name: str, how: str) -> None:
     one, other = policy_of(SPECS[name], POLICIES[how]), policy_of(SPECS[name], POLICIES[how])
     data = minibatch_of(SPECS[name], one, weighted=how != "plain")
-    expected = EagerGradients(one, WITH_ENTROPY)(data, 0.2)
-    torch.testing.assert_close(CompiledGradients(other, WITH_ENTROPY)(data, 0.2), expected, rtol=1e-6, atol=1e-6)
+    expected = eager(one, WITH_ENTROPY, data, 0.2)
+    torch.testing.assert_close(compiled(other, WITH_ENTROPY, data, 0.2), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradients(other), gradients(one), rtol=1e-5, atol=1e-6)
 
 
@@ -240,7 +266,7 @@ def test_blank_minibatch_has_the_shapes_and_dtypes_of_a_real_one_and_can_be_lear
     for one, other in pairs:
         assert (one is None) == (other is None)
         assert one is None or (one.shape, one.dtype) == (other.shape, other.dtype)
-    assert EagerGradients(policy, SETTINGS)(blank, 0.2).loss.total.isfinite()
+    assert eager(policy, SETTINGS, blank, 0.2).loss.total.isfinite()
 
 
 # -- rows that are not transitions
@@ -257,24 +283,24 @@ def test_padded_rows_change_neither_loss_nor_gradients(over: Any) -> None:
         column[padding] = 50.0
     data.old_log_probs[padding] = -500.0  # a ratio of infinity
     one, other = networks(), networks()
-    expected = EagerGradients(one, settings)(data.sequences(counts.nonzero().squeeze(-1)), 0.2)
-    result = EagerGradients(other, settings)(data._replace(weights=counts), 0.2)
+    expected = eager(one, settings, data.sequences(counts.nonzero().squeeze(-1)), 0.2)
+    result = eager(other, settings, data._replace(weights=counts), 0.2)
     torch.testing.assert_close(result.loss, expected.loss, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradients(other), gradients(one), rtol=1e-6, atol=1e-6)
-    assert result.log_ratio[padding].tolist() == [0, 0, 0]
+    assert result.log_ratios[0][padding].tolist() == [0, 0, 0]
 
 
 def test_minibatch_without_a_transition_has_no_loss_and_no_gradient() -> None:
     nets = networks()
-    result = EagerGradients(nets, WITH_ENTROPY)(minibatch()._replace(weights=torch.zeros(12)), 0.2)
+    result = eager(nets, WITH_ENTROPY, minibatch()._replace(weights=torch.zeros(12)), 0.2)
     assert float(result.loss.total) == float(result.gradient_norm) == 0
 
 
 def test_single_transition_is_learnt_from_as_if_it_were_alone() -> None:
     one, other, weights = networks(), networks(), torch.zeros(12)
     weights[4] = 1
-    expected = EagerGradients(one, WITH_ENTROPY)(minibatch().sequences(torch.tensor([4])), 0.2)
-    result = EagerGradients(other, WITH_ENTROPY)(minibatch()._replace(weights=weights), 0.2)
+    expected = eager(one, WITH_ENTROPY, minibatch().sequences(torch.tensor([4])), 0.2)
+    result = eager(other, WITH_ENTROPY, minibatch()._replace(weights=weights), 0.2)
     torch.testing.assert_close(result.loss, expected.loss, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradients(other), gradients(one), rtol=1e-6, atol=1e-6)
     assert float(result.loss.policy) == 0  # one advantage is its own mean
@@ -284,8 +310,8 @@ def test_weights_of_one_change_no_bit_of_a_loss_without_normalisation() -> None:
     settings = PPOSettings(entropy_coefficient=0.01, value_clip=0.3, normalize_advantages="off")
     for size in (1, 12, 31, 250):
         one, other = networks(), networks()
-        expected = EagerGradients(one, settings)(minibatch(size), 0.2)
-        result = EagerGradients(other, settings)(minibatch(size)._replace(weights=torch.ones(size)), 0.2)
+        expected = eager(one, settings, minibatch(size), 0.2)
+        result = eager(other, settings, minibatch(size)._replace(weights=torch.ones(size)), 0.2)
         assert all(a.equal(b) for a, b in zip(result.loss, expected.loss, strict=True))
         assert all(a.equal(b) for a, b in zip(gradients(other), gradients(one), strict=True) if a is not None and b is not None)
 
@@ -305,8 +331,8 @@ def my_loss(predictions: Predictions, minibatch: Batch, settings: LossSettings) 
 def test_loss_of_the_users_is_learnt_from_eager_and_compiled() -> None:
     settings = PPOSettings(loss=my_loss, normalize_advantages="off", max_grad_norm=None)
     one, other, data = networks(), networks(), minibatch()
-    result = EagerGradients(one, settings)(data, 0.2)
-    torch.testing.assert_close(CompiledGradients(other, settings)(data, 0.2), result)
+    result = eager(one, settings, data, 0.2)
+    torch.testing.assert_close(compiled(other, settings, data, 0.2), result)
     torch.testing.assert_close(gradients(other), gradients(one))
     torch.testing.assert_close(result.loss.value, (networks()(data.obs).values - data.returns).square().mean().detach())
 
@@ -314,5 +340,5 @@ def test_loss_of_the_users_is_learnt_from_eager_and_compiled() -> None:
 def test_loss_that_returns_something_else_is_refused() -> None:
     settings = PPOSettings(loss=lambda predictions, minibatch, settings: predictions.values.mean())
     with pytest.raises(ConfigError) as refused:
-        EagerGradients(networks(), settings)(minibatch(), 0.2)
+        eager(networks(), settings, minibatch(), 0.2)
     assert str(refused.value) == "model.loss: expected it to return a lit_ppo.functional.PPOLoss, got Tensor"

@@ -44,6 +44,7 @@ _OPTIONS: Final = {
     "trainer.max_epochs": 2,
     "trainer.logger": False,
     "curve.path": "curve.json",
+    "checkpoint.dirpath": "checkpoints",
 }
 
 

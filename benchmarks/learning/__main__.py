@@ -13,7 +13,9 @@ from typing import Final
 from benchmarks.learning.translation import NoCounterpart, to_sb3
 from benchmarks.report import ROOT, peers_python
 from lit_ppo.errors import CheckpointError, ConfigError
-from lit_ppo.reproduction import FIRST_SEED, RECORD, SB3, Row, RowResults, Run, make_runs, missing, read_row, run_directory
+from lit_ppo.reproduction.results import SB3, RowResults
+from lit_ppo.reproduction.rows import FIRST_SEED, Row, read_row
+from lit_ppo.reproduction.runs import RECORD, Run, make_runs, missing, run_directory
 
 _TASK: Final = "task.json"
 

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from lit_ppo.bridge.faults import printable
 from lit_ppo.bridge.protocol import MAX_LINE_BYTES
-from lit_ppo.errors import ProtocolError
+from lit_ppo.errors import ProtocolError, printable
 
 _PRINTED_TAIL_BYTES: Final = 16_384
 _READ_BYTES: Final = 1 << 16

@@ -1,6 +1,6 @@
 """What a checkpoint holds of the environments, and which environments may continue from it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,6 +53,49 @@ class BridgeMark:
             "journal": journal.state_dict(self.journal),
             **restoration.state_dict(self.restoration),
         }
+
+
+def joined(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The states of neighbouring environments, those of each rank, as one.
+
+    Args:
+        states: As `BridgeMark.state_dict` made them, in the order of the environments.
+    """
+    first, state = states[0], dict(states[0])
+    for key in ("num_envs", "num_workers", "restarts", "abandoned_episodes"):
+        state[key] = sum(part[key] for part in states)
+    for key in ("rows", "ended"):
+        if key in first:
+            state[key] = to_text(b"".join(from_text(part[key]) for part in states))
+    for key in ("episodes", "snapshots"):
+        if key in first:
+            state[key] = [item for part in states for item in part[key]]
+    state["journal"] = {key: [item for part in states for item in part["journal"][key]] for key in first["journal"]}
+    return state
+
+
+def dealt(state: dict[str, Any], envs: slice) -> dict[str, Any]:
+    """The state of some neighbouring environments: the part of a rank.
+
+    Args:
+        state: Of all environments, as `joined` makes it.
+        envs: The rank's, start and stop. Counts of the run as a whole go to the rank with the first environment.
+    """
+    total, count = state["num_envs"], envs.stop - envs.start
+    part = state | {"num_envs": count, "episodes": state["episodes"][envs]}
+    part["num_workers"] = state["num_workers"] * count // total
+    if envs.start > 0:
+        part["restarts"] = part["abandoned_episodes"] = 0
+    for key in ("rows", "ended"):
+        if key in state:
+            data = from_text(state[key])
+            size = len(data) // total
+            part[key] = to_text(data[envs.start * size : envs.stop * size])
+    if "snapshots" in state:
+        of_envs = total // len(state["snapshots"])
+        part["snapshots"] = state["snapshots"][envs.start // of_envs : envs.stop // of_envs]
+    part["journal"] = {key: items[envs] for key, items in state["journal"].items()}
+    return part
 
 
 def require_same_environments(state: dict[str, Any], identity: dict[str, Any], fixed_settings: Iterable[str]) -> None:

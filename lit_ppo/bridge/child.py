@@ -6,6 +6,8 @@ behind becomes a child of ours. If its workers are in a sandbox, its memory is n
 look into it, debuggers and profilers included, and it leaves no core dump.
 """
 
+import errno
+import fcntl
 import os
 import select
 import shutil
@@ -46,7 +48,7 @@ class Child:
             raise ConfigError(f"TMPDIR: expected a directory that can be written: {error}") from error
         if confinement.get("level", "off") != "off":
             kernel.prctl(kernel.DUMPABLE, 0)
-        self.frame_fd = os.memfd_create("lit_ppo-frame", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.frame_fd = _frame()
         _be_subreaper_for(+1)
         try:
             self._process = subprocess.Popen(
@@ -66,11 +68,11 @@ class Child:
             raise ConfigError(f"data.python={command[0]}: expected a Python interpreter: {error.strerror}") from error
         try:
             self.pidfd = os.pidfd_open(self._process.pid)
-        except OSError:  # no descriptor is left
+        except OSError as error:  # refused, or no descriptor is left
             self._process.kill()
             _release(self._process, [self.frame_fd])
             _be_subreaper_for(-1)
-            raise
+            raise _refused("pidfd_open", error) from error
         self._release = weakref.finalize(self, _end_and_release, self._process, self._directory, self.pidfd, self.frame_fd)
         assert self._process.stdin is not None and self._process.stdout is not None and self._process.stderr is not None
         self.requests, self.replies = self._process.stdin.fileno(), self._process.stdout.fileno()
@@ -93,6 +95,34 @@ class Child:
     def release(self) -> None:
         """Close all descriptors, after `end`."""
         self._release()
+
+
+def _frame() -> int:
+    """An anonymous file that can be sealed.
+
+    Raises:
+        ConfigError: The system refuses it.
+    """
+    try:
+        frame = os.memfd_create("lit_ppo-frame", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise _refused("memfd_create", error) from error
+    try:
+        fcntl.fcntl(frame, fcntl.F_ADD_SEALS, 0)
+    except OSError as error:
+        os.close(frame)
+        raise _refused("F_ADD_SEALS", error) from error
+    return frame
+
+
+def _refused(call: str, error: OSError) -> Exception:
+    """What to raise for a call that the kernel, or the container around this process, refuses; else the error itself."""
+    if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EACCES):
+        return error
+    return ConfigError(
+        f"data.bridge=process: this system refuses {call}: {error.strerror}; use Linux 5.9 or newer without a container that "
+        "refuses it, or data.bridge=inprocess, which protects the run from nothing"
+    )
 
 
 def _occupy_standard_descriptors() -> None:

@@ -47,6 +47,7 @@ class EnvBridge:
         on_fault: Called with each fault of an environment, and with a failure of a worker that ends the run, once it has its
             place and its report.
         start_worker: Starts a worker; None for what `settings.bridge` says.
+        num_cores: Cores for the workers, if `settings.num_workers` is `auto`; None for those of this process.
 
     Raises:
         ConfigError: A setting is invalid, or the environment cannot be made or trained on (on first use).
@@ -65,6 +66,7 @@ class EnvBridge:
         on_warning: Callable[[str], None] | None = None,
         on_fault: Callable[[Fault], None] = lambda fault: None,
         start_worker: StartWorker | None = None,
+        num_cores: int | None = None,
     ) -> None:
         self.settings = settings or BridgeSettings()
         if num_envs < 1:
@@ -96,7 +98,7 @@ class EnvBridge:
         self._contract: Contract | None = None
         self._start_failure: Exception | None = None
         self._is_closed = self._was_reset = False
-        self._pool = WorkerPool(environment, num_envs, self.settings, phase, on_event, start_worker)
+        self._pool = WorkerPool(environment, num_envs, self.settings, phase, on_event, start_worker, num_cores)
         self.slices = self._pool.start(self.settings.first_workers)
 
     # -- what is known
@@ -266,7 +268,9 @@ class EnvBridge:
                 ended = contract.check_values(slot.obs, slot.final_obs, slot.rewards, flags, expected_invalid)
                 break
             except ContractViolation as violation:
-                part = self.slices[(violation.env or 0) * len(self.slices) // self.num_envs]
+                env = violation.env or 0
+                part = self.slices[env * len(self.slices) // self.num_envs]
+                violation.in_next_reset = bool(slot.flags[2, env]) and violation.field.startswith("obs")
                 self._recovery.complete(violation, part, actions)
                 active = self._recovery.await_step(part, slot, actions, active, violation, deadline)
         journal.append(actions, active)

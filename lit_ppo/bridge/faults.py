@@ -3,12 +3,12 @@
 import traceback
 from typing import Any, Final
 
+from lit_ppo.bridge.frame import Busy
 from lit_ppo.bridge.protocol import take
-from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentRaised, ProtocolError, shown
+from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault, EnvironmentRaised, ProtocolError, one_line, shown
 
 _TRACEBACK_CHARACTERS: Final = 16_000
 _MESSAGE_CHARACTERS: Final = 400
-_PRINTED_CHARACTERS: Final = 20_000
 
 
 # -- the worker's half
@@ -66,12 +66,13 @@ def error_to_json(error: Exception) -> dict[str, Any]:
 # -- the trainer's half
 
 
-def error_from_json(error: dict[str, Any], rows: range) -> Exception:
+def error_from_json(error: dict[str, Any], rows: range, at: Busy) -> Exception:
     """The exception for the body of an error reply.
 
     Args:
         error: What `error_to_json` made, or a worker that lies.
         rows: The trainer's numbers of the worker's environments, which it counts from 0.
+        at: What the worker was doing.
 
     Raises:
         ProtocolError: The body is malformed.
@@ -82,23 +83,14 @@ def error_from_json(error: dict[str, Any], rows: range) -> Exception:
             raise ProtocolError(f"env: expected 0 to {len(rows) - 1}, got {shown(env)}")
         env = rows[env]
     if kind == "violation":
-        field, rule, value = (one_line(take(error, key, str)) for key in ("field", "rule", "value"))
-        return ContractViolation(field, rule, value, env)
-    if kind == "raised":
-        during, exception = (one_line(take(error, key, str)) for key in ("during", "exception"))
-        return EnvironmentRaised(during, exception, printable(take(error, "traceback", str)), take({"env": env}, "env", int))
-    if kind == "refused":
+        field, rule, value = (take(error, key, str) for key in ("field", "rule", "value"))
+        fault: EnvironmentFault = ContractViolation(field, rule, value, env)
+    elif kind == "raised":
+        during, exception, text = (take(error, key, str) for key in ("during", "exception", "traceback"))
+        fault = EnvironmentRaised(during, exception, text, take({"env": env}, "env", int))
+    elif kind == "refused":
         return ConfigError(one_line(take(error, "message", str)))
-    raise ProtocolError(f"error: unknown kind {shown(kind)}")
-
-
-def one_line(text: str) -> str:
-    """Printable text on one line: what follows a newline could be taken for a line of ours."""
-    return printable(text).replace("\n", "\\n")
-
-
-def printable(text: str) -> str:
-    """Text from the other process without control characters, which could steer a terminal; the end of a very long one."""
-    if len(text) > _PRINTED_CHARACTERS:
-        text = f"[...]{text[-_PRINTED_CHARACTERS:]}"
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+    else:
+        raise ProtocolError(f"error: unknown kind {shown(kind)}")
+    fault.in_next_reset = at.in_next_reset and at.env == env
+    return fault

@@ -7,7 +7,8 @@ Every field starts on its own cache line::
     reply     rows (N, size) u8, final_rows (N, size) u8, rewards (N,) f64, terminated, truncated, reset, invalid (4, N) u8,
               busy_with (1,) i64
 
-`busy_with` is 1 + the row whose environment is being called, 0 for none: it says which environment a dead worker died in.
+`busy_with` is 1 + the row whose environment is being called, N more in the reset that follows a step, 0 for none: it says where
+a dead worker died.
 
 `rows` are the observations to act on next, each a row of bytes (`spaces.Row`). Where an episode ended within the step,
 `final_rows` has the observation that it ended with; native environments reset in a step of their own, and have none.
@@ -17,8 +18,9 @@ counts by itself and never reads back a number of its own: the other side can wr
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,6 +122,31 @@ class Frame:
         self.words = memoryview(buffer).cast("Q")
         self.requested = layout.request_views(buffer)
         self.replied = layout.reply_views(buffer, layout.reply_start)
+
+
+class Busy(NamedTuple):
+    """What a worker is doing, as it says.
+
+    Attributes:
+        env: The trainer's row of the environment that it is calling; None if it is calling none.
+        in_next_reset: Whether that is the reset that follows a step.
+    """
+
+    env: int | None
+    in_next_reset: bool
+
+
+def busy(rows: range, replied: Mapping[str, NDArray[Any]]) -> Busy:
+    """What stands in `busy_with`.
+
+    Args:
+        rows: Rows of the worker's environments.
+        replied: The reply's arrays; empty if there is no frame.
+    """
+    number = int(replied["busy_with"][0]) if replied else 0
+    if not 0 < number <= 2 * len(rows):
+        return Busy(None, False)
+    return Busy(rows[(number - 1) % len(rows)], number > len(rows))
 
 
 def _place(

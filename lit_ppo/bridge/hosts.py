@@ -88,8 +88,8 @@ class SyncHost:
                 self._reset_one(env, seed)
         self.busy_with[0] = 0
 
-    def _reset_one(self, env: int, seed: int) -> None:
-        self.busy_with[0] = env + 1
+    def _reset_one(self, env: int, seed: int, *, follows_step: bool = False) -> None:
+        self.busy_with[0] = env + 1 + (self.num_envs if follows_step else 0)
         if self._maker.settings.remake_each_episode and not self._is_fresh[env]:
             self._remake(env)
         self._is_fresh[env] = False
@@ -149,7 +149,7 @@ class SyncHost:
                 raise _of_env(violation, env) from None
         for env in dict.fromkeys(ended):
             self.final_rows[env] = self.rows[env]
-            self._reset_one(env, int(next_seeds[env]))
+            self._reset_one(env, int(next_seeds[env]), follows_step=True)
             self.reset_flags[env] = 1
         busy_with[0] = 0
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lit_ppo.bridge import protocol
 from lit_ppo.bridge.faults import error_from_json
-from lit_ppo.bridge.frame import MAGIC, MAGIC_WORD, REQUEST_WORD, STATUS_DONE, STATUS_WORD, Frame, FrameLayout
+from lit_ppo.bridge.frame import MAGIC, MAGIC_WORD, REQUEST_WORD, STATUS_DONE, STATUS_WORD, Frame, FrameLayout, busy
 from lit_ppo.errors import WorkerExited
 
 if TYPE_CHECKING:
@@ -66,16 +66,16 @@ class InProcessWorker:
         try:
             function(self._worker)
         except SystemExit as error:
-            busy_with = int(self.replied["busy_with"][0]) if self.replied else 0
-            outcome = f"exited with status {error.code}"
-            env = self.rows[busy_with - 1] if busy_with else None
+            at, outcome = busy(self.rows, self.replied), f"exited with status {error.code}"
             self.kill()
-            raise WorkerExited(f"{self.name} {outcome} while answering {request}", outcome, env) from None
+            exited = WorkerExited(f"{self.name} {outcome} while answering {request}", outcome, at.env)
+            exited.in_next_reset = at.in_next_reset
+            raise exited from None
 
     def _received(self) -> dict[str, Any]:
         message = protocol.decode(self._sent.pop(0))
         if "error" in message:
-            raise error_from_json(message["error"], self.rows)
+            raise error_from_json(message["error"], self.rows, busy(self.rows, self.replied))
         return message
 
     def attach(self, layout: FrameLayout, deadline_s: float) -> None:

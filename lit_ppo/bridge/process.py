@@ -30,6 +30,7 @@ from lit_ppo.bridge.frame import (
     STATUS_WORD,
     Frame,
     FrameLayout,
+    busy,
 )
 from lit_ppo.errors import (
     BridgeError,
@@ -156,7 +157,7 @@ class WorkerProcess:
             raise self._post_failure
         body = self._read_reply(self._sequence, command, monotonic() + deadline_s)
         if "error" in body:
-            raise error_from_json(protocol.take(body, "error", dict), self.rows)
+            raise self._error(body)
         return body
 
     def _write(self, data: bytes, request: str, deadline: float) -> None:
@@ -235,13 +236,16 @@ class WorkerProcess:
                 deadline = self._wait("step", deadline, for_message=False)
             self._doorbell.waited(perf_counter() - start)
         if self._words[STATUS_WORD] != STATUS_DONE:
-            body = self._read_reply(-number, "step", deadline)
-            raise error_from_json(protocol.take(body, "error", dict), self.rows)
+            raise self._error(self._read_reply(-number, "step", deadline))
         self._state = _NEXT[self._state].get("await_step") or self._refuse("step")
         if number % STEPS_PER_DRAIN == 0 and (rest := self.channel.message_bytes()):
             raise ProtocolError(f"{self.name}: expected nothing but doorbells between steps, got {shown(rest[:80])}")
 
     # -- failures
+
+    def _error(self, body: dict[str, Any]) -> Exception:
+        """The error that a reply says."""
+        return error_from_json(protocol.take(body, "error", dict), self.rows, busy(self.rows, self.replied))
 
     def _allow(self, calls: int, call_s: float) -> None:
         """Give a request this many seconds for each of its calls of environments."""
@@ -256,7 +260,7 @@ class WorkerProcess:
         Returns:
             The deadline from now on.
         """
-        calling = self._busy_with()
+        calling = busy(self.rows, self.replied).env
         if calling not in (None, self._calling) and self._calls_left:
             self._calling, self._calls_left = calling, self._calls_left - 1
             deadline = monotonic() + self._call_s
@@ -269,12 +273,14 @@ class WorkerProcess:
         return deadline
 
     def _late(self, request: str) -> WorkerTimeout:
-        late = WorkerTimeout(f"{self.name} did not answer {request} in time", "did not answer in time", self._busy_with())
+        at = busy(self.rows, self.replied)
+        late = WorkerTimeout(f"{self.name} did not answer {request} in time", "did not answer in time", at.env)
+        late.in_next_reset = at.in_next_reset
         late.printed = self.printed()
         return late
 
     def _exited(self, request: str) -> WorkerExited:
-        env = self._busy_with()
+        at = busy(self.rows, self.replied)
         self.kill()
         status = self.exit_status
         if status is not None and status < 0:
@@ -282,15 +288,11 @@ class WorkerProcess:
             outcome = f"was killed by {signal.Signals(-status).name if known else f'signal {-status}'}"
         else:
             outcome = f"exited with status {status}"
-        exited = WorkerExited(f"{self.name} {outcome} while answering {request}", outcome, env)
+        exited = WorkerExited(f"{self.name} {outcome} while answering {request}", outcome, at.env)
+        exited.in_next_reset = at.in_next_reset
         exited.is_killed = status is not None and -status in _SENT_BY_OTHERS
         exited.printed = self.printed()
         return exited
-
-    def _busy_with(self) -> int | None:
-        """Row of the environment that the worker is calling, as it says."""
-        busy_with = int(self.replied["busy_with"][0]) if self.replied else 0
-        return self.rows[busy_with - 1] if 0 < busy_with <= len(self.rows) else None
 
     # -- what its environments print
 

@@ -1,7 +1,7 @@
 """Where a fault of an environment happened, and a report from which it can be replayed."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ class FaultReports:
         fault: Fault,
         part: WorkerSlice,
         past: list[Any],
-        actions: NDArray[Any] | None = None,
+        actions: NDArray[Any] | Mapping[int, NDArray[Any]] | None = None,
         *,
         begins: bool = False,
     ) -> None:
@@ -48,7 +48,7 @@ class FaultReports:
                 calling an environment.
             part: Where; its first row is the place of a violation that names no environment.
             past: Actions of the episode before this step.
-            actions: Those of all environments in this step; None in a reset.
+            actions: Those of this step, by environment; None in a reset.
             begins: The reset was to begin the next episode, not the one that the journal has.
         """
         if fault.where or not isinstance(fault, ContractViolation | EnvironmentRaised | BridgeError):
@@ -57,21 +57,25 @@ class FaultReports:
         if fault.env is None and isinstance(fault, BridgeError):
             return
         env = part.rows.start if fault.env is None else fault.env
-        seed = int((self._episodes.next_seeds if begins else self._journal.seeds)[env])
+        next_seed = int(self._episodes.next_seeds[env])
+        seed = next_seed if begins else int(self._journal.seeds[env])
         episode = self._episodes.numbers[env] + begins
         fault.where = {"phase": self._phase, "env": env, "episode": episode, "step": len(past), "seed": seed}
         fault.report = {
             **self._run,
             "actions": past if actions is None else [*past, actions[env].tolist()],
             **fault.where,
-            "next_seed": self._episodes.seed_of(env, episode + 1),  # the fault may be in the reset that follows
+            "in_next_reset": fault.in_next_reset,
+            "next_seed": self._episodes.seed_of(env, episode + 1),
             **_described(fault, "reset" if actions is None else "step"),
             "printed": fault.printed,
             "versions": {**self.versions, "lit_ppo": __version__, "platform": platform.platform()},
         }
+        if fault.in_next_reset:  # a replay begins with the episode before, but the place is in the next one
+            fault.where |= {"episode": episode + 1, "step": 0, "seed": next_seed}
         if isinstance(fault, EnvironmentFault):
             self.on_fault(fault)
-        elif actions is not None:
+        elif actions is not None and not fault.in_next_reset:
             fault.where["action"] = shown(actions[env].tolist())
 
 

@@ -5,7 +5,8 @@ native vector environments, whose rows share one random stream: the saved state 
 else differs between the two kinds (who resets when, which rows may be stepped) is here as well, and nowhere else.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol
 
@@ -15,11 +16,11 @@ from numpy.typing import NDArray
 from lit_ppo.bridge.episodes import Episodes
 from lit_ppo.bridge.history import History, Slot
 from lit_ppo.bridge.journal import Journal, digest_rows, saved_numbers, to_text
-from lit_ppo.bridge.reports import FaultReports
+from lit_ppo.bridge.reports import Fault, FaultReports
 from lit_ppo.bridge.settings import BridgeSettings, Vectorization
 from lit_ppo.bridge.worker_slice import WorkerSlice
 from lit_ppo.contract import Contract
-from lit_ppo.errors import CheckpointError, ConfigError, ContractViolation, EnvironmentFault
+from lit_ppo.errors import BridgeError, CheckpointError, ConfigError, ContractViolation, EnvironmentFault, EnvironmentRaised
 from lit_ppo.spaces import Row
 
 STEPS_PER_SNAPSHOT: Final = 4096  # bounds what a failed worker has to be stepped again, and the journal
@@ -108,6 +109,22 @@ class Restoration(Protocol):
         """Continue from what `state_dict` returned."""
 
 
+def complete_in_replay(recorded: Recorded, part: WorkerSlice, fault: Fault, k: int, actions: NDArray[Any] | None) -> None:
+    """Give a fault in the replay of an episode its place in that episode, and its report.
+
+    Args:
+        recorded: The run's records.
+        part: The slice.
+        fault: What happened.
+        k: Number of the step in each episode.
+        actions: Those of the slice in this step, shape (rows, *shape); None in the reset.
+    """
+    env = fault.env if isinstance(fault, ContractViolation | EnvironmentRaised | BridgeError) else None
+    past = recorded.journal.actions(part.rows.start if env is None else env)[:k]
+    of_rows = None if actions is None else dict(zip(range(part.rows.start, part.rows.stop), actions, strict=True))
+    recorded.reports.complete(fault, part, past, of_rows)
+
+
 class Replay:
     """A seeded reset and the actions since, compared with the digests of what was seen."""
 
@@ -159,7 +176,9 @@ class Replay:
         envs = range(rows.start, rows.stop)
         give_up = give_up | {env for env in envs if journal.lost[env]}
         kept = [env for env in envs if env not in give_up]
-        first = digest_rows(part.reset(journal.seeds[rows].tolist()))
+        seeds = [None if env in give_up else int(journal.seeds[env]) for env in envs]
+        with self._replaying(part):
+            first = digest_rows(part.reset(seeds))
         diverged = {env for env in kept if first[env - rows.start] != journal.first_digests[env]}
         episodes = {env: journal.episode(env) for env in kept}
         actions = np.stack([self._recorded.contract.spec.action.neutral()] * len(envs))
@@ -169,7 +188,8 @@ class Replay:
             active[:] = 0
             for env in replayed:
                 active[env - rows.start], actions[env - rows.start] = 1, episodes[env][0][k]
-            digests, ended = part.replay_step(actions, active)
+            with self._replaying(part, k, actions):
+                digests, ended = part.replay_step(actions, active)
             diverged |= {env for env in replayed if digests[env - rows.start] != episodes[env][1][k] or ended[env - rows.start]}
         if diverged:
             if settings.on_replay_mismatch == "error":
@@ -180,6 +200,23 @@ class Replay:
             )
         self._give_up(part, give_up | diverged)
         return give_up | diverged
+
+    @contextmanager
+    def _replaying(self, part: WorkerSlice, k: int = 0, actions: NDArray[Any] | None = None) -> Iterator[None]:
+        """Give a fault of a replay its place, and give up that episode if the run goes on: another replay would fail as well.
+
+        Args:
+            part: The slice.
+            k: Number of the step in each episode.
+            actions: Those of the slice in this step, shape (rows, *shape); None in the reset.
+        """
+        try:
+            yield
+        except (EnvironmentFault, BridgeError) as fault:
+            complete_in_replay(self._recorded, part, fault, k, actions)
+            if isinstance(fault, EnvironmentFault) and "env" in fault.where:
+                self._journal.lost[fault.where["env"]] = True
+            raise
 
     def _give_up(self, part: WorkerSlice, envs: set[int]) -> None:
         """Begin new episodes in place of those of these rows."""

@@ -14,7 +14,7 @@ from lit_ppo.bridge.history import Slot
 from lit_ppo.bridge.interpreter import refusal, refusal_after_failure
 from lit_ppo.bridge.journal import digest_rows
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
-from lit_ppo.errors import BridgeError, ConfigError, ProtocolError, WorkerExited, shown
+from lit_ppo.errors import BridgeError, ConfigError, ProtocolError, WorkerExited, one_line, shown
 from lit_ppo.spaces import EnvSpec, Row, spec_from_json
 
 
@@ -129,7 +129,8 @@ class WorkerSlice:
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self.versions = protocol.take(announced, "versions", dict)
+        versions = protocol.take(announced, "versions", dict)
+        self.versions = {one_line(str(name)): one_line(str(version)) for name, version in versions.items()}
         if (refused := refusal(settings.python, self.versions)) is not None:
             raise ConfigError(refused)
         self.sandbox_layers = protocol.take(announced, "sandbox", dict)

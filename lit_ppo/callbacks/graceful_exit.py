@@ -14,16 +14,13 @@ from typing import Any, Final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_ppo import exit_codes
 from lit_ppo.callbacks.greedy_evaluation import data_of
-from lit_ppo.errors import ConfigError
+from lit_ppo.errors import ConfigError, RunInterrupted
 from lit_ppo.interrupts import SIGNALS
 from lit_ppo.standard_streams import discard_unread_output
 
 _ALARM_INTERVAL_S: Final = 0.1
-
-
-class RunInterrupted(BaseException):
-    """A wait for environments was interrupted; a `BaseException`, so that no `except Exception` around the wait stops it."""
 
 
 class GracefulExit(Callback):
@@ -41,7 +38,7 @@ class GracefulExit(Callback):
         if not 0 < grace_s < 1e6:
             raise ConfigError(f"interrupt.grace_s={grace_s}: expected a time above 0 s")
         self.grace_s = grace_s
-        self.received: int | None = None
+        self.received: int | None = None  # with several ranks, once all know
         self._signals = itertools.count()
         self._deadline = 0.0
         self._handlers: dict[int, Any] = {}
@@ -59,9 +56,10 @@ class GracefulExit(Callback):
             self._handlers[number] = signal.signal(number, self._on_signal)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The boundary that the signal asked for."""
-        if self.received is not None:
-            trainer.should_stop = True
+        """The boundary that the signal asked for, on every rank the same one."""
+        agreed = data_of(trainer).agreed_interrupt
+        if agreed is not None:
+            self.received, trainer.should_stop = agreed, True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._restore()
@@ -81,9 +79,10 @@ class GracefulExit(Callback):
         if next(self._signals) > 0:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.received = number
         assert self._trainer is not None
-        self._trainer.should_stop = True
+        data_of(self._trainer).interrupt = number
+        if self._trainer.world_size == 1:  # other ranks must hear of it first, or they would go on without this one
+            self.received, self._trainer.should_stop = number, True
         self._deadline = monotonic() + self.grace_s
         signal.setitimer(signal.ITIMER_REAL, _ALARM_INTERVAL_S, _ALARM_INTERVAL_S)
 
@@ -96,4 +95,7 @@ class GracefulExit(Callback):
             self._deadline = monotonic() + self.grace_s
         elif data_of(self._trainer).is_waiting:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            raise RunInterrupted(f"interrupted by {signal.Signals(self.received or 0).name} while waiting for the environments")
+            number = signal.Signals(data_of(self._trainer).interrupt or 0)
+            self.received = number
+            message = f"interrupted by {number.name} while waiting for the environments"
+            raise RunInterrupted(message, exit_codes.of_signal(number))

@@ -14,6 +14,7 @@ from lit_ppo.module import PPOModule
 
 _EVALUATIONS_OF_A_RUN: Final = 50
 _SPACING_WITHOUT_LENGTH: Final = 20_000  # env steps
+_TRAINING_STEPS_PER_GREEDY_STEP: Final = 6  # so at most one of seven env steps is greedy
 
 
 def spacing_of(every_env_steps: int | None, run_env_steps: int | None) -> int:
@@ -36,17 +37,39 @@ class Evaluation(NamedTuple):
     results: EpisodeResults
 
 
+def next_evaluation(latest: Evaluation, every_env_steps: int | None, run_env_steps: int | None) -> int:
+    """Env steps at which the next evaluation is due.
+
+    It is the next multiple of the spacing. Unless the spacing was set, an evaluation of long episodes is also followed by six
+    times as many env steps of training as it had itself, so that evaluation never takes the greater part of a short run; the
+    end of the run is evaluated all the same.
+
+    Args:
+        latest: The newest evaluation.
+        every_env_steps, run_env_steps: As in `spacing_of`.
+    """
+    spacing = spacing_of(every_env_steps, run_env_steps)
+    due = (latest.env_steps // spacing + 1) * spacing
+    if every_env_steps is None:
+        due = max(due, latest.env_steps + _TRAINING_STEPS_PER_GREEDY_STEP * sum(latest.results.lengths))
+        if run_env_steps is not None and latest.env_steps < run_env_steps:
+            due = min(due, run_env_steps)
+    return due
+
+
 class GreedyEvaluation(Callback):
     """Evaluates the untrained policy, then the policy every few env steps.
 
-    An evaluation follows the first update that reaches, or passes, another multiple of the spacing.
+    An evaluation follows the first update that reaches, or passes, another multiple of the spacing. By default the spacing
+    grows with the length of the episodes: `next_evaluation`.
 
     Training is not touched: other processes, other seeds, no random numbers. The mean return goes to the loggers and to
     `trainer.callback_metrics` as `eval/return`; other callbacks find the newest evaluation in `latest`.
 
     Args:
-        every_env_steps: Env steps between evaluations; 1 evaluates after every update. None for a fiftieth of the run, or for
-            20,000 if the run is unlimited.
+        every_env_steps: Env steps between evaluations; 1 evaluates after every update. None for a fiftieth of the run (20,000
+            if the run is unlimited), or six times the env steps of the last evaluation if that is more; the end of the run is
+            evaluated in any case.
         num_episodes: Greedy episodes in each.
 
     Raises:
@@ -89,12 +112,10 @@ class GreedyEvaluation(Callback):
             pl_module.add_evaluation(self._evaluate(trainer, pl_module))
 
     def _is_due(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        """Whether the run has reached a multiple of the spacing that the newest evaluation had not."""
         if self.latest is None:
             return True
         assert isinstance(pl_module, PPOModule)
-        spacing = spacing_of(self.every_env_steps, pl_module.run_env_steps)
-        return data_of(trainer).env_steps // spacing > self.latest.env_steps // spacing
+        return data_of(trainer).env_steps >= next_evaluation(self.latest, self.every_env_steps, pl_module.run_env_steps)
 
     def is_fresh(self, trainer: Trainer) -> bool:
         """Whether `latest` evaluated the newest update."""

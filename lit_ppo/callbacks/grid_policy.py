@@ -39,6 +39,8 @@ class GridPolicy(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._before is not None
         before, after = self._before, _played(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
         (height, width), data = _size(pl_module), data_of(trainer)
         notes = [f"env {data.environment.env_id}, seed {data.seed}, {data.env_steps} env steps"]
         for path, key in ((self.policy_path, "actions"), (self.path_path, "path")):

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -10,14 +10,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_ppo import interrupts
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of
+from lit_ppo.callbacks.run_place import place_of, place_run
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.compat_lightning import save_checkpoint
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.module import PPOModule
+from lit_ppo.run_directory import discard_unused, shortest
 from lit_ppo.run_lock import RunLock
 
 log = logging.getLogger(__name__)
-_DIRECTORY: Final = "checkpoints"
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -27,29 +28,36 @@ class RunCheckpoint(ModelCheckpoint):
     Lightning's own rules would compare the last known return in every epoch, evaluated or not, and do not know `solved`.
 
     Args:
-        dirpath: Directory of the checkpoints; a new run overwrites those of the run before.
+        dirpath: Directory of the checkpoints, which is the run's: a new run overwrites those of the run before. None for a new
+            directory `runs/<environment>/<number>` in `trainer.default_root_dir`, or that of the run which goes on.
         every_n_updates: Updates between two `last.ckpt`.
 
     Raises:
         ConfigError: A setting is out of its range.
     """
 
-    def __init__(self, dirpath: str = _DIRECTORY, every_n_updates: int = 10) -> None:
+    def __init__(self, dirpath: str | None = None, every_n_updates: int = 10) -> None:
         if every_n_updates < 1:
             raise ConfigError(f"checkpoint.every_n_updates={every_n_updates}: expected at least 1")
         super().__init__(
             dirpath=dirpath, filename="best", monitor="eval/return", mode="max", save_last=True, enable_version_counter=False
         )
         self.every_n_updates = every_n_updates
-        self._way_on = interrupts.continue_from("last" if dirpath == _DIRECTORY else str(Path(dirpath) / "last.ckpt"))
         self._best: tuple[bool, float] | None = None
         self._last_update = -1  # -1: training has not begun
         self._lock: RunLock | None = None
+        self._is_placed_by_itself = dirpath is None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lock the directory; not Lightning's `setup`, which warns in every second run that the directory is not empty."""
-        if stage == "fit":
+        if stage == "fit" and not self._is_placed_by_itself:
             self.lock(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lock a directory that was not named: only now does the Trainer say from which checkpoint the run goes on."""
+        if self._is_placed_by_itself:
+            self.lock(trainer)
+            self.dirpath = trainer.strategy.broadcast(self.dirpath)  # the first rank has chosen it
 
     def lock(self, trainer: Trainer) -> None:
         """Lock the directory; may be called before `fit`, so that a run that is refused leaves no directory of a logger.
@@ -59,8 +67,10 @@ class RunCheckpoint(ModelCheckpoint):
             CheckpointError: The directory cannot be written.
         """
         if self._lock is None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            assert self.dirpath is not None
-            self._lock = RunLock(Path(self.dirpath))
+            directory = place_of(trainer) if self.dirpath is None else Path(self.dirpath)
+            self._lock = RunLock(directory)
+            place_run(trainer, shortest(directory))
+            self.dirpath = str(directory.absolute())
             for unfinished in Path(self.dirpath).glob(".*.ckpt.*.tmp"):  # of a run that was killed while it saved
                 unfinished.unlink(missing_ok=True)
 
@@ -69,12 +79,15 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the last boundary, unless the parameters are half way through an update."""
-        if self._lock is None or self._last_update == -1:  # nothing has been learnt
+        is_locked = self._lock is not None or not trainer.is_global_zero
+        if not is_locked or self._last_update == -1:  # nothing has been learnt
             self._release()
             return
         assert isinstance(pl_module, PPOModule)
-        update = data_of(trainer).state_dict()["update"]
-        if self._last_update != update and not pl_module.is_updating:
+        update, data = data_of(trainer).boundary_update, data_of(trainer)
+        # every rank has a part of the boundary, so all must have come here
+        is_whole = trainer.world_size == 1 or data.failed_together is exception
+        if is_whole and self._last_update != update and not pl_module.is_updating:
             try:
                 self._save_last(trainer, update)
                 log.warning("saved update %d to %s", update, self.last_model_path)
@@ -86,6 +99,9 @@ class RunCheckpoint(ModelCheckpoint):
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+            if self._is_placed_by_itself:
+                assert self.dirpath is not None
+                discard_unused(Path(self.dirpath))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_update = data_of(trainer).update
@@ -131,7 +147,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._last_update = update
         self.last_model_path = self.format_checkpoint_name({}, self.CHECKPOINT_NAME_LAST)
         save_checkpoint(self, trainer, self.last_model_path)
-        interrupts.advise(self._way_on)
+        interrupts.advise(interrupts.continue_from(str(shortest(Path(self.last_model_path)))))
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": None if self._best is None else list(self._best), "best_model_path": self.best_model_path}

@@ -54,7 +54,8 @@ class RunProgress(ProgressBar):
         self._enabled = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what is trained, before the first environment steps."""
+        """Say what is trained, before the first environment steps; of several ranks the first shows everything."""
+        self._enabled = self._enabled and trainer.is_global_zero
         data = data_of(trainer)
         length = _env_steps_of_the_run(trainer, pl_module)
         parts = [

@@ -78,7 +78,7 @@ class RunRecord(Callback):
         assert isinstance(pl_module, PPOModule)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         is_interrupted = any(isinstance(other, GracefulExit) and other.received is not None for other in callbacks)
-        if is_interrupted or not trainer.is_global_zero:
+        if is_interrupted:
             return
         data = data_of(trainer)
 
@@ -103,6 +103,8 @@ class RunRecord(Callback):
                 saved = read_checkpoint(callback.best_model_path)
                 best = judged(_policy_of(saved, pl_module.policy))
                 record["best_greedy"] = best | {"env_steps": saved[type(data).__qualname__]["env_steps"]}
+        if not trainer.is_global_zero:  # it has played its share of the episodes
+            return
         try:
             write_json(Path(self.path), record)
         except OSError as error:

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_ppo.callbacks.curve_export import CurveExport
 from lit_ppo.callbacks.greedy_evaluation import data_of
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
+from lit_ppo.run_directory import shortest
 
 
 class RunSummary(Callback):
@@ -39,7 +40,7 @@ class RunSummary(Callback):
                 lines[:0] = [self._verdict(trainer, callback)]
             if isinstance(callback, ModelCheckpoint):
                 lines += [
-                    f"{name} checkpoint: {_shortest(path)}"
+                    f"{name} checkpoint: {shortest(Path(path))}"
                     for name, path in (("best", callback.best_model_path), ("last", callback.last_model_path))
                     if path
                 ]
@@ -60,8 +61,3 @@ class RunSummary(Callback):
             return text
         results = solved.confirmation
         return f"{text}: {len(results.returns)} fresh greedy episodes average {results.mean:.1f} (threshold {threshold:g})"
-
-
-def _shortest(path: str) -> Path:
-    """A path below the working directory as a relative one; Lightning makes it absolute."""
-    return Path(path).relative_to(Path.cwd()) if Path(path).is_relative_to(Path.cwd()) else Path(path)

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from lit_ppo.commands.checkpoint_options import CKPT_PATH_HELP, add_runs_dir_option, add_trust_option, typed_checkpoint
 from lit_ppo.commands.environment_options import add_environment_options, typed_confinement, typed_environment
 from lit_ppo.exit_codes import USAGE, fail
 
@@ -11,7 +12,9 @@ _OF_ONNX = ("onnx", "onnxruntime", "onnxscript")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ckpt_path", default="best", help="checkpoint: last, best or a path (default: best)")
+    parser.add_argument("--ckpt_path", help=CKPT_PATH_HELP)
+    add_runs_dir_option(parser)
+    add_trust_option(parser)
     parser.add_argument("--format", choices=("torch", "onnx"), required=True, help="torch for a .pt2 of torch.export")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
     parser.add_argument("--seed", type=int, default=0, help="of the episodes on whose states it is checked (default: 0)")
@@ -28,7 +31,8 @@ def run(options: argparse.Namespace) -> None:
 
     settings = {**typed_environment(options), **typed_confinement(options)}
     try:
-        export_saved(load(options.ckpt_path), options.format, options.out, options.seed, settings)
+        saved = load(typed_checkpoint(options), settings, options.trust_checkpoint == "true")
+        export_saved(saved, options.format, options.out, options.seed, settings)
     except ModuleNotFoundError as error:
         if error.name not in _OF_ONNX:
             raise

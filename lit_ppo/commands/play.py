@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from lit_ppo.commands.checkpoint_options import CKPT_PATH_HELP, add_runs_dir_option, add_trust_option, typed_checkpoint
 from lit_ppo.commands.environment_options import add_environment_options, typed_confinement, typed_environment
 from lit_ppo.errors import ConfigError
 
@@ -10,7 +11,9 @@ SUMMARY = "Watch a checkpoint's policy play, in a window or as videos."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ckpt_path", default="best", help="checkpoint: last, best or a path (default: best)")
+    parser.add_argument("--ckpt_path", help=CKPT_PATH_HELP)
+    add_runs_dir_option(parser)
+    add_trust_option(parser)
     parser.add_argument("--num_episodes", type=int, default=3, help="greedy episodes (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the episodes (default: 0)")
     parser.add_argument("--record", type=Path, metavar="DIR", help="write a video of each episode (mp4) there; no window")
@@ -27,8 +30,8 @@ def run(options: argparse.Namespace) -> None:
     from lit_ppo.play import play
     from lit_ppo.saved_policy import load
 
-    saved = load(options.ckpt_path)
     settings = {**typed_environment(options), **typed_confinement(options)}
+    saved = load(typed_checkpoint(options), settings, options.trust_checkpoint == "true")
     results, videos = play(saved, options.num_episodes, options.seed, options.record, settings)
     for number, (total, length) in enumerate(zip(results.returns, results.lengths, strict=True), 1):
         print(f"episode {number}: return {total:g}, {length} steps")

@@ -9,7 +9,7 @@ from lit_ppo import interrupts
 from lit_ppo.exit_codes import USAGE, fail
 
 if TYPE_CHECKING:
-    from lit_ppo.reproduction import Row
+    from lit_ppo.reproduction.rows import Row
 
 SUMMARY = "Run published scores again: several seeds side by side, results as JSON, and a report of all rows."
 
@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Make the runs without a result, then the report if it is wanted; without either, list the rows."""
-    from lit_ppo.reproduction import read_row, reproduce
+    from lit_ppo.reproduction.fits import reproduce
+    from lit_ppo.reproduction.rows import read_row
 
     for name in ("seeds", "jobs"):
         value = getattr(options, name)
@@ -75,7 +76,7 @@ def _report(rows: "list[Row]", options: argparse.Namespace) -> None:
 
 
 def _listed(rows: "list[Row]", results_dir: Path) -> list[str]:
-    from lit_ppo.reproduction import LIT_PPO, RowResults
+    from lit_ppo.reproduction.results import LIT_PPO, RowResults
 
     lines = []
     for row in rows:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
+from lit_ppo.commands.checkpoint_options import add_runs_dir_option, add_trust_option, typed_checkpoint
 from lit_ppo.commands.environment_options import (
     add_environment_options,
     environment_of,
     processes_of,
+    typed_confinement,
     typed_environment,
 )
 from lit_ppo.errors import CheckpointError, ConfigError
@@ -30,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export = actions.add_parser("export", help="play, and write every transition", allow_abbrev=False)
     who = export.add_mutually_exclusive_group(required=True)
     who.add_argument("--env_id", help="Gymnasium id, or module:EnvId; its actions are random")
-    who.add_argument("--ckpt_path", help="checkpoint (last, best or a path), whose greedy policy plays in its environment")
+    who.add_argument(
+        "--ckpt_path", help="checkpoint (last, best, a run or a path), whose greedy policy plays in its environment"
+    )
+    add_runs_dir_option(export)
+    add_trust_option(export)
     add_environment_options(export)
     export.add_argument("--num_envs", type=int, default=1, help="environments (default: 1)")
     export.add_argument("--steps", type=int, default=256, help="steps of each environment (default: 256)")
@@ -65,7 +71,7 @@ def _export(options: argparse.Namespace) -> None:
     if options.ckpt_path is None:
         environment, settings, choose = environment_of(options.env_id, options), processes_of(options), None
     else:
-        environment, settings, choose = _policy_of(options.ckpt_path, options)
+        environment, settings, choose = _policy_of(options)
 
     def seed_of(env: int, episode: int) -> int:
         return episode_seed(options.seed, "training" if choose is None else "evaluation", 0, env, episode)
@@ -86,7 +92,7 @@ def _random(spec: "EnvSpec", seed: int) -> "Choose":
     return lambda obs, begins: random_actions(spec, obs, generator)
 
 
-def _policy_of(given: str, options: argparse.Namespace) -> "tuple[EnvironmentSettings, BridgeSettings, Choose]":
+def _policy_of(options: argparse.Namespace) -> "tuple[EnvironmentSettings, BridgeSettings, Choose]":
     """The environment of a checkpoint's run and its sandbox, except for what was typed, and its greedy policy."""
     from lit_ppo.compat_torch import defer_dynamo
 
@@ -96,7 +102,8 @@ def _policy_of(given: str, options: argparse.Namespace) -> "tuple[EnvironmentSet
     from lit_ppo.networks import seen_as
     from lit_ppo.saved_policy import load
 
-    saved = load(given)
+    typed = {**typed_environment(options), **typed_confinement(options)}
+    saved = load(typed_checkpoint(options), typed, options.trust_checkpoint == "true")
     policy = saved.module.policy
     state = policy.initial_state(options.num_envs)
 

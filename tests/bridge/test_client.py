@@ -523,15 +523,68 @@ def test_output_is_shown_on_request_line_by_line_behind_the_name_of_its_worker()
     assert len(events) == 12
 
 
-def test_text_of_an_exception_cannot_pass_for_a_line_of_ours() -> None:
-    with bridge_of(num_envs=1, env_kwargs={"fault": "raise forged"}) as bridge:
+@pytest.mark.parametrize("settings", [{}, {"bridge": "inprocess"}, {"on_violation": "restart", "max_restarts": 1}], ids=str)
+def test_text_of_an_exception_cannot_pass_for_a_line_of_ours(settings: dict[str, Any]) -> None:
+    """It has newlines, what clears a terminal, and what some terminals take for a newline; its class has them in its name."""
+    events: list[str] = []
+    with bridge_of(num_envs=1, env_kwargs={"fault": "raise forged"}, on_event=events.append, **settings) as bridge:
         bridge.reset()
         with pytest.raises(EnvironmentRaised) as raised:
-            played(bridge, actions_of(5, 1))
+            played(bridge, actions_of(30, 1))
     first, *others = str(raised.value).splitlines()
-    assert first == "env 0 raised in step: RuntimeError: oh\\nlit_ppo: error: forged"
-    assert "  lit_ppo: error: forged (phase training, env 0, episode 0, step 3, seed 0)" in others
-    assert all(line.startswith("  ") for line in others)
+    assert first == r"env 0 raised in step: A\nlit_ppo: : oh\nlit_ppo: error: forged\x1b[2J\x0d\u2028\x9b"
+    assert len(others) > 5 and len(events) == len(settings.keys() & {"max_restarts"})
+    for line in [*others[: -1 if events else None], *(line for event in events for line in event.splitlines()[1:])]:
+        assert line.startswith("  ") and line.isprintable()
+
+
+@pytest.mark.parametrize("fault", ["raise", "obs nan", "obs short", "exit 7", "sys.exit"])
+def test_fault_in_the_reset_after_a_step_is_told_with_the_episode_that_began(fault: str) -> None:
+    faults: list[Any] = []
+    kwargs = {"fault": fault, "call": "reset", "at_reset": 1, "row": 1}
+    with bridge_of(num_envs=2, env_kwargs=kwargs, max_restarts=0, on_fault=faults.append) as bridge:
+        bridge.reset()
+        with pytest.raises((ContractViolation, EnvironmentRaised, WorkerExited)) as raised:
+            played(bridge, actions_of(30, 2))
+    assert raised.value.where == {"phase": "training", "env": 1, "episode": 1, "step": 0, "seed": 1001}
+    report = raised.value.report  # of the episode before, since the fault may come from it
+    assert (report["seed"], report["next_seed"], report["in_next_reset"]) == (1000, 1001, True)
+    assert len(report["actions"]) > 3 and [fault.report for fault in faults] == [report]
+
+
+@pytest.mark.parametrize("fault", ["raise", "obs short", "exit 7"])
+@pytest.mark.parametrize("call", ["step", "reset"])
+def test_fault_in_the_replay_of_a_resume_is_told_with_its_place_and_reported(fault: str, call: str, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    marker.touch()  # until it is gone, all goes well
+    kwargs = {"fault": fault, "call": call, "at_step": 2, "row": 1, "once": str(marker)}
+    actions, faults = actions_of(4, 2), list[Any]()
+    with bridge_of(num_envs=2, env_kwargs=kwargs) as bridge:
+        bridge.reset()
+        played(bridge, actions)
+        state = bridge.state_dict()
+    marker.unlink()
+    again = bridge_of(num_envs=2, env_kwargs=kwargs, max_restarts=0, on_fault=faults.append)
+    with again as bridge, pytest.raises((ContractViolation, EnvironmentRaised, WorkerExited)) as raised:
+        bridge.load_state_dict(state)
+    step = 2 if call == "step" else 0
+    place = {"phase": "training", "env": 1, "episode": 0, "step": step, "seed": 1000}
+    assert {key: raised.value.where[key] for key in place} == place
+    [reported] = [fault.report for fault in faults]
+    assert reported["actions"] == (actions[:3, 1].tolist() if call == "step" else [])
+
+
+def test_episode_whose_replay_fails_is_given_up_if_so_set() -> None:
+    """The environment has changed since the checkpoint: episode 0 of row 1 always raises in its step 2 now."""
+    actions = actions_of(4, 2)
+    with bridge_of(num_envs=2) as bridge:
+        bridge.reset()
+        played(bridge, actions)
+        state = bridge.state_dict()
+    kwargs = {"fault": "raise", "at_step": 2, "of_seeds": {episode_seed(1, 0): "step"}}
+    with bridge_of(num_envs=2, env_kwargs=kwargs, on_violation="restart") as bridge:
+        bridge.load_state_dict({**state, "env_kwargs": kwargs})
+        assert bridge.episodes == (0, 1) and bridge.restarts == bridge.abandoned_episodes == 1
 
 
 def test_a_bridge_that_has_given_up_says_so_again_and_touches_nothing() -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -54,9 +54,17 @@ class CommandLine:
         directory: Where it works; made if there is none.
         arguments: Of the command line.
         out, err: Descriptors for its output and messages; None for files that `ended` reads.
+        launcher: Options of Python that start it, such as `-m torch.distributed.run`; none for `-m lit_ppo`.
     """
 
-    def __init__(self, directory: Path, *arguments: str, out: int | None = None, err: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *arguments: str,
+        out: int | None = None,
+        err: int | None = None,
+        launcher: Sequence[str] = (),
+    ) -> None:
         directory.mkdir(exist_ok=True)
         self.directory = directory
         self._mark = f"PYTHONLITPPOTEST={uuid4()}"  # workers get the variables that begin with PYTHON
@@ -71,7 +79,7 @@ class CommandLine:
         self._out = tempfile.TemporaryFile("w+b")  # noqa: SIM115
         self._shared_before = set(os.listdir("/dev/shm"))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lit_ppo", *arguments],
+            [sys.executable, *(launcher or ["-m", "lit_ppo"]), *arguments],
             cwd=directory,
             env=self._environment,
             stdin=subprocess.DEVNULL,
@@ -145,6 +153,8 @@ def fit_of(env_kwargs: dict[str, Any], *more: str) -> list[str]:
         "trainer.max_epochs": 6,
         "trainer.logger": "false",
         "curve.path": CURVE,
+        "checkpoint.dirpath": "checkpoints",
+        "data.report_dir": "data/reports",
     }
     return ["fit", *(f"--{key}={value}" for key, value in options.items()), *more]
 

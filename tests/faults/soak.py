@@ -51,6 +51,7 @@ def arguments_of(seed: int, vectorization: str) -> list[str]:
         "trainer.max_epochs": UPDATES,
         "trainer.logger": "false",
         "curve.path": CURVE,
+        "checkpoint.dirpath": "checkpoints",
         "seed_everything": seed,
     }
     return ["fit", *(f"--{key}={value}" for key, value in options.items())]
@@ -93,7 +94,7 @@ def disturbed(directory: Path, seed: int, vectorization: str, chance: random.Ran
         if ended.code != -signal.SIGKILL or monotonic() > deadline:
             return ended, deaths
         deaths.resumes += (directory / LAST).exists()
-        resume = ["fit", "--ckpt_path=last"] if (directory / LAST).exists() else arguments_of(seed, vectorization)
+        resume = ["fit", f"--ckpt_path={LAST}"] if (directory / LAST).exists() else arguments_of(seed, vectorization)
         run = CommandLine(directory, *resume)
 
 

@@ -314,7 +314,7 @@ def test_sigterm_in_a_hung_environment_saves_the_boundary_from_which_the_run_goe
     assert ended.code == exit_codes.of_signal(signal.SIGTERM) and monotonic() - begin < 20
     assert "lit_ppo: error: interrupted by SIGTERM" in ended.err and "Traceback" not in ended.err
     assert 1 <= update_of(tmp_path / "run") < 6
-    resumed = start("run", "fit", "--ckpt_path=last").ended()
+    resumed = start("run", "fit", f"--ckpt_path={LAST}").ended()
     assert (resumed.code, resumed.err) == (exit_codes.DONE, "")
     assert_same_as(undisturbed, tmp_path / "run")
 
@@ -364,7 +364,7 @@ def test_run_whose_trainer_was_killed_goes_on_as_if_nothing_had_happened(
     assert len(run.workers()) == 4  # training and evaluation, each with its guard
     run.kill()
     assert run.ended().code == -signal.SIGKILL
-    resumed = start("run", "fit", "--ckpt_path=last").ended()
+    resumed = start("run", "fit", f"--ckpt_path={LAST}").ended()
     assert (resumed.code, resumed.err) == (exit_codes.DONE, "")
     assert_same_as(undisturbed, tmp_path / "run")
 

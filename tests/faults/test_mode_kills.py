@@ -44,6 +44,7 @@ def arguments_of(name: str) -> list[str]:
         "trainer.max_epochs": 20,
         "trainer.logger": False,
         "curve.path": "curve.json",
+        "checkpoint.dirpath": "checkpoints",
     }
     plain = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
     return ["fit", *plain, *PARTS.get(name, [])]
@@ -85,7 +86,7 @@ def test_killed_run_ends_as_the_undisturbed_one(name: str, who: str, tmp_path: P
             run.process.kill()
             assert run.ended().code == -signal.SIGKILL
     if who == "trainer":
-        with closing(CommandLine(run.directory, *arguments_of(name), "--ckpt_path=last")) as again:
+        with closing(CommandLine(run.directory, *arguments_of(name), f"--ckpt_path={LAST}")) as again:
             ended = again.ended()
             assert ended.code == 0, ended.err
     assert differences(list(undisturbed(name, tmp_path)), list(outcome(run.directory))) == []

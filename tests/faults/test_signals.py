@@ -39,6 +39,7 @@ def line_of(number: signal.Signals, advice: str | None) -> str:
 
 NOTHING_SAVED = "nothing was saved yet; start again"
 CONTINUE = "continue with --ckpt_path last"
+SAVED = f"continue with --ckpt_path {LAST}"
 
 
 def update_in(directory: Path) -> int:
@@ -137,12 +138,12 @@ def test_signal_ends_a_healthy_run_at_the_next_boundary(number: signal.Signals, 
     wait_for((tmp_path / "run" / LAST).exists, "the first checkpoint")
     run.process.send_signal(number)
     ended = run.ended()
-    assert (ended.code, ended.err) == (CODES[number], line_of(number, CONTINUE))
+    assert (ended.code, ended.err) == (CODES[number], line_of(number, SAVED))
     assert update_in(tmp_path / "run") >= 1
 
 
 @pytest.mark.slow
-def test_line_names_the_checkpoint_if_it_is_not_in_the_default_directory(start: Start, tmp_path: Path) -> None:
+def test_line_names_the_checkpoint_in_the_directory_that_was_typed(start: Start, tmp_path: Path) -> None:
     run = start(*fit_of({}, *ENDLESS, "--checkpoint.dirpath=other/place"))
     wait_for((tmp_path / "run/other/place/last.ckpt").exists, "the first checkpoint")
     run.process.send_signal(signal.SIGTERM)
@@ -153,7 +154,7 @@ def test_line_names_the_checkpoint_if_it_is_not_in_the_default_directory(start: 
 def test_checkpoint_of_an_earlier_run_is_not_said_to_be_this_runs(start: Start, tmp_path: Path) -> None:
     assert start(*fit_of({}, "--trainer.max_epochs=1")).ended().code == exit_codes.DONE
     env_kwargs = {"fault": "hang", "call": "reset", "at_reset": 0, "row": 1, "once": str(tmp_path / "marker")}
-    run = start(*fit_of(env_kwargs, *PATIENT, "--interrupt.grace_s=0.2"))
+    run = start(*fit_of(env_kwargs, *PATIENT, "--interrupt.grace_s=0.2", "--checkpoint.dirpath=null"))
     wait_for((tmp_path / "marker").exists, "the hang")
     run.process.send_signal(signal.SIGTERM)
     assert run.ended().err.endswith(f"{NOTHING_SAVED}\n")
@@ -166,7 +167,7 @@ def test_sigterm_during_an_update_or_a_save_ends_the_run_at_that_boundary(hook: 
     wait_for(marker.exists, f"the {hook}")
     run.process.send_signal(signal.SIGTERM)
     ended = run.ended()
-    assert (ended.code, ended.err) == (CODES[signal.SIGTERM], line_of(signal.SIGTERM, CONTINUE))
+    assert (ended.code, ended.err) == (CODES[signal.SIGTERM], line_of(signal.SIGTERM, SAVED))
     assert update_in(tmp_path / "run") == 1
 
 
@@ -179,7 +180,7 @@ def test_sigterm_in_an_evaluation_that_hangs_saves_the_boundary_before_it(start:
     wait_for(marker.exists, "the hang")
     run.process.send_signal(signal.SIGTERM)
     ended = run.ended()
-    assert ended.code == CODES[signal.SIGTERM] and ended.err.endswith(f"{CONTINUE}\n")
+    assert ended.code == CODES[signal.SIGTERM] and ended.err.endswith(f"{SAVED}\n")
     assert update_in(tmp_path / "run") == 2
 
 
@@ -216,7 +217,7 @@ def test_sigterm_ends_a_run_whose_output_nobody_reads(start: Start, tmp_path: Pa
     wait_for(lambda: is_writing(run, 1), "the write of the summary")
     run.process.send_signal(signal.SIGTERM)
     ended = run.ended()
-    assert (ended.code, ended.err) == (CODES[signal.SIGTERM], line_of(signal.SIGTERM, CONTINUE))
+    assert (ended.code, ended.err) == (CODES[signal.SIGTERM], line_of(signal.SIGTERM, SAVED))
     assert update_in(tmp_path / "run") == 1
 
 

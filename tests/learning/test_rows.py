@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from lit_ppo.reproduction import LIT_PPO, Row, RowResults, read_row, reproduce
+from lit_ppo.reproduction.fits import reproduce
+from lit_ppo.reproduction.results import LIT_PPO, RowResults
+from lit_ppo.reproduction.rows import Row, read_row
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

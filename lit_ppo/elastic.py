@@ -1,0 +1,33 @@
+"""Launches by torchrun, which starts the same command again after a rank was lost (`--max-restarts`)."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+_NO_ID: Final = "none"  # torchrun's own default
+
+
+def launch() -> str | None:
+    """A name of this launch for its ranks and restarts: `--rdzv-id`, or the agent; None without torchrun."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run_id is None or run_id != _NO_ID:
+        return run_id
+    return f"{socket.gethostname()}:{os.getppid()}:{_start_of(os.getppid()):.2f}"
+
+
+def is_restart() -> bool:
+    """Whether torchrun has started this command before."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def was_written_meanwhile(path: Path) -> bool:
+    """Whether a file was written since this process's parent, torchrun's agent, started: by the run that is restarted."""
+    return path.is_file() and path.stat().st_mtime >= _start_of(os.getppid())
+
+
+def _start_of(pid: int) -> float:
+    """When a process started, seconds since 1970, rounded down to what the kernel says of its own start."""
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+    return int(boot.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,1 @@
+"""Published scores, run again: rows, their runs side by side, and their results."""

@@ -1,0 +1,104 @@
+"""What a run has come to, as `run.json` in its directory: small, rewritten at every evaluation, read without torch."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, Final, Literal, get_args
+
+from lit_ppo.atomic_file import write_json
+
+STATUS_NAME: Final = "run.json"
+State = Literal["running", "finished", "solved", "interrupted", "failed"]
+_LONGEST: Final = 1 << 20  # bytes of a file that is read
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a run has come to.
+
+    Attributes:
+        env_id: Its environment.
+        seed: `seed_everything`.
+        started: When this process started or continued it, in seconds since 1970.
+        updated: When this was written, in seconds since 1970.
+        env_steps: Collected so far.
+        updates: Made so far.
+        total_env_steps: Its length; None if it is unlimited.
+        best_return: Best mean return of an evaluation after the first update; None before that.
+        last_return: Mean return of the newest evaluation.
+        threshold: Mean return that counts as solved; None if there is none.
+        solved_at: Env steps at which it was solved; None if it was not.
+        state: `running`, also if its process was killed; `interrupted` by a signal, `failed` with an error.
+        pid: Its process.
+        launch: The launch by torchrun that it belongs to, as `elastic.launch` names it; None without torchrun.
+    """
+
+    env_id: str
+    seed: int
+    started: float
+    updated: float
+    env_steps: int
+    updates: int
+    total_env_steps: int | None
+    best_return: float | None
+    last_return: float | None
+    threshold: float | None
+    solved_at: int | None
+    state: State
+    pid: int
+    launch: str | None
+
+    def write(self, directory: Path) -> None:
+        """Replace the file in a run's directory.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        write_json(directory / STATUS_NAME, asdict(self))
+
+
+_KINDS: Final[dict[str, tuple[type, ...]]] = {
+    "env_id": (str,),
+    "state": (str,),
+    "launch": (str, NoneType),
+    **dict.fromkeys(("seed", "env_steps", "updates", "pid"), (int,)),
+    **dict.fromkeys(("total_env_steps", "solved_at"), (int, NoneType)),
+    **dict.fromkeys(("started", "updated"), (int, float)),
+    **dict.fromkeys(("best_return", "last_return", "threshold"), (int, float, NoneType)),
+}
+
+
+def read_status(directory: Path) -> Status | None:
+    """What the run in a directory has come to; None if it has not said so, as one that is just being started.
+
+    Raises:
+        ValueError: The file is damaged; the message names it and says what is wrong.
+        OSError: It cannot be read.
+    """
+    path = directory / STATUS_NAME
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_LONGEST)
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected text in UTF-8") from None
+    try:
+        return _status(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _status(data: Any) -> Status:
+    if not isinstance(data, dict):
+        raise ValueError(f"expected a JSON object, got {type(data).__name__}")
+    if missing := [field.name for field in fields(Status) if field.name not in data]:
+        raise ValueError(f"expected the keys of a run's status, {missing[0]} is missing")
+    values = {name: data[name] for name in _KINDS}
+    for name, value in values.items():
+        if type(value) not in _KINDS[name]:
+            raise ValueError(f"{name}: expected {_KINDS[name][0].__name__}, got {str(value)[:80]}")
+    if values["state"] not in get_args(State):
+        raise ValueError(f"state: expected one of {', '.join(get_args(State))}, got {values['state'][:80]}")
+    return Status(**values)

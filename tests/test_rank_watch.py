@@ -1,0 +1,122 @@
+"""A rank that ends or falls silent ends the others; one that says farewell, and a stranger, do not."""
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from lit_ppo import exit_codes, interrupts
+from lit_ppo.rank_watch import RankWatch
+from lit_ppo.ranks import Ranks
+
+# the thread of a watch ends as its process would
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+LIMIT_S = 0.5
+Ends = list[tuple[str, int]]
+Watch = Callable[["SecondRank"], RankWatch]
+
+
+class SecondRank:
+    """Stands for the other rank of two: connects as it does when the first one gathers, and then says nothing by itself."""
+
+    count, rank = 2, 0
+
+    def __init__(self, *first_words: bytes) -> None:
+        self.sockets: list[socket.socket] = []
+        self._first_words = first_words
+
+    def gather_bytes(self, own: bytes) -> list[bytes]:
+        first: dict[str, Any] = json.loads(own)
+        for words in (*self._first_words, bytes.fromhex(first["token"]) + (1).to_bytes(4, "big")):
+            self.sockets.append(socket.create_connection(("127.0.0.1", first["port"])))
+            self.sockets[-1].sendall(words)
+        return [own, json.dumps(first | {"machine": "another"}).encode()]
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> Ends:
+    """What this process would have ended with; the thread ends instead."""
+    seen: list[tuple[str, int]] = []
+
+    def end_with(reason: str, code: int) -> None:
+        seen.append((reason, code))
+        raise SystemExit
+
+    monkeypatch.setattr(interrupts, "end_with", end_with)
+    return seen
+
+
+@pytest.fixture
+def watch() -> Iterator[Callable[[SecondRank], RankWatch]]:
+    """Makes the watch of the first of two ranks."""
+    made: list[tuple[RankWatch, SecondRank]] = []
+
+    def watch(second: SecondRank) -> RankWatch:
+        made.append((RankWatch(second, "127.0.0.1", LIMIT_S), second))  # type: ignore[arg-type]
+        return made[-1][0]
+
+    yield watch
+    for watching, second in made:
+        watching.close()
+        for each in second.sockets:
+            each.close()
+
+
+def test_rank_that_ends_is_seen(ends: Ends, watch: Watch) -> None:
+    second = SecondRank()
+    watching = watch(second)
+    second.sockets[-1].close()
+    watching.join(10.0)
+    assert ends == [("rank 1 has ended", exit_codes.RANK)]
+
+
+def test_rank_that_is_silent_is_lost_before_the_limit(ends: Ends, watch: Watch) -> None:
+    begin = monotonic()
+    watching = watch(SecondRank())
+    watching.join(10.0)
+    [(reason, code)] = ends
+    assert reason.startswith("rank 1 has not answered for 0.") and code == exit_codes.RANK
+    assert monotonic() - begin > 0.3
+
+
+def test_rank_that_says_farewell_may_end_and_a_stranger_is_not_taken_for_one(ends: Ends, watch: Watch) -> None:
+    second = SecondRank(bytes(20))
+    watching = watch(second)
+    assert second.sockets[0].recv(1) == b""  # the stranger's connection is closed
+    second.sockets[-1].sendall(b".x")
+    second.sockets[-1].close()
+    watching.join(10.0)
+    assert not watching.is_alive() and ends == []
+
+
+def test_two_ranks_that_live_do_not_end_each_other(ends: Ends) -> None:
+    said: dict[int, bytes] = {}
+    both = threading.Barrier(2)
+
+    def ranks(rank: int) -> Any:
+        ranks = Ranks()
+        ranks.count, ranks.rank = 2, rank
+
+        def gather_bytes(own: bytes) -> list[bytes]:
+            said[rank] = own
+            both.wait(10.0)
+            return [said[0], said[1]]
+
+        ranks.gather_bytes: Callable[[bytes], list[bytes]] = gather_bytes  # type: ignore[method-assign, misc]
+        return ranks
+
+    watches: list[RankWatch] = []
+    made = [threading.Thread(target=lambda r=r: watches.append(RankWatch(ranks(r), "127.0.0.1", LIMIT_S))) for r in (0, 1)]
+    for thread in made:
+        thread.start()
+    for thread in made:
+        thread.join(10.0)
+    watches[0].join(2 * LIMIT_S)  # long enough for either to be missed
+    assert all(watching.is_alive() for watching in watches)
+    for watching in watches:
+        watching.close()
+    assert ends == []

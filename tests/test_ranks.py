@@ -1,0 +1,204 @@
+"""Several ranks compute what one does, bit for bit: curve, parameters, optimizer, episodes under way."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from lit_ppo import exit_codes
+from lit_ppo.checkpoint_io import read_checkpoint
+from lit_ppo.seeding import episode_seed
+from tests.faults.harness import FAULTY, LAST, CommandLine, Ended, outcome, wait_for
+from tests.test_resume import differences
+
+SETTINGS = {
+    "preset": "none",
+    "data.env_id": "CartPole-v1",
+    "data.num_envs": 8,
+    "data.horizon": 16,
+    "data.shards": 4,
+    "model.minibatch_size": 32,
+    "model.update_epochs": 3,
+    "model.normalize_observations": "true",
+    "model.normalize_rewards": "true",
+    "model.target_kl": 0.01,
+    "model.clip_decay": "linear",
+    "evaluation.every_env_steps": 1,
+    "evaluation.num_episodes": 6,
+    "solved.threshold": ".inf",
+    "progress.interval_s": 1000000,  # no lines that depend on the time
+    "trainer.logger": "false",
+    "curve.path": "curve.json",
+    "checkpoint.dirpath": "checkpoints",
+}
+MEMORY = {"model.memory": "gru", "model.memory_size": 8, "model.sequence_length": 8}
+DEADLINE_S = 240.0  # a rank starts as slowly as a run
+
+Start = Callable[..., CommandLine]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    runs: list[CommandLine] = []
+
+    def start(name: str, ranks: int, updates: int, *, launcher: list[str] | None = None, **settings: Any) -> CommandLine:
+        options = SETTINGS | {"trainer.max_epochs": updates} | {key.replace("__", "."): settings[key] for key in settings}
+        if ranks > 1:
+            options |= {"trainer.devices": ranks, "trainer.strategy": "ddp"}
+        arguments = [f"--{key}={value}" for key, value in options.items()]
+        runs.append(CommandLine(tmp_path / name, "fit", *arguments, launcher=launcher or []))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.close()
+
+
+def finished(run: CommandLine) -> Ended:
+    ended = run.ended(DEADLINE_S)
+    assert ended.code == 0, ended
+    return ended
+
+
+def same_outcome(one: Path, other: Path) -> bool:
+    """Bit for bit, but for the number of workers, which is one for each rank at least."""
+    outcomes = [outcome(directory) for directory in (one, other)]
+    for _, kept in outcomes:
+        kept["data"]["bridge"].pop("num_workers")
+    assert differences(*outcomes) == []
+    return True
+
+
+def test_two_ranks_make_the_run_of_one_with_one_curve_and_one_voice(start: Start, tmp_path: Path) -> None:
+    runs = start("one", 1, 3), start("two", 2, 3)
+    one, two = (finished(run) for run in runs)
+    assert same_outcome(tmp_path / "one", tmp_path / "two")
+    assert one.out.splitlines()[:2] == two.out.splitlines()[:2]  # nothing is said twice
+    assert len(two.out.splitlines()) == len(one.out.splitlines())
+    assert two.err == ""
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["checkpoints", "curve.json", "tmp"]
+
+
+def ranks_of(run: CommandLine, number: int) -> list[int]:
+    """Processes that were started as rank `number` of this machine."""
+    wanted = f"LOCAL_RANK={number}".encode()
+    return [pid for pid in run.processes() if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+
+
+def strike(run: CommandLine, number: int, action: signal.Signals) -> float:
+    """Send a signal to a rank as soon as there is a second checkpoint, so that the first is known to all; the moment."""
+    second = run.directory / "checkpoints" / "last.previous.ckpt"
+    wait_for(second.exists, "the second checkpoint", DEADLINE_S)
+    os.kill(run.process.pid if number == 0 else ranks_of(run, number)[0], action)
+    return monotonic()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("action", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [0, 1])
+def test_rank_that_is_killed_or_hangs_ends_all_within_the_limit(
+    number: int, action: signal.Signals, start: Start, tmp_path: Path
+) -> None:
+    run = start("struck", 2, 2000, data__rank_timeout_s=10.0, checkpoint__every_n_updates=1)
+    other = wait_for(lambda: ranks_of(run, 1), "the second rank", DEADLINE_S)[0] if number == 0 else run.process.pid
+    struck_at = strike(run, number, action)
+    wait_for(lambda: not is_alive(other), "the end of the other rank", 15.0)
+    assert monotonic() - struck_at < 10.0
+    ended = run.ended(15.0, is_tidy=False)  # no process is left
+    line = f"rank {number} has ended" if action == signal.SIGKILL else f"rank {number} has not answered for "
+    assert line in ended.err and "continue with --ckpt_path last" in ended.err
+    assert ended.code == (exit_codes.RANK if number == 1 else -signal.SIGKILL)
+    finished(start("struck", 1, 5 + int(read_checkpoint(tmp_path / "struck" / LAST)["epoch"]), ckpt_path="last"))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_run_under_torchrun_goes_on_by_itself_after_a_rank_was_killed(start: Start, tmp_path: Path) -> None:
+    finished(start("undisturbed", 1, 60))
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=3", "-m", "lit_ppo"]
+    run = start("killed", 2, 60, launcher=torchrun, checkpoint__every_n_updates=5)
+    for _ in range(2):
+        before = (tmp_path / "killed" / LAST).stat().st_mtime if (tmp_path / "killed" / LAST).exists() else 0.0
+        strike_after(run, before)
+    finished(run)
+    assert same_outcome(tmp_path / "undisturbed", tmp_path / "killed")
+
+
+def strike_after(run: CommandLine, before: float) -> None:
+    """Kill the second rank when there is a checkpoint newer than `before`."""
+    last = run.directory / LAST
+    wait_for(lambda: last.exists() and last.stat().st_mtime > before, "another checkpoint", DEADLINE_S)
+    os.kill(wait_for(lambda: ranks_of(run, 1), "the second rank", DEADLINE_S)[0], signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_change_nothing(start: Start, tmp_path: Path) -> None:
+    finished(start("undisturbed", 1, 100))
+    run = start("disturbed", 2, 100)
+    wait_for(lambda: (run.directory / LAST).exists(), "the first checkpoint", DEADLINE_S)
+    ranks = {run.process.pid, *ranks_of(run, 1)}
+    for pid in set(run.processes()) - ranks:
+        os.kill(pid, signal.SIGKILL)
+    ended = finished(run)
+    assert "is replaced" in ended.err and "rank 1: training-rank1 worker 0 of 1" in ended.err
+    assert same_outcome(tmp_path / "undisturbed", tmp_path / "disturbed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_signal_to_one_rank_stops_all_at_the_same_boundary(number: int, start: Start, tmp_path: Path) -> None:
+    run = start("run", 2, 2000)
+    strike(run, number, signal.SIGTERM)
+    ended = run.ended(DEADLINE_S)
+    assert ended.code == 128 + signal.SIGTERM and "SIGTERM: continue with --ckpt_path last" in ended.err
+    updates = read_checkpoint(tmp_path / "run" / LAST)["RolloutDataModule"]["update"]
+    finished(start("straight", 1, updates))
+    assert (tmp_path / "run" / "curve.json").read_bytes() == (tmp_path / "straight" / "curve.json").read_bytes()
+    finished(start("straight", 4, updates + 3, ckpt_path="last"))
+    finished(start("run", 1, updates + 3, ckpt_path="last"))
+    assert same_outcome(tmp_path / "straight", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_fault_of_an_environment_ends_every_rank_with_its_code_and_saves_the_boundary(start: Start, tmp_path: Path) -> None:
+    """The third episode of environment 5, which the second rank has, raises."""
+    call = {str(episode_seed(0, "training", 0, 5, 2)): "step"}
+    faulty = {"fault": "raise", "at_step": 2, "length": 40, "of_seeds": call}
+    settings = {"data.env_id": FAULTY, "data.env_kwargs": json.dumps(faulty), "checkpoint.every_n_updates": 1000}
+    ended = start("run", 2, 2000, **settings).ended(DEADLINE_S)
+    assert ended.code == exit_codes.ENVIRONMENT
+    assert "training-rank1, env 1, episode 2, step 2" in ended.err and "rank 1: env 1 raised in step" in ended.err
+    update = read_checkpoint(tmp_path / "run" / LAST)["RolloutDataModule"]["update"]
+    assert update > 0 and f"saved update {update} to" in ended.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, MEMORY, {"model.compile": "true"}], ids=["plain", "memory", "compiled"])
+def test_any_number_of_ranks_makes_the_same_run(settings: dict[str, Any], start: Start, tmp_path: Path) -> None:
+    for ranks in (1, 2, 4):
+        finished(start(f"{ranks}", ranks, 50, **settings))
+    assert same_outcome(tmp_path / "1", tmp_path / "2") and same_outcome(tmp_path / "1", tmp_path / "4")
+    assert len(json.loads((tmp_path / "4" / "curve.json").read_text())["steps"]) == 51
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vectorization", ["sync", "native"])
+def test_run_goes_on_with_any_number_of_ranks(vectorization: str, start: Start, tmp_path: Path) -> None:
+    settings = {"data.vectorization": vectorization}
+    finished(start("straight", 1, 6, **settings))
+    resumed = {"ckpt_path": "last"} | settings
+    for updates, ranks in ((2, 4), (3, 1), (4, 2), (6, 4)):
+        finished(start("resumed", ranks, updates, **(resumed if updates > 2 else settings)))
+    assert same_outcome(tmp_path / "straight", tmp_path / "resumed")
+    assert (tmp_path / "resumed" / LAST).exists()
