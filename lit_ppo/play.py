@@ -11,8 +11,9 @@ from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.saved_policy import SavedPolicy
 
 _RECORDER: Final = "lit_ppo.bridge.recording.RecordedEpisodes"
-# What a worker needs of the trainer's environment variables to open a window.
+# What a worker needs of the trainer's environment variables to open a window, and to render without one.
 _OF_A_DISPLAY: Final = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "XDG_RUNTIME_DIR", "SDL_VIDEODRIVER")
+_OF_RENDERING: Final = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID")
 _STEP_TIMEOUT_S: Final = 3600.0  # a window waits for its frame rate, and a video is completed within a reset
 
 
@@ -44,10 +45,12 @@ def play(
         raise ConfigError(f"num_episodes={num_episodes}: expected 1 to {LARGEST_COUNT:,}")
     settings = {**saved.data, **(other or {})}
     settings["env_kwargs"] = {**(settings["env_kwargs"] or {}), "render_mode": "human" if record is None else "rgb_array"}
+    if settings["bridge"] == "process":
+        wanted = _OF_RENDERING if record is not None else _OF_A_DISPLAY + _OF_RENDERING
+        passed = [name for name in wanted if name in os.environ]
+        settings["worker_env"] = list(dict.fromkeys([*(settings.get("worker_env") or []), *passed]))
     if record is None:
         _require_display(settings)
-        shown = [name for name in _OF_A_DISPLAY if name in os.environ]
-        settings["worker_env"] = [*(settings.get("worker_env") or []), *shown] if settings["bridge"] == "process" else None
     else:
         try:
             record.mkdir(parents=True, exist_ok=True)
@@ -67,6 +70,11 @@ def play(
     except EnvironmentRaised as error:
         if error.exception.startswith("DependencyNotInstalled"):
             raise ConfigError(f"{error.exception}; or: pip install -e '.[play]' in lit_ppo's directory") from error
+        if any(word in error.exception for word in ("OpenGL", "MUJOCO_GL")):
+            raise ConfigError(
+                f"play: the environment cannot render: {error.exception}; MuJoCo needs an OpenGL library: "
+                "without a display install libegl1 or libosmesa6 and set MUJOCO_GL=egl or MUJOCO_GL=osmesa"
+            ) from error
         raise
     finally:
         data.close()

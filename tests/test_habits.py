@@ -524,6 +524,9 @@ def test_logger_takes_metrics_and_settings(package: str, logger: str, run: Run) 
         assert settings | of_data <= made.data.params.keys()
         assert made.data.params["data/env_kwargs/sutton_barto_reward"] == "True" and made.info.status == "FINISHED"
     else:
+        import wandb
+
+        wandb.teardown()  # as at the end of a process: waits until all rows are written
         [file] = Path("logs/wandb").glob("offline-run-*/*.wandb")
         rows, saved = of_wandb(file)
         assert [row["trainer/global_step"] for row in rows] == [0, 32, 64]  # the x axis of all

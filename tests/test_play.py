@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lit_ppo import exit_codes
-from lit_ppo.errors import ConfigError
+from lit_ppo.errors import ConfigError, EnvironmentRaised
 from lit_ppo.module import PPOModule
 from lit_ppo.play import play
 from lit_ppo.saved_policy import SavedPolicy
@@ -49,6 +49,33 @@ def test_what_is_missing_for_pictures_is_named_with_its_installation(tmp_path: P
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(ConfigError, match=r"has no package imageio_ffmpeg; run: .* -m pip install 'lit_ppo\[play\]'"):
         play(saved(bridge="inprocess"), record=tmp_path)
+
+
+class WithoutOpenGL:
+    """Stands for a datamodule whose environment cannot render."""
+
+    spec = None
+
+    def play(self, *args: Any) -> None:
+        raise EnvironmentRaised("reset", "FatalError: an OpenGL platform library has not been loaded", "", 0)
+
+    def close(self) -> None: ...
+
+
+def test_missing_opengl_is_named_with_its_installation_and_the_worker_gets_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def make_data(saved: SavedPolicy, **settings: Any) -> WithoutOpenGL:
+        given.update(settings)
+        return WithoutOpenGL()
+
+    monkeypatch.setattr(SavedPolicy, "make_data", make_data)
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    with pytest.raises(ConfigError, match=r"^play: the environment cannot render: .*set MUJOCO_GL=egl") as refused:
+        play(saved(), record=tmp_path)
+    assert "\n" not in str(refused.value) and "MUJOCO_GL" in given["worker_env"]
 
 
 def test_window_needs_a_display(monkeypatch: pytest.MonkeyPatch) -> None:

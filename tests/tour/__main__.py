@@ -66,8 +66,9 @@ def is_as_it_should_be(step: Mapping[str, Any], directory: Path) -> bool:
     played = (on_a_terminal if step.get("terminal") else without_a_terminal)(command, directory)
     faults = list(faults_of(step, played))
     print(f"  {'NOT OK' if faults else 'ok':9} {step['shows']} ({perf_counter() - start:.0f} s)\n            $ {command}")
-    seen = [match[0].strip() for pattern in step.get("sees", []) if (match := re.search(f"(?m){pattern}.*", played.output))]
-    for line in [*(text[:110] for text in seen), *faults, *(played.output.splitlines()[-15:] if faults else [])]:
+    found = [re.search(f"(?m){pattern}.*", played.output) for pattern in step.get("sees", [])]
+    seen = [re.split(r"[\r\n]", match[0].strip())[0][:110] for match in found if match]
+    for line in [*seen, *faults, *(played.output.splitlines()[-15:] if faults else [])]:
         print(f"            {line}")
     sys.stdout.flush()
     return not faults
