@@ -1,7 +1,7 @@
 # What the commands of a page do in a test.
 
 # Two updates of 2 environments x 64 steps; $OPTIONS are those of the block's mark `short`, and win.
-SHORT="--total_env_steps=256 --data.num_envs=2 --data.horizon=64 --model.update_epochs=1 --evaluation.num_episodes=1 --data.test_episodes=2"
+SHORT="--total_env_steps=256 --data.num_envs=2 --data.horizon=64 --model.minibatch_size=32 --model.update_epochs=1 --evaluation.num_episodes=1 --data.test_episodes=2"
 
 python() {
   case "$*" in

@@ -39,7 +39,7 @@ SECTIONS = "data|model|checkpoint|trainer|solved|curve|progress|evaluation|inter
 NO_OPTIONS = {  # named in the texts like an option
     *("data.py", "curve.py", "curve.json", "evaluation.py", "checkpoint.py"),
     *("trainer.callback_metrics", "trainer.logged_metrics", "trainer.save_checkpoint", "model.total_env_steps"),
-    "before",  # of a benchmark
+    *("before", "nodes", "nnodes"),  # of a benchmark, Slurm and torchrun
 }
 SHORT = "--total_env_steps=256 --evaluation.num_episodes=1"  # one update
 
@@ -123,7 +123,7 @@ def test_options_in_the_texts_exist(capsys: pytest.CaptureFixture[str], monkeypa
         parsed(f"python -m lit_ppo {command} --help", monkeypatch)
     helped = capsys.readouterr().out
     text = "\n".join(text for page, text in TEXTS.items() if page not in WITH_OPTIONS_OF_OTHERS)
-    named = set(re.findall(r"(?<![\w-])--([a-z_]+(?:\.[a-z_]+)*)", text)) - {"help", "print_config", "version"}
+    named = set(re.findall(r"(?<![\w-])--([a-z_]+(?:\.[a-z_]+)*)(?![\w-])", text)) - {"help", "print_config", "version"}
     named |= set(re.findall(rf"`((?:{SECTIONS})\.[a-z_]+(?:\.[a-z_]+)*)[`=]", text))
     unknown = {name for name in named if f"--{name} " not in helped and not name.startswith("data.env_kwargs.")} - NO_OPTIONS
     assert unknown <= OF_A_CLASS
