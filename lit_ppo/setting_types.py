@@ -34,7 +34,8 @@ def require_settings(given: Mapping[str, Any], kinds: Mapping[str, Any], section
             advice = f"did you mean {similar[0]}?" if similar else "a setting of a subclass needs that subclass"
             raise ConfigError(f"{section}.{name}: there is no such setting; {advice}")
         if not _fits(value, kinds[name]):
-            raise ConfigError(f"{section}.{name}={shown(value)}: expected {_in_words(kinds[name])}")
+            given_value = str(value) if _words_of(kinds[name]) else shown(value)  # with its quotes where it may be no text
+            raise ConfigError(f"{section}.{name}={given_value}: expected {_in_words(kinds[name])}")
 
 
 def _fits(value: object, kind: Any) -> bool:
@@ -52,12 +53,22 @@ def _fits(value: object, kind: Any) -> bool:
     return isinstance(value, kind) if kind in _WORDS else True
 
 
+def _words_of(kind: Any) -> list[str]:
+    """The words of which a value must be one, and null if it may be missing; empty for other types."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return [str(argument) for argument in arguments]
+    if origin in (Union, types.UnionType) and all(get_origin(kind) is Literal or kind is type(None) for kind in arguments):
+        return [word for argument in arguments for word in _words_of(argument) or ["null"]]
+    return []
+
+
 def _in_words(kind: Any) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
+    if words := _words_of(kind):
+        return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
     if origin in (Union, types.UnionType):
         return " or ".join(_in_words(argument) for argument in arguments)
-    if origin is Literal:
-        return " or ".join(map(repr, arguments))
     if origin in (list, Sequence):
         return f"a list, each item {_in_words(arguments[0])}"
     return str(_WORDS.get(kind, getattr(kind, "__name__", kind)))

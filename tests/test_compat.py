@@ -374,4 +374,5 @@ def test_run_with_ddp_of_one_rank_is_the_run_without_it() -> None:
     modules = [small_module(), small_module()]
     for module, flags in zip(modules, ({}, {"strategy": "ddp", "devices": 1}), strict=True):
         bare_trainer(2, **flags).fit(module, datamodule=small_data())
+    torch.distributed.destroy_process_group()  # which Lightning leaves; other tests of this process are of one
     assert same(*(parameters(module) for module in modules))

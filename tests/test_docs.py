@@ -40,6 +40,7 @@ NO_OPTIONS = {  # named in the texts like an option
     *("data.py", "curve.py", "curve.json", "evaluation.py", "checkpoint.py"),
     *("trainer.callback_metrics", "trainer.logged_metrics", "trainer.save_checkpoint", "model.total_env_steps"),
     *("before", "nodes", "nnodes"),  # of a benchmark, Slurm and torchrun
+    "trainer.logger.tracking_uri",  # of a logger whose package may be missing
 }
 SHORT = "--total_env_steps=256 --evaluation.num_episodes=1"  # one update
 

@@ -444,7 +444,7 @@ def test_early_stopping_without_evaluation_says_that_its_metric_is_missing() -> 
         (lambda: small_module(learning_rte=1.0), "model.learning_rte: there is no such setting; did you mean learning_rate?"),
         (lambda: small_module(learning_rate="3e-4"), "model.learning_rate='3e-4': expected a number or None"),
         (lambda: small_module(actor_hidden_sizes=64), "model.actor_hidden_sizes=64: expected a list, each item a whole number"),
-        (lambda: small_module(activation="Tanh"), "model.activation='Tanh': expected 'tanh' or "),
+        (lambda: small_module(activation="Tanh"), "model.activation=Tanh: expected tanh, "),
         (lambda: small_module(minibatch_size=16.5), "model.minibatch_size=16.5: expected a whole number"),
         (lambda: small_module(compile=1), "model.compile=1: expected True or False"),
         (lambda: small_data(n_envs=8), "data.n_envs: there is no such setting; did you mean num_envs?"),

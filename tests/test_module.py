@@ -426,8 +426,8 @@ def test_compiled_update_does_what_the_eager_one_does(vectorization: str) -> Non
 @pytest.mark.parametrize(
     ("setting", "value", "allowed"),
     [
-        ("update_epochs", 0, "at least 1"),
-        ("minibatch_size", -1, "at least 1"),
+        ("update_epochs", 0, "1 to 10,000"),
+        ("minibatch_size", -1, "1 to 1,099,511,627,776"),
         ("actor_hidden_sizes", (8, 0), "sizes of at least 1"),
         ("critic_hidden_sizes", (0,), "sizes of at least 1"),
         ("gamma", 1.5, "a number in [0, 1]"),

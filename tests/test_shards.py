@@ -71,7 +71,7 @@ def sharded_run(parts: list[int], settings: dict[str, Any], **data: Any) -> tupl
         module, _ = fit(
             updates,
             evaluation,
-            RunCheckpoint(every_n_updates=100),
+            RunCheckpoint("checkpoints", every_n_updates=100),
             module=cartpole_module(learning_rate=0.01, total_env_steps=2000, **settings),
             data=small_data("CartPole-v1", **({"num_envs": 8, "horizon": 12} | data)),
             ckpt_path="checkpoints/last.ckpt" if number else None,
@@ -110,11 +110,11 @@ def test_minibatch_has_as_many_rows_of_one_shard_as_of_every_other(monkeypatch: 
 
 def test_shards_of_a_checkpoint_stay() -> None:
     settings: dict[str, Any] = {"num_envs": 4, "horizon": 10}
-    fit(1, RunCheckpoint(), data=small_data(shards=2, **settings))
-    _, data = fit(2, RunCheckpoint(), data=small_data(**settings), ckpt_path="checkpoints/last.ckpt")
+    fit(1, RunCheckpoint("checkpoints"), data=small_data(shards=2, **settings))
+    _, data = fit(2, RunCheckpoint("checkpoints"), data=small_data(**settings), ckpt_path="checkpoints/last.ckpt")
     assert data.shards == Shards(4, 2)
     with pytest.raises(ConfigError) as refused:
-        fit(2, RunCheckpoint(), data=small_data(shards=4, **settings), ckpt_path="checkpoints/last.ckpt")
+        fit(2, RunCheckpoint("checkpoints"), data=small_data(shards=4, **settings), ckpt_path="checkpoints/last.ckpt")
     assert str(refused.value) == "data.shards=4: the checkpoint's run has 2, which cannot change on resume"
 
 

@@ -13,6 +13,7 @@ _IRRELEVANT_WARNINGS: Final = (
     ".*GPU available but not used.*",
     ".*Experiment logs directory.*",
     ".*total length of `list` across ranks is zero.*",
+    ".*sync_dist=True.*",  # every rank logs the same values
 )
 
 
