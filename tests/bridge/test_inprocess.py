@@ -105,7 +105,7 @@ def test_environment_that_exits_ends_its_worker_and_not_the_process(tmp_path: Pa
         ("python", "/bin/true"),
         ("sandbox", "strict"),
         ("rlimits", {"as": 1}),
-        ("worker_cwd", "/tmp"),
+        ("worker_cwd", "/usr/share"),
         ("worker_env", ["HOME"]),
     ],
 )
