@@ -1,5 +1,6 @@
 """Stop and resume: a run in two parts is the run in one part, bit for bit."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from lit_ppo.callbacks.curve_export import CurveExport
-from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
+from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, spacing_of
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.curve import TrainLog
@@ -43,7 +44,14 @@ def differences(first: Any, second: Any, where: str = "") -> list[str]:
 class Run:
     """Fits in parts, each in fresh objects and with settings of its own if `data` is a list; what the last part left."""
 
-    def __init__(self, directory: str, parts: list[int], data: dict[str, Any] | list[dict[str, Any]], **settings: Any) -> None:
+    def __init__(
+        self,
+        directory: str,
+        parts: list[int],
+        data: dict[str, Any] | list[dict[str, Any]],
+        every_env_steps: int | None = SPACING,
+        **settings: Any,
+    ) -> None:
         Path(directory).mkdir()
         self.curve = Path(directory) / "curve.json"
         self.rollouts: list[Any] = []
@@ -51,7 +59,7 @@ class Run:
         for number, updates in enumerate(parts):
             ckpt_path = str(Path(directory) / CKPT) if number else None
             callbacks = [
-                GreedyEvaluation(every_env_steps=SPACING, num_episodes=2),
+                GreedyEvaluation(every_env_steps=every_env_steps, num_episodes=2),
                 StopWhenSolved(threshold=1e9),
                 CurveExport(str(self.curve)),
                 RunCheckpoint(f"{directory}/checkpoints", every_n_updates=100),
@@ -116,6 +124,17 @@ def test_resuming_three_times_changes_nothing() -> None:
     data = {"num_envs": 2, "horizon": 15}
     straight, resumed = Run("straight", [4], data), Run("resumed", [1, 2, 3, 4], data)
     assert differences(straight.checkpoint, resumed.checkpoint) == []
+
+
+def test_resumed_run_is_evaluated_where_the_lengths_of_greedy_episodes_say() -> None:
+    """The default: the break comes while an evaluation is due by its spacing and not yet by its length."""
+    data = {"num_envs": 2, "horizon": 10}
+    runs = [Run(name, parts, data, every_env_steps=None) for name, parts in (("straight", [20]), ("resumed", [*range(1, 21)]))]
+    curves = [TrainLog.read(run.curve).steps for run in runs]
+    assert curves[0] == curves[1]
+    spacing = spacing_of(None, 2000)
+    assert any(after - before > spacing for before, after in pairwise(curves[0]))  # the lengths decide
+    assert differences(*(run.checkpoint for run in runs)) == []
 
 
 def test_resumed_run_stops_at_max_epochs_counted_from_the_first_update() -> None:
