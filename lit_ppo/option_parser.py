@@ -75,7 +75,7 @@ def _load(text: str) -> Any:
 set_loader("yaml", _load, exceptions=(yaml.YAMLError,))
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]  # that of the C library: every start waits
     """YAML that versions 1.1 and 1.2 read alike: quotes the strings that are booleans in 1.1, and those like "1e3"."""
 
 

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import yaml
 
+from lit_ppo import strict_yaml
 from lit_ppo.curve import TrainLog
 from lit_ppo.errors import CheckpointError
 from lit_ppo.run_directory import CONFIG_NAME, CURVE_NAME
 from lit_ppo.run_status import STATUS_NAME, read_status
 
-_Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _STEPS: Final = ("step", "steps", "env_steps")
 _EVALUATION: Final = ("eval/return", "avg_return", "return", "returns", "value")
 _TRAINING: Final = ("episodes/return",)
@@ -119,7 +119,7 @@ def _tolerant(read: Callable[[], Any], say: Callable[[str], None]) -> Any:
 def _settings(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG_NAME
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        settings = strict_yaml.load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected YAML: {error}") from error
     if not isinstance(settings, dict):

@@ -8,6 +8,7 @@ import yaml
 _FLOAT: Final = re.compile(
     r"[-+]?(?:(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
+_OwnLoader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # not for what others wrote: deep nesting ends the process
 _MAX_NODES: Final = 100_000  # of a document, each counted as often as aliases repeat it
 
 
@@ -30,22 +31,27 @@ def load(text: str) -> Any:
     Raises:
         yaml.YAMLError: The text is no YAML, or too large, nested too deeply, or has a key twice.
     """
+    loader = _Loader(text)
     try:
-        if not _is_plain(text):
-            _require_sane(yaml.compose(text, Loader=_Loader), {})
-        return yaml.load(text, Loader=_Loader)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _require_sane(node, {})
+        return loader.construct_document(node)
     except RecursionError:
         raise yaml.YAMLError("expected YAML that is not nested as deeply") from None
     except (ValueError, OverflowError) as error:  # a number of thousands of digits
         raise yaml.YAMLError(str(error)) from None
+    finally:
+        loader.dispose()
 
 
-def _is_plain(text: str) -> bool:
-    """Whether a text is a single scalar for sure, as most values of options are."""
-    return set(text).isdisjoint("[{&*:\n")
+def load_own(text: str) -> Any:
+    """The value of YAML that lit_ppo wrote or ships, by the C library if there is one: every start waits for it."""
+    return yaml.load(text, Loader=_OwnLoader)
 
 
-def _require_sane(node: yaml.Node | None, sizes: dict[int, int]) -> int:
+def _require_sane(node: yaml.Node, sizes: dict[int, int]) -> int:
     """Refuse what YAML allows and no configuration needs: a key twice, aliases that multiply, or that contain themselves.
 
     Args:

@@ -119,11 +119,12 @@ def test_picture_has_labels_threshold_and_both_formats(run: Run) -> None:  # noq
     assert Path("a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_damaged_files_are_named_and_the_rest_is_drawn(run: Run) -> None:  # noqa: F811
+@pytest.mark.parametrize("config", ["model: {gamma", "model: " + 300_000 * "["], ids=["cut", "nested"])
+def test_damaged_files_are_named_and_the_rest_is_drawn(config: str, run: Run) -> None:  # noqa: F811
     make_run(1, 1)
     make_run(2, 2)
     Path("runs/CartPole-v1/2/curve.json").write_text('{"title": "P')
-    Path("runs/CartPole-v1/2/config.yaml").write_text("model: {gamma")
+    Path("runs/CartPole-v1/2/config.yaml").write_text(config)
     make_run(3, 3)
     for name in ("curve.json", "logs/version_0/metrics.csv"):
         Path("runs/CartPole-v1/3", name).write_text("")

@@ -2,10 +2,10 @@
 
 from typing import Any, Final
 
-import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
+from lit_ppo import strict_yaml
 from lit_ppo.callbacks.run_place import place_of
 from lit_ppo.errors import CheckpointError
 from lit_ppo.run_directory import CONFIG_NAME
@@ -33,7 +33,7 @@ class RunConfig(SaveConfigCallback):
             if key in settings:
                 settings[key] = None
         self._text = parser.dump(settings, skip_none=False)
-        self._settings: dict[str, Any] = yaml.safe_load(self._text)
+        self._settings: dict[str, Any] = strict_yaml.load_own(self._text)
         for key in _NOT_OF_THE_RUN:
             self._settings.pop(key, None)
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lit_ppo import strict_yaml
 from lit_ppo.commands.training_options import LINKED
 
 _NOT_TYPED: Final = 2**62 - 1
@@ -25,7 +25,7 @@ def typed_settings(parser: LightningArgumentParser, given: Sequence[str], comman
     arguments[first:first] = [f"--{source}={_NOT_TYPED}" for source in LINKED]
     parsed = parser.parse_args(arguments, defaults=False)
     # as a checkpoint holds the settings: functions by their import paths
-    settings = yaml.safe_load(parser.dump(parsed, skip_none=False, skip_validation=True))
+    settings = strict_yaml.load_own(parser.dump(parsed, skip_none=False, skip_validation=True))
     typed: dict[str, Any] = settings if command is None else settings[command]
     typed.pop("config", None)
     if typed.get("preset") is None:  # null, as a printed configuration file has it, is that of the environment

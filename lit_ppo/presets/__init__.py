@@ -13,12 +13,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
-import yaml
-
+from lit_ppo import strict_yaml
 from lit_ppo.errors import ConfigError
 
 NONE: Final = "none"  # typed for no preset
-_Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # that of the C library, if there is one: every fit waits for it
 # Settings of `data` that make another environment of the same id.
 _OF_THE_ENVIRONMENT: Final = ("env_kwargs", "wrappers", "max_episode_steps", "frame_stack", "obs_keys", "action_mask")
 # Settings of `model` that a part of the user's own replaces.
@@ -92,7 +90,7 @@ def all_presets() -> tuple[Preset, ...]:
     paths = sorted((path for path in files(__name__).iterdir() if path.name.endswith(".yaml")), key=lambda path: path.name)
     found = []
     for path in paths:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = strict_yaml.load_own(path.read_text(encoding="utf-8"))
         name = path.name.removesuffix(".yaml")
         found.append(Preset(name, tuple(content["env_ids"]), content["source"], content["score"], content["settings"]))
     return tuple(found)

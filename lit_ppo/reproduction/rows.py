@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 import yaml
 
+from lit_ppo import strict_yaml
 from lit_ppo.errors import ConfigError
 
 FIRST_SEED: Final = 101  # settings are tuned with seeds 0 to 9
@@ -131,7 +132,7 @@ def read_row(path: Path) -> Row:
         ConfigError: There is no such file, or it is no row; one line says what is wrong.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = strict_yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
         raise ConfigError(f"{path}: no such row; expected one of {known or 'none: the directory has no rows'}") from error
