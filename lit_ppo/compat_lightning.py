@@ -107,15 +107,18 @@ class RankStrategy(DDPStrategy):
 def rank_strategy_of(trainer: Trainer) -> RankStrategy | None:
     """The strategy of a run with ranks, made of Lightning's DDP at the first call; None for another strategy.
 
+    What a subclass of DDP says of devices, such as Ray Train's, stays.
+
     Lightning looks every 5 s for a process of its own that has failed, and then kills this one, without an exit code of ours
     (`_ChildProcessObserver`); a rank sees by itself that another was lost.
     """
     strategy: Any = trainer.strategy
     if not isinstance(strategy, DDPStrategy):
         return None
-    if type(strategy) is not RankStrategy:
+    if not isinstance(strategy, RankStrategy):
         as_any: Any = strategy
-        as_any.__class__, as_any.ranks = RankStrategy, Ranks(trainer.world_size, trainer.global_rank)
+        as_any.__class__ = type("RankStrategy", (RankStrategy, type(strategy)), {})
+        as_any.ranks = Ranks(trainer.world_size, trainer.global_rank)
         for thread in threading.enumerate():
             if isinstance(thread, _ChildProcessObserver):
                 thread._finished = True

@@ -105,7 +105,9 @@ class RolloutDataModule(LightningDataModule):
         validation_episodes: Number of greedy episodes played by `validate`.
         test_episodes: Number of greedy episodes played by `test`.
         report_dir: Directory for the reports of faults, which `replay` plays again; None for no reports.
-        rank_timeout_s: If a rank of several ends or hangs, all others end within this time, seconds.
+        rank_timeout_s: If a rank of several ends, is stopped or cannot be reached, all others end within this time, seconds.
+        rank_patience_s: Longest wait for a rank that lives, but does not come to the next exchange with the others, seconds:
+            more than any single step of an update, compilation, checkpoint or callback may take. Then all ranks end.
         **bridge: How the environment processes run: the fields of `BridgeSettings`.
 
     Raises:
@@ -133,6 +135,7 @@ class RolloutDataModule(LightningDataModule):
         test_episodes: int = 100,
         report_dir: str | None = "data/reports",
         rank_timeout_s: float = 10.0,
+        rank_patience_s: float = 300.0,
         **bridge: Any,
     ) -> None:
         super().__init__()
@@ -170,9 +173,11 @@ class RolloutDataModule(LightningDataModule):
         environment = {key: value for key, value in vars(self.environment).items() if key != "is_training"}
         self.shards = Shards(num_envs, 1 if shards is None else shards)
         saved = environment | settings | {"shards": shards, "seed": seed, "contract": vars(contract), "report_dir": report_dir}
-        saved["rank_timeout_s"] = rank_timeout_s
-        if not 0 < rank_timeout_s < 1e6:
-            raise ConfigError(f"data.rank_timeout_s={rank_timeout_s}: expected a time above 0 s")
+        limits = {"rank_timeout_s": rank_timeout_s, "rank_patience_s": rank_patience_s}
+        saved |= limits
+        for name, limit in limits.items():
+            if not 0 < limit < 1e6:
+                raise ConfigError(f"data.{name}={limit}: expected a time above 0 s")
         # the module hands them to the loggers: Lightning would refuse a seed other than the module's
         self.save_hyperparameters(plain(saved | vars(processes), "data"), logger=False)
         self.num_envs, self.horizon, self.seed = num_envs, horizon, seed
@@ -180,7 +185,7 @@ class RolloutDataModule(LightningDataModule):
         self.evaluation_envs, self.report_dir = evaluation_envs, report_dir
         self.validation_episodes, self.test_episodes = validation_episodes, test_episodes
         self.ranks, self._given_shards, self._num_threads = Ranks(), shards, torch.get_num_threads()
-        self.rank_timeout_s, self._watch = rank_timeout_s, cast(RankWatch | None, None)
+        self._rank_limits, self._watch = (rank_timeout_s, rank_patience_s), cast(RankWatch | None, None)
         self.interrupt: int | None = None  # signal that this rank has received
         self._agreed_interrupt: int | None = None
         self.failed_together: BaseException | None = None  # which every rank raises at the same moment
@@ -370,7 +375,8 @@ class RolloutDataModule(LightningDataModule):
         if self.ranks.count > 1:
             torch.set_num_threads(self._num_threads)  # Lightning's launcher sets another number
             if self._watch is None:
-                self._watch = RankWatch(self.ranks, os.environ["MASTER_ADDR"], self.rank_timeout_s)
+                address = os.environ["MASTER_ADDR"]
+                self._watch = RankWatch(self.ranks, address, *self._rank_limits, lambda: self.is_waiting)
                 self.ranks.await_end = self._watch.wait_for_end
         if self.ranks.rank > 0:
             logging.getLogger("lit_ppo").setLevel(logging.ERROR)  # the first rank says it for all

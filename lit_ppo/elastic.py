@@ -9,11 +9,18 @@ _NO_ID: Final = "none"  # torchrun's own default
 
 
 def launch() -> str | None:
-    """A name of this launch for its ranks and restarts: `--rdzv-id`, or the agent; None without torchrun."""
+    """A name of this launch for its ranks and restarts: `--rdzv-id`, or that of the one agent; None if it has none."""
     run_id = os.environ.get("TORCHELASTIC_RUN_ID")
     if run_id is None or run_id != _NO_ID:
         return run_id
+    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
+        return None  # each node has an agent of its own
     return f"{socket.gethostname()}:{os.getppid()}:{_start_of(os.getppid()):.2f}"
+
+
+def may_restart() -> bool:
+    """Whether torchrun starts this command again after a failure, or has done so."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def is_restart() -> bool:

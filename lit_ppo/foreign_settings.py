@@ -95,7 +95,7 @@ data.contract.exclusive_flags data.contract.num_actions data.contract.obs_shape 
 data.contract.reward_range
 data.action_mask data.close_timeout_s data.evaluation_envs data.frame_stack data.horizon data.max_episode_steps
 data.max_restarts data.num_envs data.num_workers data.obs_keys data.on_replay_mismatch data.on_violation
-data.rank_timeout_s data.remake_each_episode data.restart_window data.seed data.shards data.show_output
+data.rank_patience_s data.rank_timeout_s data.remake_each_episode data.restart_window data.seed data.shards data.show_output
 data.start_timeout_s data.step_timeout_s
 data.test_episodes data.validation_episodes data.vectorization
 model.action_bounds model.activation model.actor_hidden_sizes model.adam_epsilon model.clip_decay model.clip_epsilon

@@ -4,6 +4,10 @@ A rank that ends closes its connection, which its peers see at once. One that ha
 silent. In both cases every other rank ends with exit code 7 and one line, since a collective operation would wait for the
 missing one. What is lost is what was computed since the newest checkpoint.
 
+A rank can also hang while this thread of it goes on. So each rank says whether it is at work: neither in a collective
+operation, nor with its environments, which have time limits of their own. If a rank is at work while another waits for it in a
+collective operation, it has not come there yet; there is a limit for that too, longer than any work between two of them.
+
 Nothing on these connections is interpreted but single bytes. The first message of a peer is a random token, which the first
 rank has told the others.
 """
@@ -15,6 +19,7 @@ import selectors
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
@@ -24,6 +29,7 @@ from lit_ppo.errors import RankLost
 from lit_ppo.ranks import Ranks
 
 _ALIVE: Final = b"."
+_AT_WORK: Final = b"w"
 _FAREWELL: Final = b"x"
 _TOKEN_BYTES: Final = 16
 _BEATS: Final = 10  # within the time limit
@@ -37,14 +43,19 @@ class RankWatch(threading.Thread):
         ranks: Of the run; every rank must make its watch at the same moment.
         address: Of the first rank's machine, as the others know it.
         limit_s: Within this time all ranks end if one is lost, seconds.
+        patience_s: Longest wait for a rank that is at work, seconds.
+        is_with_environments: Whether this rank waits for its environments.
 
     Raises:
         RankLost: The first rank, or a peer, cannot be reached.
     """
 
-    def __init__(self, ranks: Ranks, address: str, limit_s: float) -> None:
+    def __init__(
+        self, ranks: Ranks, address: str, limit_s: float, patience_s: float, is_with_environments: Callable[[], bool]
+    ) -> None:
         super().__init__(name="rank-watch", daemon=True)
         self._limit_s, self._closing = limit_s, threading.Event()
+        self._ranks, self._patience_s, self._is_with_environments = ranks, patience_s, is_with_environments
         family = socket.getaddrinfo(address, None)[0][0]
         server = socket.create_server((address, 0), family=family, backlog=ranks.count) if ranks.rank == 0 else None
         token = secrets.token_hex(_TOKEN_BYTES)
@@ -92,14 +103,18 @@ class RankWatch(threading.Thread):
             del heard[peer]
         elif data:
             heard[peer] = now
+            waiting_since = self._ranks.waiting_since
+            if data.endswith(_AT_WORK) and waiting_since is not None and now - waiting_since > self._patience_s:
+                self._end(self._peers[peer], f"lives, but has kept the others waiting for {now - waiting_since:.1f} s")
         else:
             self._end(self._peers[peer], "has ended")
 
     def _speak(self, heard: dict[socket.socket, float], now: float) -> None:
-        """Tell every peer that this rank lives, and see who has been silent for too long."""
+        """Tell every peer that this rank lives and what it does, and see who has been silent for too long."""
+        is_at_work = self._ranks.waiting_since is None and not self._is_with_environments()
         for peer, last in heard.items():
             with suppress(OSError):  # its end, or its silence, is seen when reading
-                peer.send(_ALIVE)
+                peer.send(_AT_WORK if is_at_work else _ALIVE)
             if now - last > _SILENCE * self._limit_s:
                 self._end(self._peers[peer], f"has not answered for {now - last:.1f} s")
 

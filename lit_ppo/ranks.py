@@ -1,6 +1,7 @@
 """Ranks: the processes that train together, and what they tell each other: tensors and bytes, never pickled objects."""
 
 from collections.abc import Callable, Sequence
+from time import monotonic
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,7 @@ class Ranks:
     def __init__(self, count: int = 1, rank: int = 0) -> None:
         self.count, self.rank = count, rank
         needs_own_group = count > 1 and dist.get_backend() != "gloo"  # others cannot send what is not on an accelerator
+        self.waiting_since: float | None = None  # for the others, by `time.monotonic`; None while it does something else
         self.await_end: Callable[[], None] = lambda: None  # called when a rank was lost; may end the process
         self._on_host = dist.new_group(backend="gloo") if needs_own_group else None
 
@@ -45,11 +47,14 @@ class Ranks:
         if own.dtype == torch.bool:
             return self.gather(own.view(torch.uint8)).view(torch.bool)
         joined = own.new_empty((self.count * len(own), *own.shape[1:]))
+        self.waiting_since = monotonic()
         try:
             _gather_single(joined, own.contiguous(), group=self._on_host if own.device.type == "cpu" else None)
         except RuntimeError as error:
             self.await_end()
             raise RankLost(f"a rank was lost: {str(error).strip().partition(chr(10))[0][:200]}") from error
+        finally:
+            self.waiting_since = None
         return joined
 
     def gather_bytes(self, own: bytes) -> list[bytes]:

@@ -40,6 +40,7 @@ PACKAGES: Final = {  # what an extra installs, by the name that is imported
     "optuna": ("optuna",),
     "play": ("pygame", "imageio"),
     "plot": ("matplotlib",),
+    "ray": ("ray", "pyarrow"),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
 }

@@ -365,6 +365,20 @@ def test_ddp_can_be_made_the_strategy_of_ranks() -> None:
     assert compat_lightning.unfit_for_ranks(bare_trainer(1)) == "expected ddp, got SingleDeviceStrategy", message
 
 
+def test_subclass_of_ddp_keeps_what_it_says_of_devices() -> None:
+    """As Ray Train's does."""
+
+    class OwnDDP(DDPStrategy):
+        @property
+        def root_device(self) -> torch.device:
+            return torch.device("meta")
+
+    trainer = bare_trainer(1, strategy=OwnDDP(), devices=1)
+    strategy = compat_lightning.rank_strategy_of(trainer)
+    assert isinstance(strategy, OwnDDP) and isinstance(strategy, compat_lightning.RankStrategy)
+    assert strategy.root_device == torch.device("meta") and strategy.broadcast(1) == 1
+
+
 def test_observer_of_lightnings_processes_can_be_stopped() -> None:
     observer = _ChildProcessObserver(main_pid=0, child_processes=[])
     assert observer._finished is False, "compat_lightning.rank_strategy_of: Lightning's observer is stopped in another way now"

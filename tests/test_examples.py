@@ -5,13 +5,19 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lit_ppo.checkpoint_io import read_checkpoint
+from tests.faults.harness import CommandLine, wait_for
 from tests.pages import PACKAGES, ROOT
+from tests.test_resume import differences
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
@@ -22,9 +28,10 @@ PRINTS = {  # by name: what says that it did what it shows
     "own_loss": "solved at env step ",
     "own_torso": "solved at env step ",
     "own_trainer": "test return ",
+    "ray_train": "return after 20 updates ",
     "wandb_run": "solved at env step ",
 }
-NEEDS = {"optuna_pruning": "optuna", "wandb_run": "wandb", "serve_onnx": "onnx"}
+NEEDS = {"optuna_pruning": "optuna", "ray_train": "ray", "wandb_run": "wandb", "serve_onnx": "onnx"}
 
 
 def require(extra: str) -> None:
@@ -34,7 +41,8 @@ def require(extra: str) -> None:
 
 
 def run(directory: Path, *command: str | Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    quiet = {"WANDB_MODE": "offline", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {**os.environ, **quiet, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [sys.executable, *command], cwd=directory, env=environment, capture_output=True, text=True, check=False
     )
@@ -66,6 +74,38 @@ def test_example_runs(name: str, tmp_path: Path) -> None:
     if name in NEEDS:
         require(NEEDS[name])
     assert PRINTS[name] in run(tmp_path, "-W", "ignore", ROOT / f"examples/{name}.py")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_run_whose_worker_is_killed_goes_on_under_ray_train_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("ray")
+    example = ["-W", "ignore", str(ROOT / "examples/ray_train.py")]
+    run(tmp_path, *example, "undisturbed")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    with tempfile.TemporaryDirectory(prefix="ray") as short:  # Ray's sockets are in it, whose paths must not be long
+        monkeypatch.setenv("RAY_TMPDIR", short)
+        struck = CommandLine(tmp_path, "killed", launcher=example)
+        try:
+            wait_for((tmp_path / "killed/run/checkpoint_manager_snapshot.json").exists, "a checkpoint that Ray knows", 600.0)
+            workers = [pid for pid in struck.processes() if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            assert len(workers) == 2
+            os.kill(max(workers), signal.SIGKILL)
+            ended = struck.ended(900.0, is_tidy=False)  # Ray kills the sweeper of temporary files with its worker
+        finally:
+            struck.close()
+    assert ended.code == 0, ended
+    assert PRINTS["ray_train"] in ended.out and "Restored all states from the checkpoint" in ended.out + ended.err
+    curves = [(tmp_path / name / "curve.json").read_bytes() for name in ("undisturbed", "killed")]
+    assert curves[0] == curves[1]
+    checkpoints = [newest_of_ray(tmp_path / name) for name in ("undisturbed", "killed")]
+    assert differences(*({key: kept[key] for key in ("state_dict", "optimizer_states")} for kept in checkpoints)) == []
+
+
+def newest_of_ray(directory: Path) -> dict[str, Any]:
+    return read_checkpoint(max(directory.glob("run/checkpoint_*/checkpoint.ckpt")))
 
 
 @pytest.mark.slow

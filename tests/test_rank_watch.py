@@ -16,6 +16,7 @@ from lit_ppo.ranks import Ranks
 # the thread of a watch ends as its process would
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 LIMIT_S = 0.5
+PATIENCE_S = 0.2
 Ends = list[tuple[str, int]]
 Watch = Callable[["SecondRank"], RankWatch]
 
@@ -24,6 +25,7 @@ class SecondRank:
     """Stands for the other rank of two: connects as it does when the first one gathers, and then says nothing by itself."""
 
     count, rank = 2, 0
+    waiting_since: float | None = None  # of the first rank
 
     def __init__(self, *first_words: bytes) -> None:
         self.sockets: list[socket.socket] = []
@@ -56,7 +58,7 @@ def watch() -> Iterator[Callable[[SecondRank], RankWatch]]:
     made: list[tuple[RankWatch, SecondRank]] = []
 
     def watch(second: SecondRank) -> RankWatch:
-        made.append((RankWatch(second, "127.0.0.1", LIMIT_S), second))  # type: ignore[arg-type]
+        made.append((RankWatch(second, "127.0.0.1", LIMIT_S, PATIENCE_S, lambda: False), second))  # type: ignore[arg-type]
         return made[-1][0]
 
     yield watch
@@ -81,6 +83,44 @@ def test_rank_that_is_silent_is_lost_before_the_limit(ends: Ends, watch: Watch) 
     [(reason, code)] = ends
     assert reason.startswith("rank 1 has not answered for 0.") and code == exit_codes.RANK
     assert monotonic() - begin > 0.3
+
+
+def test_rank_that_is_at_work_for_too_long_while_another_waits_for_it_is_lost(ends: Ends, watch: Watch) -> None:
+    second = SecondRank()
+    second.waiting_since = monotonic() - 100.0
+    watching = watch(second)
+    second.sockets[-1].sendall(b"..w")
+    watching.join(10.0)
+    [(reason, code)] = ends
+    assert reason.startswith("rank 1 lives, but has kept the others waiting for 100.") and code == exit_codes.RANK
+
+
+@pytest.mark.parametrize(("waits_s", "says"), [(100.0, b"w."), (0.0, b"w"), (None, b"w")])
+def test_rank_that_waits_or_is_at_work_for_a_short_time_is_not_lost(
+    waits_s: float | None, says: bytes, ends: Ends, watch: Watch
+) -> None:
+    second = SecondRank()
+    second.waiting_since = None if waits_s is None else monotonic() - waits_s
+    watching = watch(second)
+    second.sockets[-1].sendall(says)
+    second.sockets[-1].sendall(b"x")
+    watching.join(10.0)
+    assert ends == []
+
+
+def test_rank_says_whether_it_is_at_work(ends: Ends, watch: Watch) -> None:
+    second = SecondRank()
+    watch(second)
+    peer = second.sockets[-1]
+
+    def next_word() -> bytes:
+        peer.sendall(b".")  # else it would be lost
+        return peer.recv(1)
+
+    assert next_word() == b"w"
+    second.waiting_since = monotonic()
+    assert b"." in (next_word() for _ in range(100))  # asks until it is said
+    assert ends == []
 
 
 def test_rank_that_says_farewell_may_end_and_a_stranger_is_not_taken_for_one(ends: Ends, watch: Watch) -> None:
@@ -110,7 +150,11 @@ def test_two_ranks_that_live_do_not_end_each_other(ends: Ends) -> None:
         return ranks
 
     watches: list[RankWatch] = []
-    made = [threading.Thread(target=lambda r=r: watches.append(RankWatch(ranks(r), "127.0.0.1", LIMIT_S))) for r in (0, 1)]
+
+    def make(rank: int) -> None:
+        watches.append(RankWatch(ranks(rank), "127.0.0.1", LIMIT_S, PATIENCE_S, lambda: False))
+
+    made = [threading.Thread(target=make, args=(rank,)) for rank in (0, 1)]
     for thread in made:
         thread.start()
     for thread in made:

@@ -3,15 +3,19 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lit_ppo import exit_codes
 from lit_ppo.checkpoint_io import read_checkpoint
+from lit_ppo.commands.checkpoint_choice import choice_of_checkpoint
+from lit_ppo.errors import ConfigError
 from lit_ppo.seeding import episode_seed
 from tests.faults.harness import FAULTY, LAST, CommandLine, Ended, outcome, wait_for
 from tests.test_resume import differences
@@ -37,6 +41,26 @@ SETTINGS = {
     "checkpoint.dirpath": "checkpoints",
 }
 MEMORY = {"model.memory": "gru", "model.memory_size": 8, "model.sequence_length": 8}
+COMPILED = {"model.compile": "true"}
+BOX = {"data.env_id": "Pendulum-v1", "model.log_std": "state"}
+MASKED_DICT = {
+    "data.env_id": "tests.toy_envs:Anything-v0",
+    "data.env_kwargs": '{"observation": "nested", "masked": true}',
+    "data.action_mask": "info:possible",
+}
+MODES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "memory": MEMORY,
+    "compiled": COMPILED,
+    "compiled, memory": COMPILED | MEMORY,
+    "compiled, Box": COMPILED | BOX,
+    "masked Dict, memory": MASKED_DICT | MEMORY,
+    "compiled, masked Dict": COMPILED | MASKED_DICT,
+    "native": {"data.vectorization": "native"},
+}
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3", "-m", "lit_ppo"]
+ADVICE = f"continue with --ckpt_path {LAST}"
+LONG = 60  # updates of a run that is struck near its beginning; schedules depend on the length
 DEADLINE_S = 600.0  # many times what is needed: a machine may have other work
 
 Start = Callable[..., CommandLine]
@@ -46,12 +70,22 @@ Start = Callable[..., CommandLine]
 def start(tmp_path: Path) -> Iterator[Start]:
     runs: list[CommandLine] = []
 
-    def start(name: str, ranks: int, updates: int, *, launcher: list[str] | None = None, **settings: Any) -> CommandLine:
-        options = SETTINGS | {"trainer.max_epochs": updates} | {key.replace("__", "."): settings[key] for key in settings}
+    def start(
+        name: str,
+        ranks: int,
+        updates: int,
+        *,
+        command: str = "fit",
+        launcher: Sequence[str] = (),
+        prefix: Sequence[str] = (),
+        **settings: Any,
+    ) -> CommandLine:
+        options = SETTINGS | {"trainer.max_epochs": updates}
         if ranks > 1:
             options |= {"trainer.devices": ranks, "trainer.strategy": "ddp"}
-        arguments = [f"--{key}={value}" for key, value in options.items()]
-        runs.append(CommandLine(tmp_path / name, "fit", *arguments, launcher=launcher or []))
+        options |= {key.replace("__", "."): settings[key] for key in settings}
+        arguments = [f"--{key}={value}" for key, value in options.items() if value is not None]
+        runs.append(CommandLine(tmp_path / name, command, *arguments, launcher=launcher, prefix=prefix))
         return runs[-1]
 
     yield start
@@ -84,6 +118,20 @@ def test_two_ranks_make_the_run_of_one_with_one_curve_and_one_voice(start: Start
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["checkpoints", "curve.json", "tmp"]
 
 
+def test_restart_on_several_nodes_needs_a_name_by_which_they_find_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_torchrun = {"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    for name, value in of_torchrun.items():
+        monkeypatch.setenv(name, value)
+    settings = SimpleNamespace(ckpt_path=None, checkpoint=SimpleNamespace(dirpath=None))
+    with pytest.raises(ConfigError) as refused:
+        choice_of_checkpoint("fit", settings)
+    assert "on several nodes: expected --rdzv-id=NAME" in str(refused.value)
+    for found in ({"TORCHELASTIC_RUN_ID": "named"}, {"TORCHELASTIC_MAX_RESTARTS": "0"}, {"GROUP_WORLD_SIZE": "1"}):
+        with monkeypatch.context() as patch:
+            patch.setenv(*next(iter(found.items())))
+            assert choice_of_checkpoint("fit", settings) is None
+
+
 def ranks_of(run: CommandLine, number: int) -> list[int]:
     """Processes that were started as rank `number` of this machine."""
     wanted = f"LOCAL_RANK={number}".encode()
@@ -99,21 +147,47 @@ def strike(run: CommandLine, number: int, action: signal.Signals) -> float:
 
 
 @pytest.mark.slow
+def test_validate_and_test_play_the_same_episodes_with_any_number_of_ranks(start: Start) -> None:
+    finished(start("run", 1, 2))
+    for command in ("validate", "test"):
+        said = [finished(start("run", ranks, 2, command=command, ckpt_path="last")).out for ranks in (1, 2, 4)]
+        assert "mean return" in said[0] and said[0] == said[1] == said[2]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("action", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("number", [0, 1])
 def test_rank_that_is_killed_or_hangs_ends_all_within_the_limit(
     number: int, action: signal.Signals, start: Start, tmp_path: Path
 ) -> None:
-    run = start("struck", 2, 2000, data__rank_timeout_s=10.0, checkpoint__every_n_updates=1)
+    run = start("struck", 2, LONG, data__rank_timeout_s=10.0, checkpoint__every_n_updates=1)
     other = wait_for(lambda: ranks_of(run, 1), "the second rank", DEADLINE_S)[0] if number == 0 else run.process.pid
     struck_at = strike(run, number, action)
     wait_for(lambda: not is_alive(other), "the end of the other rank", 15.0)
     assert monotonic() - struck_at < 10.0
     ended = run.ended(15.0, is_tidy=False)  # no process is left
     line = f"rank {number} has ended" if action == signal.SIGKILL else f"rank {number} has not answered for "
-    assert line in ended.err and "continue with --ckpt_path last" in ended.err
+    assert line in ended.err and ended.err.endswith(f"{ADVICE}\n") and ended.err.count("\n") == 1
     assert ended.code == (exit_codes.RANK if number == 1 else -signal.SIGKILL)
-    finished(start("struck", 1, 5 + int(read_checkpoint(tmp_path / "struck" / LAST)["epoch"]), ckpt_path="last"))
+    assert read_checkpoint(tmp_path / "struck" / LAST)["RolloutDataModule"]["update"] < LONG
+    finished(start("struck", 1, LONG, ckpt_path="last"))
+    finished(start("straight", 1, LONG))
+    assert same_outcome(tmp_path / "straight", tmp_path / "struck")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_rank_that_hangs_in_python_ends_all_when_the_patience_of_the_others_ends(
+    number: int, start: Start, tmp_path: Path
+) -> None:
+    """Its other threads go on, that of its watch among them."""
+    hang = {"class_path": "tests.toy_callbacks.HangsInRank", "init_args": {"number": number, "update": 5}}
+    limits = {"data.rank_patience_s": 5, "checkpoint.every_n_updates": 1}
+    ended = start("hangs", 2, LONG, **limits, **{"trainer.callbacks": json.dumps([hang])}).ended(DEADLINE_S)
+    line = f"lit_ppo: error: rank {number} lives, but has kept the others waiting for 5."
+    assert ended.err.startswith(line) and ended.err.endswith(f"{ADVICE}\n"), ended
+    assert ended.code == (exit_codes.RANK if number == 1 else -signal.SIGKILL)
+    assert read_checkpoint(tmp_path / "hangs" / LAST)["RolloutDataModule"]["update"] in (4, 5)
 
 
 def is_alive(pid: int) -> bool:
@@ -126,13 +200,41 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.slow
 def test_run_under_torchrun_goes_on_by_itself_after_a_rank_was_killed(start: Start, tmp_path: Path) -> None:
     finished(start("undisturbed", 1, 24))
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=3", "-m", "lit_ppo"]
-    run = start("killed", 2, 24, launcher=torchrun, checkpoint__every_n_updates=4)
+    run = start("killed", 2, 24, launcher=TORCHRUN, checkpoint__every_n_updates=4)
     for _ in range(2):
         before = (tmp_path / "killed" / LAST).stat().st_mtime if (tmp_path / "killed" / LAST).exists() else 0.0
         strike_after(run, before)
     finished(run)
     assert same_outcome(tmp_path / "undisturbed", tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_launches_at_once_have_two_run_directories_and_each_goes_on_in_its_own(start: Start, tmp_path: Path) -> None:
+    """One by torchrun's rendezvous, whose launch has a name, and one without; both lose a rank."""
+    place = {"checkpoint.dirpath": None, "curve.path": None, "checkpoint.every_n_updates": 4}
+    finished(start("undisturbed", 1, LONG))
+    unnamed = [word for word in TORCHRUN if word != "--standalone"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    launchers = [TORCHRUN, [*unnamed[:2], f"--master-port={port}", *unnamed[2:]]]
+    runs = [start("both", 2, LONG, launcher=launcher, **place) for launcher in launchers]
+    directories = [tmp_path / f"both/runs/CartPole-v1/{number}" for number in (1, 2)]
+
+    def has_checkpoint(run: CommandLine) -> bool:
+        saved = [directory for directory in directories if (directory / "last.ckpt").exists()]
+        return any(json.loads((directory / "run.json").read_text())["pid"] in run.processes() for directory in saved)
+
+    for run in runs:
+        wait_for(lambda run=run: has_checkpoint(run), "the first checkpoint", DEADLINE_S)
+        os.kill(ranks_of(run, 1)[0], signal.SIGKILL)
+    for run in runs:
+        assert ", of the run that torchrun restarts" in finished(run).out
+    names = sorted(path.name for path in directories[0].parent.iterdir())
+    assert names == ["1", "2", "latest"]
+    launches = {json.loads((directory / "run.json").read_text())["launch"] for directory in directories}
+    assert len(launches) == 2
+    for directory in directories:
+        assert (directory / "curve.json").read_bytes() == (tmp_path / "undisturbed/curve.json").read_bytes()
 
 
 def strike_after(run: CommandLine, before: float) -> None:
@@ -158,15 +260,34 @@ def test_workers_that_are_killed_change_nothing(start: Start, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_signal_to_one_rank_stops_all_at_the_same_boundary(number: int, start: Start, tmp_path: Path) -> None:
-    run = start("run", 2, 2000, checkpoint__every_n_updates=2)
+    run = start("run", 2, LONG, checkpoint__every_n_updates=2)
     strike(run, number, signal.SIGTERM)
     ended = run.ended(DEADLINE_S)
-    assert ended.code == 128 + signal.SIGTERM and "SIGTERM: continue with --ckpt_path last" in ended.err
-    updates = read_checkpoint(tmp_path / "run" / LAST)["RolloutDataModule"]["update"]
-    finished(start("straight", 1, updates))
-    assert (tmp_path / "run" / "curve.json").read_bytes() == (tmp_path / "straight" / "curve.json").read_bytes()
-    finished(start("straight", 4, updates + 3, ckpt_path="last"))
-    finished(start("run", 1, updates + 3, ckpt_path="last"))
+    assert ended.code == 128 + signal.SIGTERM and ended.err == f"lit_ppo: error: SIGTERM: {ADVICE}\n"
+    finished(start("run", 4, LONG, ckpt_path="last"))
+    finished(start("straight", 1, LONG))
+    assert same_outcome(tmp_path / "straight", tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("action", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("launcher", [[], TORCHRUN], ids=["lightning", "torchrun"])
+def test_signal_to_the_launcher_or_to_all_as_a_terminal_sends_it_saves_the_boundary(
+    launcher: list[str], action: signal.Signals, start: Start, tmp_path: Path
+) -> None:
+    """torchrun hands signals on to its ranks; Lightning's launcher is the first rank."""
+    run = start("run", 2, LONG, launcher=launcher, checkpoint__every_n_updates=2)
+    second = tmp_path / "run/checkpoints/last.previous.ckpt"
+    wait_for(second.exists, "the second checkpoint", DEADLINE_S)
+    ranks = [] if launcher else ranks_of(run, 1)
+    for pid in [run.process.pid, *(ranks if action == signal.SIGINT else [])]:
+        os.kill(pid, action)
+    ended = run.ended(DEADLINE_S)
+    lines = [line for line in ended.err.splitlines() if line.startswith("lit_ppo: error")]
+    assert lines == [f"lit_ppo: error: {action.name}: {ADVICE}"], ended
+    assert ended.code == (1 if launcher else 128 + action), ended
+    finished(start("run", 1, LONG, ckpt_path="last"))
+    finished(start("straight", 1, LONG))
     assert same_outcome(tmp_path / "straight", tmp_path / "run")
 
 
@@ -184,7 +305,7 @@ def test_fault_of_an_environment_ends_every_rank_with_its_code_and_saves_the_bou
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, MEMORY, {"model.compile": "true"}], ids=["plain", "memory", "compiled"])
+@pytest.mark.parametrize("settings", MODES.values(), ids=MODES)
 def test_any_number_of_ranks_makes_the_same_run(settings: dict[str, Any], start: Start, tmp_path: Path) -> None:
     for ranks in (1, 2, 4):
         finished(start(f"{ranks}", ranks, 50, **settings))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,22 @@ class StopsAfterOneUpdate(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.should_stop = True
+
+
+class HangsInRank(Callback):
+    """Waits for ever in the main thread of one rank.
+
+    Args:
+        number: Of the rank.
+        update: At whose end.
+    """
+
+    def __init__(self, number: int, update: int) -> None:
+        self.number, self.update = number, update
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_rank == self.number and data_of(trainer).update == self.update:
+            threading.Event().wait()
 
 
 class KillsTheCommand(Callback):

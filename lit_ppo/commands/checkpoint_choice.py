@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_ppo import elastic, interrupts
 from lit_ppo.commands.run_place import runs_dir_of
+from lit_ppo.errors import ConfigError
 from lit_ppo.foreign_settings import refuse_foreign
 from lit_ppo.resume_settings import differences, refuse_fixed, resumed, saved_settings
 from lit_ppo.run_choice import CheckpointChoice, chosen_checkpoint, run_of_launch
@@ -33,11 +34,17 @@ def choice_of_checkpoint(command: str, settings: Any) -> CheckpointChoice | None
 
 
 def _of_restart(settings: Any) -> Path | None:
-    """The last checkpoint of the run that torchrun restarts; None if it restarts none, or that has no checkpoint."""
+    """The last checkpoint of the run that torchrun restarts; None if it restarts none, or that has no checkpoint.
+
+    Raises:
+        ConfigError: Nothing would tell the nodes which run that is.
+    """
+    dirpath, launch = settings.checkpoint.dirpath, elastic.launch()
+    if elastic.may_restart() and dirpath is None and launch is None:
+        raise ConfigError("torchrun: --max-restarts on several nodes: expected --rdzv-id=NAME, by which they find the run")
     if not elastic.is_restart():
         return None
-    dirpath = settings.checkpoint.dirpath
-    directory = Path(dirpath) if dirpath is not None else run_of_launch(elastic.launch(), runs_dir_of(settings))
+    directory = Path(dirpath) if dirpath is not None else run_of_launch(launch, runs_dir_of(settings))
     path = None if directory is None else directory / "last.ckpt"
     return path if path is not None and elastic.was_written_meanwhile(path) else None
 

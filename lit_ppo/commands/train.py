@@ -265,7 +265,10 @@ class LitPPOCLI(LightningCLI):
         if interrupt.received is not None:
             discard_unread_output()  # else the line below or the flush at exit could wait for ever
             reason = reason or signal.Signals(interrupt.received).name
-            fail(interrupts.message(reason), exit_codes.of_signal(interrupt.received))
+            code = exit_codes.of_signal(interrupt.received)
+            if not self.trainer.is_global_zero:
+                sys.exit(code)  # the first rank says it for all
+            fail(interrupts.message(reason), code)
 
     def validate(self, **kwargs: Any) -> None:
         """Play greedy episodes and print their returns."""

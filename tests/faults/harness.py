@@ -55,6 +55,7 @@ class CommandLine:
         arguments: Of the command line.
         out, err: Descriptors for its output and messages; None for files that `ended` reads.
         launcher: Options of Python that start it, such as `-m torch.distributed.run`; none for `-m lit_ppo`.
+        prefix: Command that runs Python, such as `ip netns exec NAME`; none to start it here.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class CommandLine:
         out: int | None = None,
         err: int | None = None,
         launcher: Sequence[str] = (),
+        prefix: Sequence[str] = (),
     ) -> None:
         directory.mkdir(exist_ok=True)
         self.directory = directory
@@ -79,7 +81,7 @@ class CommandLine:
         self._out = tempfile.TemporaryFile("w+b")  # noqa: SIM115
         self._shared_before = set(os.listdir("/dev/shm"))
         self.process = subprocess.Popen(
-            [sys.executable, *(launcher or ["-m", "lit_ppo"]), *arguments],
+            [*prefix, sys.executable, *(launcher or ["-m", "lit_ppo"]), *arguments],
             cwd=directory,
             env=self._environment,
             stdin=subprocess.DEVNULL,
