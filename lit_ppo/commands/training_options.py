@@ -30,7 +30,7 @@ _CALLBACKS: Final = {  # in the order in which they act
     "evaluation": (GreedyEvaluation, "evaluation: greedy episodes during training"),
     "solved": (StopWhenSolved, "solved: when the run ends early"),
     "curve": (CurveExport, "curve: the evaluation returns as JSON"),
-    "progress": (RunProgress, "progress: one bar for the whole run, on a terminal only"),
+    "progress": (RunProgress, "progress: one bar for the whole run, or a line from time to time"),
     "checkpoint": (RunCheckpoint, "checkpoint: best.ckpt and last.ckpt"),
 }
 _TITLES: Final = {
