@@ -100,9 +100,14 @@ def environment() -> dict[str, str]:
 
 def without_a_terminal(command: str, directory: Path) -> Played:
     """Run a command with its output into a pipe."""
-    settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": DEADLINE_S}
-    ended = subprocess.run(["bash", "-c", command], cwd=directory, env=environment(), check=False, **settings)
+    settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
+    ended = subprocess.run(within_the_deadline(command), cwd=directory, env=environment(), check=False, **settings)
     return Played(ended.returncode, ended.stdout)
+
+
+def within_the_deadline(command: str) -> list[str]:
+    """The command, which ends with exit code 124 if it takes too long."""
+    return ["timeout", str(DEADLINE_S), "bash", "-c", command]
 
 
 def on_a_terminal(command: str, directory: Path) -> Played:
@@ -110,7 +115,7 @@ def on_a_terminal(command: str, directory: Path) -> Played:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
     with subprocess.Popen(
-        ["timeout", str(DEADLINE_S), "bash", "-c", command],
+        within_the_deadline(command),
         cwd=directory,
         env=environment(),
         stdin=theirs,
