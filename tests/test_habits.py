@@ -394,6 +394,23 @@ def test_environment_with_other_spaces_is_refused(stage: str) -> None:
     )
 
 
+def test_environment_with_other_spaces_than_the_checkpoints_is_refused(run: Run) -> None:  # noqa: F811
+    assert run(f"fit {SMALL}").code == exit_codes.DONE
+    ended = run("validate --data.env_id=Acrobot-v1")
+    message = (
+        "data.env_id=Acrobot-v1: its observation is box (6,) float32, and the checkpoint was made for box (4,) float32 of "
+    )
+    assert (ended.code, ended.err) == (
+        exit_codes.USAGE,
+        f"lit_ppo: error: {message}CartPole-v1; use the environment of the checkpoint\n",
+    )
+
+
+def test_file_that_is_no_checkpoint_is_refused_by_the_module() -> None:
+    Path("own.ckpt").write_bytes(b"nothing")
+    assert refusal(lambda: PPOModule.load_from_checkpoint("own.ckpt"), CheckpointError).startswith("own.ckpt: expected")
+
+
 def test_other_plugin_for_checkpoints_is_refused(run: Run) -> None:  # noqa: F811
     trainer = bare_trainer(1, plugins=[AsyncCheckpointIO()])
     message = refusal(lambda: trainer.fit(*small_parts()))

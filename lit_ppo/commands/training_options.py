@@ -74,7 +74,7 @@ def add_run_options(parser: LightningArgumentParser) -> None:
         "--preset",
         type=str | None,
         default=None,
-        help="Settings that stand in for the defaults: a name that the command presets lists, or none. Default: the preset "
+        help="Settings that replace the defaults: a name that the command presets lists, or none. Default: the preset "
         "of the environment, if it has one. What is typed wins.",
     )
     run.add_argument(
