@@ -11,7 +11,8 @@ from typing import Any, Final
 from torch import Tensor
 
 from lit_ppo.bridge.settings import EnvironmentSettings
-from lit_ppo.errors import CheckpointError, shown
+from lit_ppo.errors import CheckpointError, ProtocolError, shown
+from lit_ppo.spaces import EnvSpec, spec_from_json
 
 Structure = Callable[[Any, str], None]  # raises CheckpointError unless a value, which has this key, is as it must be
 RUN_LENGTH_KEY: Final = "lit_ppo_run_env_steps"
@@ -19,6 +20,22 @@ RUNNING_RETURNS_KEY: Final = "lit_ppo_running_returns"
 _SETTINGS_KEY: Final = "lit_ppo_config"  # of a run of the command line, which has all callbacks
 _SEEDS: Final = 1 << 63
 _DIGESTS: Final = 1 << 64
+
+
+def saved_spec(checkpoint: Mapping[str, Any]) -> EnvSpec | None:
+    """The spaces that a checkpoint's policy was made for; None if the checkpoint does not say.
+
+    Raises:
+        CheckpointError: They are malformed.
+    """
+    parameters = checkpoint.get("hyper_parameters")
+    if not isinstance(parameters, dict) or "spec" not in parameters:
+        return None
+    _of_type(dict)(parameters["spec"], "hyper_parameters.spec")
+    try:
+        return spec_from_json(parameters["spec"])
+    except (ProtocolError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint's hyper_parameters.spec: {error}") from None
 
 
 def _refuse(key: str, expected: str, value: object) -> None:

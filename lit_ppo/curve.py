@@ -83,6 +83,8 @@ class TrainLog:
         """
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: expected JSON: {error}") from error
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 

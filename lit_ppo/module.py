@@ -10,9 +10,10 @@ import logging
 import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from types import FrameType
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 
 from lit_ppo import functional, seeding
 from lit_ppo.callables import PartOfCheckpoint, plain
-from lit_ppo.checkpoint_structure import RUN_LENGTH_KEY, RUNNING_RETURNS_KEY, Continuation
+from lit_ppo.checkpoint_io import verified_bytes
+from lit_ppo.checkpoint_structure import RUN_LENGTH_KEY, RUNNING_RETURNS_KEY, Continuation, saved_spec
 from lit_ppo.compat_lightning import (
     attached_trainer,
     hide_missing_length,
@@ -48,7 +50,7 @@ from lit_ppo.prediction import ObservationReader, predicted
 from lit_ppo.rollout import Batch, Outcomes, Rollout, RolloutSource, make_batch
 from lit_ppo.setting_types import kinds_of, require_settings
 from lit_ppo.spaces import EnvSpec, spec_from_json, spec_to_json
-from lit_ppo.trainer_checks import check_run
+from lit_ppo.trainer_checks import check_run, check_spaces
 from lit_ppo.update import SummedGradients
 
 log = logging.getLogger(__name__)
@@ -127,6 +129,17 @@ class PPOModule(LightningModule):
             state = self.policy.initial_state(num_rows)
         begins = None if state is None else torch.zeros(num_rows, dtype=torch.bool, device=state.device)
         return self.policy.act(obs, state, begins, None)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **settings: Any) -> Self:  # type: ignore[override]
+        """As in Lightning, from a file that is verified first.
+
+        Raises:
+            CheckpointError: The file cannot be read, is damaged, or is no checkpoint of lit_ppo.
+        """
+        verified_bytes(checkpoint_path)
+        loaded: Self = super().load_from_checkpoint(checkpoint_path, *args, **settings)
+        return loaded
 
     def predict(
         self,
@@ -315,10 +328,13 @@ class PPOModule(LightningModule):
 
         Raises:
             CheckpointError: It is not.
+            ConfigError: It was made for another environment.
             NonFiniteUpdate: A parameter is NaN or infinite.
         """
         trainer = attached_trainer(self)
         if trainer is not None:
+            if (spec := saved_spec(checkpoint)) is not None:
+                check_spaces(spec, self.spec, owner="the checkpoint", other="")
             self._continuation(trainer).require(checkpoint)
         saved = checkpoint["state_dict"]
         require_finite((name, saved[name]) for name, _ in self.named_parameters() if name in saved)

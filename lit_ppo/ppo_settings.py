@@ -1,5 +1,6 @@
 """PPOSettings: the hyperparameters of PPO, their meaning and their ranges, in one place."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -169,6 +170,7 @@ class PPOSettings:
                 part = PartOfCheckpoint(name, part)
                 object.__setattr__(self, name, part)
             self._require(name, part is None or callable(part), "a callable, or null")
+        self._require("loss", self.loss is None or _takes_three(self.loss), "a function of predictions, minibatch and settings")
         if isinstance(self.torso, PartOfCheckpoint):
             raise self.torso.error()
         for name, instead in (("learning_rate", "use model.optimizer.lr"), ("adam_epsilon", "use model.optimizer.eps")):
@@ -180,3 +182,14 @@ class PPOSettings:
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
             raise ConfigError(f"model.{name}={getattr(self, name)}: expected {allowed}")
+
+
+def _takes_three(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called with three arguments; true if it does not say what it takes."""
+    try:
+        inspect.signature(function).bind(None, None, None)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True

@@ -85,7 +85,7 @@ def _entries(directory: Path) -> list[str]:
 
 
 def directory_without_run(runs_dir: Path, env_id: str) -> Path:
-    """Where a command writes that belongs to no run, such as a test of a checkpoint that was sent by somebody."""
+    """Where a command writes that belongs to no run, such as a test of a checkpoint that was copied here."""
     return runs_dir / directory_name(env_id) / _NO_RUN
 
 

@@ -15,10 +15,10 @@ from lit_ppo.callbacks.curve_export import CurveExport
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
+from lit_ppo.checkpoint_structure import saved_spec
 from lit_ppo.data import RolloutDataModule
-from lit_ppo.errors import CheckpointError, ProtocolError, shown
+from lit_ppo.errors import CheckpointError, shown
 from lit_ppo.ppo_settings import PPOSettings
-from lit_ppo.spaces import spec_from_json
 
 _NEEDED_OF_MODEL: Final = {"learning_rate_decay", "clip_decay"}  # a subclass may have no options for the others
 _NEEDED_OF_PARAMETERS: Final = {"spec", "seed", "total_env_steps"}
@@ -58,10 +58,7 @@ def require_settings(checkpoint: Mapping[str, Any], config_key: str) -> None:
     if "hyper_parameters" in checkpoint:
         parameters = checkpoint["hyper_parameters"]
         _require(parameters, of_model, _NEEDED_OF_PARAMETERS, "hyper_parameters", has_more=True)
-        try:
-            spec_from_json(_mapping(parameters["spec"], "hyper_parameters.spec"))
-        except (ProtocolError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint's hyper_parameters.spec: {error}") from None
+        saved_spec(checkpoint)
 
 
 def _types_of(function: Any) -> dict[str, Any]:

@@ -118,21 +118,27 @@ def _check_callbacks(trainer: Trainer) -> None:
                 raise ConfigError(f"trainer.callbacks: {type(callback).__name__}: {reason}")
 
 
-def check_spaces(module: EnvSpec, data: EnvSpec) -> None:
-    """The environment must have the spaces that the module was made for.
+def check_spaces(made_for: EnvSpec, data: EnvSpec, owner: str = "the module", other: str = ", or PPOModule(data.spec)") -> None:
+    """The environment must have the spaces that the module, or the checkpoint, was made for.
+
+    Args:
+        made_for: The spaces that are expected.
+        data: Those of the environment.
+        owner: What expects them, for the message.
+        other: What can be used besides the owner's environment, for the message.
 
     Raises:
         ConfigError: It has others.
     """
     for name, expected, got in (
-        ("observation", _spaces(module.observation), _spaces(data.observation)),
-        ("action", _spaces((module.action,)), _spaces((data.action,))),
-        ("action mask", module.mask, data.mask),
+        ("observation", _spaces(made_for.observation), _spaces(data.observation)),
+        ("action", _spaces((made_for.action,)), _spaces((data.action,))),
+        ("action mask", made_for.mask, data.mask),
     ):
         if expected != got:
             raise ConfigError(
-                f"data.env_id={data.env_id}: its {name} is {got}, and the module was made for {expected} of "
-                f"{module.env_id}; use the environment of the module, or PPOModule(data.spec)"
+                f"data.env_id={data.env_id}: its {name} is {got}, and {owner} was made for {expected} of "
+                f"{made_for.env_id}; use the environment of {owner}{other}"
             )
 
 

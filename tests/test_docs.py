@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import lit_ppo
 from lit_ppo import cli, exit_codes
 from lit_ppo.presets import all_presets
 from lit_ppo.reproduction.rows import read_row
@@ -130,11 +131,28 @@ def test_options_in_the_texts_exist(capsys: pytest.CaptureFixture[str], monkeypa
     assert unknown <= OF_A_CLASS
 
 
-def test_tests_that_guarantees_name_exist() -> None:
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", TEXTS["docs/guarantees.md"])
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    """`mkdocs` takes a page that is not in it for a mistake."""
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^ +- (?:\w+: )?([\w/-]+\.md)$", settings, re.MULTILINE))
+    written = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert written <= listed
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    names = re.findall(r"^::: lit_ppo\.(\w+)$|members: \[(.+)\]$", TEXTS["docs/reference/api.md"], re.MULTILINE)
+    assert {*lit_ppo.__all__} - {"__version__"} <= {word for pair in names for word in re.findall(r"\w+", " ".join(pair))}
+
+
+def test_tests_that_guarantees_name_exist_and_are_marked_if_slow() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`( \(slow\))?", TEXTS["docs/guarantees.md"])
     assert len(named) > 35
-    for file, test in named:
-        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{test}"
+    for file, test, slow in named:
+        text = (ROOT / file).read_text(encoding="utf-8")
+        found = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == test]
+        marks = [ast.unparse(decorator) for node in found for decorator in node.decorator_list]
+        is_slow = "pytest.mark.slow" in marks or "\npytestmark = [pytest.mark.slow" in text
+        assert len(found) == 1 and bool(slow) == is_slow, f"{file}::{test}"
 
 
 @pytest.mark.parametrize("block", [block for block in all_blocks() if block.language == "python"], ids=str)

@@ -46,6 +46,9 @@ def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
 
 
+def min_of_two(predictions: Any, minibatch: Any) -> Any: ...
+
+
 def scripted(*returns: float) -> Any:
     data = small_data(cls=ScriptedPlay)
     data.script = {"evaluation": [[value] for value in returns]}
@@ -391,6 +394,23 @@ def test_environment_with_other_spaces_is_refused(stage: str) -> None:
     )
 
 
+def test_environment_with_other_spaces_than_the_checkpoints_is_refused(run: Run) -> None:  # noqa: F811
+    assert run(f"fit {SMALL}").code == exit_codes.DONE
+    ended = run("validate --data.env_id=Acrobot-v1")
+    message = (
+        "data.env_id=Acrobot-v1: its observation is box (6,) float32, and the checkpoint was made for box (4,) float32 of "
+    )
+    assert (ended.code, ended.err) == (
+        exit_codes.USAGE,
+        f"lit_ppo: error: {message}CartPole-v1; use the environment of the checkpoint\n",
+    )
+
+
+def test_file_that_is_no_checkpoint_is_refused_by_the_module() -> None:
+    Path("own.ckpt").write_bytes(b"nothing")
+    assert refusal(lambda: PPOModule.load_from_checkpoint("own.ckpt"), CheckpointError).startswith("own.ckpt: expected")
+
+
 def test_other_plugin_for_checkpoints_is_refused(run: Run) -> None:  # noqa: F811
     trainer = bare_trainer(1, plugins=[AsyncCheckpointIO()])
     message = refusal(lambda: trainer.fit(*small_parts()))
@@ -424,6 +444,10 @@ def test_error_of_a_callback_of_lightning_ends_in_one_line(run: Run) -> None:  #
         ),
         ("accelerator=tpu", "trainer (accelerator=tpu, devices=auto): Requirement 'torch_xla"),
         ("logger=tests.toy_callbacks.Unfit", "tests.toy_callbacks.Unfit: expected another machine"),
+        (
+            "callbacks+=lit_ppo.GreedyEvaluation",
+            "trainer.callbacks: GreedyEvaluation: every run has one; use its options, --evaluation.*",
+        ),
     ],
 )
 def test_what_lightning_cannot_make_or_use_ends_in_one_line(typed: str, said: str, run: Run) -> None:  # noqa: F811
@@ -447,6 +471,7 @@ def test_early_stopping_without_evaluation_says_that_its_metric_is_missing() -> 
         (lambda: small_module(activation="Tanh"), "model.activation=Tanh: expected tanh, "),
         (lambda: small_module(minibatch_size=16.5), "model.minibatch_size=16.5: expected a whole number"),
         (lambda: small_module(compile=1), "model.compile=1: expected True or False"),
+        (lambda: small_module(loss=min_of_two), "model.loss=<function min_of_two at "),
         (lambda: small_data(n_envs=8), "data.n_envs: there is no such setting; did you mean num_envs?"),
         (lambda: small_data(num_envs="8"), "data.num_envs='8': expected a whole number"),
     ],

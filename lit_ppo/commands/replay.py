@@ -21,9 +21,14 @@ def run(options: argparse.Namespace) -> None:
 
     try:
         report = json.loads(options.report.read_text(encoding="utf-8"))
+    except OSError as error:
+        fail(f"{options.report}: cannot be read: {error.strerror} (errno {error.errno})", USAGE)
+    except ValueError as error:
+        fail(f"{options.report}: expected the report of a fault as JSON: {error}", USAGE)
+    try:
         fault = replay(report)
         is_again = fault is not None and is_same(fault, report)
-    except (OSError, KeyError, TypeError, ValueError, ProtocolError) as error:
+    except (KeyError, TypeError, ValueError, ProtocolError) as error:
         code = WORKER if isinstance(error, ProtocolError) else USAGE
         fail(f"{options.report}: {type(error).__name__}: {error}", code)
     print(f"reported: {report['field']}: expected {report['rule']}, got {report['value']}")

@@ -32,7 +32,13 @@ from lit_ppo.commands.lightning_output import quiet_lightning
 from lit_ppo.commands.preset_choice import PresetChoice, chosen_preset
 from lit_ppo.commands.run_place import RunPlace, is_first_rank, place_for
 from lit_ppo.commands.training_errors import errors_of_construction, expected_errors, logger_errors
-from lit_ppo.commands.training_options import TRAINER_DEFAULTS, add_class_options, add_run_options, link_options
+from lit_ppo.commands.training_options import (
+    TRAINER_DEFAULTS,
+    add_class_options,
+    add_run_options,
+    link_options,
+    refuse_callbacks_of_every_run,
+)
 from lit_ppo.commands.typed_settings import typed_settings
 from lit_ppo.compat_lightning import option_names, parser_of, settings_of
 from lit_ppo.data import RolloutDataModule
@@ -225,7 +231,9 @@ class LitPPOCLI(LightningCLI):
         config = settings_of(self, "trainer", instantiated=True)
         callbacks = parser_of(self, self.subcommand).callback_keys
         typed = config.callbacks or []
-        has_bar = any(isinstance(callback, ProgressBar) for callback in (typed if isinstance(typed, list) else [typed]))
+        typed = typed if isinstance(typed, list) else [typed]
+        refuse_callbacks_of_every_run(typed)
+        has_bar = any(isinstance(callback, ProgressBar) for callback in typed)
         wanted_bar = False if has_bar else config.enable_progress_bar  # theirs in place of ours
         for key, wanted in {"progress": wanted_bar, "checkpoint": config.enable_checkpointing}.items():
             if wanted is False:  # Lightning would refuse the flag because of the callback

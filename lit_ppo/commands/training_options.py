@@ -1,8 +1,9 @@
 """The options of fit, validate and test: ours first, the Trainer's last."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_ppo.callbacks.curve_export import CurveExport
@@ -13,6 +14,7 @@ from lit_ppo.callbacks.run_progress import RunProgress
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.compat_lightning import remove_option
 from lit_ppo.data import RolloutDataModule
+from lit_ppo.errors import ConfigError
 from lit_ppo.module import PPOModule
 from lit_ppo.option_parser import add_verbatim_options
 from lit_ppo.run_directory import RUN
@@ -30,7 +32,7 @@ _CALLBACKS: Final = {  # in the order in which they act
     "evaluation": (GreedyEvaluation, "evaluation: greedy episodes during training"),
     "solved": (StopWhenSolved, "solved: when the run ends early"),
     "curve": (CurveExport, "curve: the evaluation returns as JSON"),
-    "progress": (RunProgress, "progress: one bar for the whole run, on a terminal only"),
+    "progress": (RunProgress, "progress: one bar for the whole run, or a line from time to time"),
     "checkpoint": (RunCheckpoint, "checkpoint: best.ckpt and last.ckpt"),
 }
 _TITLES: Final = {
@@ -38,6 +40,22 @@ _TITLES: Final = {
     "data": "data: environments and rollouts",
     "data.contract": "data.contract: rules for the environment's values",
 }
+
+
+def refuse_callbacks_of_every_run(typed: Sequence[Callback]) -> None:
+    """Refuse a second callback of a kind that every run has; a progress bar takes the place of ours.
+
+    Args:
+        typed: Callbacks that were typed.
+
+    Raises:
+        ConfigError: Names the options of the one that is there.
+    """
+    for callback in typed:
+        for key, (kind, _) in _CALLBACKS.items():
+            if isinstance(callback, kind) and kind is not RunProgress:
+                name = type(callback).__name__
+                raise ConfigError(f"trainer.callbacks: {name}: every run has one; use its options, --{key}.*")
 
 
 def add_run_options(parser: LightningArgumentParser) -> None:
@@ -56,7 +74,7 @@ def add_run_options(parser: LightningArgumentParser) -> None:
         "--preset",
         type=str | None,
         default=None,
-        help="Settings that stand in for the defaults: a name that the command presets lists, or none. Default: the preset "
+        help="Settings that replace the defaults: a name that the command presets lists, or none. Default: the preset "
         "of the environment, if it has one. What is typed wins.",
     )
     run.add_argument(

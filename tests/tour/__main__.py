@@ -1,6 +1,7 @@
 """`make tour`: plays what a user does, command by command, and says what is seen and whether it is as it should be.
 
-Each YAML file beside this one is a part of the tour; its steps run one after the other in an empty directory. A step has
+Each YAML file beside this one is a part of the tour; its steps run one after the other in an empty directory;
+`$REPOSITORY` is the checkout. A step has
 
 - `shows`: what it is about, in words;
 - `run`: a command line, or `python`: a program;
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-HERE, COLUMNS, DEADLINE_S = Path(__file__).parent, 80, 600.0
+HERE, ROOT, COLUMNS, DEADLINE_S = Path(__file__).parent, Path(__file__).parents[2], 80, 600.0
 _KEYS = {"shows", "run", "python", "sees", "never", "code", "terminal", "needs"}
 
 
@@ -89,14 +90,24 @@ def faults_of(step: Mapping[str, Any], played: Played) -> list[str]:
 def environment() -> dict[str, str]:
     """That of a user who has activated the virtual environment."""
     of_python = Path(sys.executable).parent
-    return os.environ | {"PATH": f"{of_python}:{os.environ['PATH']}", "PYTHONPATH": str(HERE.parents[1]), "TERM": "xterm"}
+    return os.environ | {
+        "PATH": f"{of_python}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "REPOSITORY": str(ROOT),
+        "TERM": "xterm",
+    }
 
 
 def without_a_terminal(command: str, directory: Path) -> Played:
     """Run a command with its output into a pipe."""
-    settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": DEADLINE_S}
-    ended = subprocess.run(["bash", "-c", command], cwd=directory, env=environment(), check=False, **settings)
+    settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
+    ended = subprocess.run(within_the_deadline(command), cwd=directory, env=environment(), check=False, **settings)
     return Played(ended.returncode, ended.stdout)
+
+
+def within_the_deadline(command: str) -> list[str]:
+    """The command, which ends with exit code 124 if it takes too long."""
+    return ["timeout", str(DEADLINE_S), "bash", "-c", command]
 
 
 def on_a_terminal(command: str, directory: Path) -> Played:
@@ -104,7 +115,7 @@ def on_a_terminal(command: str, directory: Path) -> Played:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
     with subprocess.Popen(
-        ["timeout", str(DEADLINE_S), "bash", "-c", command],
+        within_the_deadline(command),
         cwd=directory,
         env=environment(),
         stdin=theirs,
