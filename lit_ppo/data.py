@@ -28,7 +28,7 @@ from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.reports import Fault
 from lit_ppo.bridge.settings import LARGEST_COUNT, BridgeSettings, EnvironmentSettings
 from lit_ppo.callables import plain
-from lit_ppo.checkpoint_io import read_checkpoint
+from lit_ppo.checkpoint_io import is_of_its_directory, read_checkpoint
 from lit_ppo.checkpoint_structure import require_data
 from lit_ppo.compat_lightning import rank_strategy_of
 from lit_ppo.contract import ContractSettings
@@ -212,7 +212,8 @@ class RolloutDataModule(LightningDataModule):
             ConfigError: It comes from elsewhere and does; pass those settings, or `trust_checkpoint=True`.
         """
         saved = read_checkpoint(checkpoint_path).get("datamodule_hyper_parameters", {})
-        refuse_foreign(Path(checkpoint_path), {"data": saved}, {"data": settings}, trust_checkpoint)
+        path = Path(checkpoint_path)
+        refuse_foreign(path, {"data": saved}, {"data": settings}, is_own=trust_checkpoint or is_of_its_directory(path))
         loaded: RolloutDataModule = super().load_from_checkpoint(checkpoint_path, *args, **settings)
         return loaded
 

@@ -8,7 +8,7 @@ import pytest
 
 from lit_ppo import exit_codes
 from lit_ppo.checkpoint_io import read_checkpoint, write_checkpoint
-from lit_ppo.errors import NonFiniteUpdate
+from lit_ppo.errors import CheckpointError, ConfigError, NonFiniteUpdate
 from tests.runs import bare_trainer, small_data, small_module
 from tests.test_cli import SMALL, Run, in_an_empty_directory, run, shared_run, trained  # noqa: F401
 
@@ -46,3 +46,14 @@ def test_fault_in_the_replay_of_a_resume_ends_in_exit_code_3_with_place_and_repo
     assert "(phase training, env 0, episode 1, step 3, seed " in ended.err
     report = "runs/tests.fault_envs-Faulty-v0/1/reports/fault-training-env0-episode1-step3.json"
     assert f"report {report})" in ended.err and Path(report).is_file()
+
+
+@pytest.mark.parametrize("error", [ConfigError, CheckpointError])
+def test_text_of_others_in_a_message_begins_no_line_and_steers_no_terminal(
+    error: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "env_id=X\nlit_ppo: all is well\x1b[2J\udc80"
+    assert str(error(text)) == r"env_id=X\nlit_ppo: all is well\x1b[2J\udc80"
+    with pytest.raises(SystemExit):
+        exit_codes.fail("\x1b]0;a title\a", exit_codes.USAGE)
+    assert capsys.readouterr().err == "lit_ppo: error: \\x1b]0;a title\\x07\n"
