@@ -111,9 +111,9 @@ def _guard(child: int, private: str, status_fd: int, trainer: int) -> NoReturn:
     ends.poll()
     status = _kill_all(child)
     of_worker = namespaces.status_of_worker(status_fd)
-    import shutil  # here, so that starting does not pay for it
+    from lit_ppo.bridge.sweeper import remove_tree  # here, so that starting does not pay for it
 
-    shutil.rmtree(private, ignore_errors=True)
+    remove_tree(private)
     code = os.waitstatus_to_exitcode(status if of_worker is None else of_worker)
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

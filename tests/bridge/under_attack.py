@@ -156,6 +156,7 @@ def attacked(settings: dict[str, Any]) -> dict[str, Any]:
         **{name: _has_arrived(listener) for name, listener in listeners.items()},
     }
     worker.kill()
+    achieved["leave_directories_that_are_hard_to_remove"] = private.exists()
     libc.umount2(str(area / "mount").encode(), 2)
     shared.unlink(missing_ok=True)
     os.close(main_end)
