@@ -69,7 +69,10 @@ def load(
         arguments["torso"] = _imported(torso)
     if module_class is PPOModule:
         arguments = _without_own(arguments, path)
-    module = module_class(**arguments)
+    try:
+        module = module_class(**arguments)
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: its hyper_parameters describe no policy that can be made here: {error}") from error
     module.on_load_checkpoint(checkpoint)
     try:
         module.load_state_dict(checkpoint["state_dict"])

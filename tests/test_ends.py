@@ -27,9 +27,10 @@ def test_weights_that_are_not_finite_are_refused_by_each_command(value: float, r
         assert ended.err.splitlines()[-1].startswith(f"lit_ppo: error: {name}: expected finite parameters"), ended.err
 
 
-def test_weights_that_are_not_finite_play_no_episode_from_python_either() -> None:
-    module, data = small_module(), small_data(report_dir=None)
-    next(iter(module.policy.parameters())).data.view(-1)[0] = math.nan
+@pytest.mark.parametrize("part", ["actor.head.bias", "observation_normalizer.leaves.0.mean"])
+def test_weights_that_are_not_finite_play_no_episode_from_python_either(part: str) -> None:
+    module, data = small_module(normalize_observations=True), small_data(report_dir=None)
+    module.policy.state_dict()[part].view(-1)[0] = math.nan
     with pytest.raises(NonFiniteUpdate, match="expected finite parameters"):
         bare_trainer(1).test(module, data)
 

@@ -366,6 +366,12 @@ def send_from_one_of_a_pair(target: dict[str, Any]) -> object:
 
 
 @attack
+def send_by_udp(target: dict[str, Any]) -> object:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        return sender.sendto(b"hello", ("127.0.0.1", target["udp_port"])) == 5
+
+
+@attack
 def make_a_ring(target: dict[str, Any]) -> object:
     return call("io_uring_setup", 1, ctypes.create_string_buffer(120)) >= 0
 
