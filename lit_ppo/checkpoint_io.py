@@ -10,6 +10,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,7 @@ from typing import Any, Final
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from lit_ppo.errors import CheckpointError
+from lit_ppo.errors import CheckpointError, shown
 from lit_ppo.origin import is_tag, tag_of
 
 FORMAT_KEY: Final = "lit_ppo_format"
@@ -27,6 +28,9 @@ _COMMENT_BYTES: Final = len(_LABEL) + 64
 _NO_HARD_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)  # FAT and many FUSE file systems
 _TAG_LABEL: Final = b"lit_ppo origin "
 _TAG_BYTES: Final = len(_TAG_LABEL) + 64 + 1
+_LIGHTNINGS_VERSION: Final = "pytorch-lightning_version"  # by which Lightning decides how to bring a checkpoint up to date
+_VERSION: Final = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9.]+)?")
+_MOST_LEVELS: Final = 64
 _END_RECORD: Final = b"PK\x05\x06"  # zip's end of central directory: 22 bytes, the last two say how long the comment is
 _END_RECORD_BYTES: Final = 22
 
@@ -95,12 +99,28 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     except Exception as error:
         reason = str(error).partition("\n")[0]  # the rest is advice to load it unsafely
         raise CheckpointError(f"{path}: expected plain data and tensors: {reason}") from error
+    if not isinstance(checkpoint, dict) or not _is_shallow(checkpoint):
+        raise CheckpointError(f"{path}: expected a mapping that is nested at most {_MOST_LEVELS} times")
     found = checkpoint.pop(FORMAT_KEY, 1)  # format 1 did not say so
     if found != FORMAT:
         origin = "lit_ppo 0.1" if found == 1 else "another lit_ppo"
         advice = f"continue or test it with {origin}, or train again, in another checkpoint.dirpath"
         raise CheckpointError(f"{path}: format {found} of {origin}, this version reads format {FORMAT}; {advice}")
     return checkpoint
+
+
+def _is_shallow(value: Any) -> bool:
+    """Whether containers are nested so little that a recursive function can look at all of them."""
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        mappings = [item for item in level if isinstance(item, dict)]
+        level = [part for item in mappings for part in item.values()] + [
+            part for item in level if isinstance(item, list | tuple | set) for part in item
+        ]
+        level = [item for item in level if isinstance(item, dict | list | tuple | set)]
+        if not level:
+            return True
+    return False
 
 
 def previous_of(path: Path) -> Path:
@@ -180,7 +200,11 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
         _require_local(path)
-        return read_checkpoint(path, map_location or "cpu")
+        checkpoint = read_checkpoint(path, map_location or "cpu")
+        version = checkpoint.get(_LIGHTNINGS_VERSION)
+        if type(version) is not str or not _VERSION.fullmatch(version):
+            raise CheckpointError(f"the checkpoint's {_LIGHTNINGS_VERSION}: expected a version, got {shown(version)}")
+        return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         for file in (Path(path), previous_of(Path(path))):

@@ -4,10 +4,12 @@ It is checked before anything of the checkpoint is used, so a run never continue
 the actions of its journal, is checked by the bridge before they are replayed.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from lit_ppo.bridge.settings import EnvironmentSettings
@@ -20,6 +22,7 @@ RUNNING_RETURNS_KEY: Final = "lit_ppo_running_returns"
 _SETTINGS_KEY: Final = "lit_ppo_config"  # of a run of the command line, which has all callbacks
 _SEEDS: Final = 1 << 63
 _DIGESTS: Final = 1 << 64
+_FOR_SPEED: Final = ("capturable", "foreach", "fused")  # switches of an optimizer that depend on the device
 
 
 def saved_spec(checkpoint: Mapping[str, Any]) -> EnvSpec | None:
@@ -105,21 +108,41 @@ def _anything(value: Any, key: str) -> None:
 def _like_tensor(wanted: Tensor) -> Structure:
     def require(value: Any, key: str) -> None:
         is_float = wanted.is_floating_point()
-        if not isinstance(value, Tensor) or value.shape != wanted.shape or value.is_floating_point() != is_float:
+        is_plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+        if not is_plain or value.shape != wanted.shape or value.is_floating_point() != is_float:
             kind = "floating-point numbers" if is_float else "whole numbers"
             found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else value
+            if isinstance(value, Tensor) and not is_plain:
+                found = f"{found}, {value.layout} on {value.device}"
             _refuse(key, f"a tensor of {kind} of shape {tuple(wanted.shape)}", found)
 
     return require
 
 
 def _like(sample: Any) -> Structure:
-    """The structure of a value of the run that is about to continue; where that is null or an empty list, anything may be."""
+    """The structure of a value of the run that is about to continue; where that is null or a list, anything may be."""
     if isinstance(sample, dict):
         return _mapping({name: _like(part) for name, part in sample.items()})
     if isinstance(sample, Tensor):
         return _like_tensor(sample)
     return _anything if sample is None or isinstance(sample, list | tuple) else _of_type(type(sample))
+
+
+def _option_like(name: str, sample: Any) -> Structure:
+    """The structure of an option of the optimizer: as many numbers, or the same switch, if it decides on what is computed."""
+    if isinstance(sample, bool) and name not in _FOR_SPEED:
+        return _exactly(sample)
+    if isinstance(sample, tuple):
+        return _list_of(_number, len(sample))
+    return _like(sample)
+
+
+def _exactly(sample: object) -> Structure:
+    def require(value: Any, key: str) -> None:
+        if value is not sample:
+            _refuse(key, repr(sample), value)
+
+    return require
 
 
 @dataclass(frozen=True)
@@ -162,11 +185,18 @@ class Continuation:
             parts["lr_schedulers"] = _list_of(_of_type(dict), self.num_schedulers)
             parts["callbacks"] = lambda states, key: self._callbacks(states, key, has_all_callbacks)
             parts[RUN_LENGTH_KEY] = _optional(_whole())
-            parts[RUNNING_RETURNS_KEY] = _optional(_of_type(Tensor))
+            parts[RUNNING_RETURNS_KEY] = _optional(_like_tensor(torch.empty(self._num_envs(checkpoint), device="meta")))
         for name, structure in parts.items():
             if name not in checkpoint:
                 raise CheckpointError(f"the checkpoint: expected {shown(name)}, which is missing")
             structure(checkpoint[name], name)
+
+    def _num_envs(self, checkpoint: dict[str, Any]) -> int:
+        """As the bridge's state says, which `require_data` checks; 0 if there is none."""
+        state = checkpoint.get(self.data_key or "")
+        bridge = state.get("bridge") if isinstance(state, dict) else None
+        num_envs = bridge.get("num_envs") if isinstance(bridge, dict) else None
+        return num_envs if type(num_envs) is int and 0 <= num_envs < _SEEDS else 0
 
     def _optimizer(self, state: Any, key: str) -> None:
         groups = None if self.optimizer is None else self.optimizer["param_groups"]
@@ -176,7 +206,7 @@ class Continuation:
             return
         for number, (found, made) in enumerate(zip(state["param_groups"], groups, strict=True)):
             where = f"{key}.param_groups[{number}]"
-            _mapping({name: _like(part) for name, part in made.items()})(found, where)
+            _mapping({name: _option_like(name, part) for name, part in made.items()})(found, where)
             if found["params"] != made["params"]:
                 _refuse(f"{where}.params", f"{len(made['params'])} parameters", found["params"])
         of_parameters = {number: _like(part) for number, part in self.optimizer["state"].items()}
@@ -189,6 +219,18 @@ class Continuation:
                 _OF_CALLBACKS.get(name, _like(sample))(states[name], f"{key}.{name}")
             elif has_all and name in _OF_CALLBACKS:
                 raise CheckpointError(f"the checkpoint's {key}: expected {shown(name)}, which is missing")
+
+
+def checked_tensors(saved: Any, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The saved parameters and buffers of a module, if they are tensors like its own; it may lack some, and have others.
+
+    Raises:
+        CheckpointError: Names the key, and says what was expected there.
+    """
+    _of_type(dict, OrderedDict)(saved, "state_dict")
+    common = {name: saved[name] for name in own if name in saved}
+    _mapping({name: _like_tensor(own[name]) for name in common})(common, "state_dict")
+    return common
 
 
 def require_data(state: Any, policy_state: Tensor | None, *, is_fit: bool, has_more: bool) -> None:
@@ -250,10 +292,15 @@ def _latest_evaluation(value: Any, key: str) -> None:
         structure(value[index], f"{key}[{index}]")
 
 
+def _curve(value: Any, key: str) -> None:
+    _mapping({"steps": _list_of(_whole()), "returns": _list_of(_number)})(value, key)
+    _list_of(_number, len(value["steps"]))(value["returns"], f"{key}.returns")
+
+
 # The callbacks of every run of the command line, and what the state of a fresh one does not tell.
 _OF_CALLBACKS: Final[dict[str, Structure]] = {
     "GreedyEvaluation": _mapping({"latest": _optional(_latest_evaluation)}),
     "StopWhenSolved": _mapping({"solved_at": _optional(_whole()), "considered": _of_type(int)}),
-    "CurveExport": _mapping({"steps": _list_of(_whole()), "returns": _list_of(_number)}),
+    "CurveExport": _curve,
     "RunCheckpoint": _mapping({"best": _optional(_list_of(_anything, 2)), "best_model_path": _of_type(str)}),
 }

@@ -28,7 +28,7 @@ from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.reports import Fault
 from lit_ppo.bridge.settings import LARGEST_COUNT, BridgeSettings, EnvironmentSettings
 from lit_ppo.callables import plain
-from lit_ppo.checkpoint_io import read_checkpoint
+from lit_ppo.checkpoint_io import is_of_its_directory, read_checkpoint
 from lit_ppo.checkpoint_structure import require_data
 from lit_ppo.compat_lightning import rank_strategy_of
 from lit_ppo.contract import ContractSettings
@@ -217,7 +217,8 @@ class RolloutDataModule(LightningDataModule):
             ConfigError: It comes from elsewhere and does; pass those settings, or `trust_checkpoint=True`.
         """
         saved = read_checkpoint(checkpoint_path).get("datamodule_hyper_parameters", {})
-        refuse_foreign(Path(checkpoint_path), {"data": saved}, {"data": settings}, trust_checkpoint)
+        path = Path(checkpoint_path)
+        refuse_foreign(path, {"data": saved}, {"data": settings}, is_own=trust_checkpoint or is_of_its_directory(path))
         loaded: RolloutDataModule = super().load_from_checkpoint(checkpoint_path, *args, **settings)
         return loaded
 
@@ -415,7 +416,7 @@ class RolloutDataModule(LightningDataModule):
         return cast(Learner, self.trainer.lightning_module)
 
     def _results_of(self, purpose: seeding.Purpose, num_episodes: int) -> EpisodeResults:
-        require_finite(self._learner.policy.named_parameters())
+        require_finite(self._learner.policy.state_dict().items())
         self.results = self.play(self._learner.policy, purpose, num_episodes, self._learner.device)
         return self.results
 

@@ -17,7 +17,14 @@ _SHOWN_CHARACTERS: Final = 120
 _PRINTED_CHARACTERS: Final = 20_000
 
 
-class ConfigError(ValueError):
+class _OneLine(Exception):
+    """An error whose message is one line: text of a checkpoint, a file or an environment in it cannot begin another."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+class ConfigError(_OneLine, ValueError):
     """An invalid setting or combination of settings; the message names key, value and what is allowed."""
 
 
@@ -120,7 +127,7 @@ class NonFiniteUpdate(RuntimeError):
     """A loss, gradient or parameter was NaN or infinite; of a loss or gradient it is raised before the optimizer step."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(_OneLine, RuntimeError):
     """A checkpoint cannot be written or read, or is not one of ours."""
 
 

@@ -12,6 +12,7 @@ from lit_ppo.errors import (
     ProtocolError,
     RankFailed,
     RankLost,
+    printable,
 )
 from lit_ppo.standard_streams import for_errors
 
@@ -53,7 +54,7 @@ def of_signal(number: int) -> int:
 def fail(message: str, code: int) -> NoReturn:
     """End the process with one error message on standard error; on standard output if the former is closed."""
     try:
-        print(f"lit_ppo: error: {message.strip()}", file=for_errors())
+        print(f"lit_ppo: error: {printable(message.strip())}", file=for_errors())
     except (OSError, CheckpointError):
         pass  # it cannot be written; the exit code still says what happened
     sys.exit(code)

@@ -1,7 +1,7 @@
-"""Settings of a checkpoint that are not taken from a foreign one: those that name programs, paths or code, or lower a guard.
+"""Settings that are not taken from a foreign file: those that name programs, paths or code, or lower a guard.
 
-A checkpoint is foreign unless a run of its own directory wrote it (`origin`). What such a one says may be typed again, or the
-checkpoint is trusted as a whole.
+A checkpoint, or the report of a fault, is foreign unless a run of its own directory wrote it (`origin`). What such a file says
+may be typed again, or the file is trusted as a whole.
 """
 
 import re
@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from lit_ppo.bridge.settings import SandboxLevel
-from lit_ppo.checkpoint_io import is_of_its_directory
 from lit_ppo.errors import ConfigError, shown
-from lit_ppo.run_directory import RUN
+from lit_ppo.run_directory import CURVE_NAME, RUN
 
 Rule = Callable[[Any], bool]  # whether a value is harmless, whoever chose it
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{0,40}")
@@ -56,7 +55,7 @@ def _is_logger_of_run(value: Any) -> bool:
     return value.get("class_path") == _CSV_LOGGER and is_inside and _is_in_run(arguments.get("save_dir"))
 
 
-# Options that a checkpoint may not decide on, and which of their values are harmless all the same.
+# Options that a foreign file may not decide on, and which of their values are harmless all the same.
 GUARDED: Final[dict[str, Rule]] = {
     # code
     "data.env_id": _is_known_environment,
@@ -74,7 +73,7 @@ GUARDED: Final[dict[str, Rule]] = {
     # paths
     "data.worker_cwd": _is_unset,
     "data.report_dir": lambda value: _is_in_run(value) or value == "data/reports",
-    "curve.path": _is_in_run,
+    "curve.path": lambda value: value in (None, f"{RUN}/{CURVE_NAME}"),  # no other file of the run is replaced by it
     "curve.link": lambda value: value in (None, _CURVE_LINK),
     "checkpoint.dirpath": _is_unset,
     # guards
@@ -85,7 +84,7 @@ GUARDED: Final[dict[str, Rule]] = {
     "data.rlimits": _is_unset,
     "data.contract.check_membership": lambda value: value in ("warn", "error"),
 }
-# Options that a checkpoint may decide on: numbers, switches and names within the run.
+# Options that it may decide on: numbers, switches and names within the run.
 _NAMES_OF_FREE: Final = """
 seed_everything total_env_steps preset checkpoint.every_n_updates
 trainer.max_epochs trainer.max_steps trainer.precision trainer.deterministic
@@ -110,25 +109,26 @@ FREE: Final = frozenset(_NAMES_OF_FREE.split())
 _NOT_TYPED: Final = object()
 
 
-def refuse_foreign(path: Path, saved: Mapping[str, Any], typed: Mapping[str, Any], is_trusted: bool) -> None:
-    """Refuse a foreign checkpoint whose settings name programs, paths or code, or lower a guard.
+def refuse_foreign(
+    path: Path, saved: Mapping[str, Any], typed: Mapping[str, Any], *, is_own: bool, trust: str = "trust_checkpoint"
+) -> None:
+    """Refuse a foreign file whose settings name programs, paths or code, or lower a guard.
 
     Args:
-        path: Of the checkpoint.
+        path: Of the file.
         saved: Its settings, by section.
         typed: Those that were typed, which replace the saved ones.
-        is_trusted: Whether the checkpoint is trusted as a whole.
+        is_own: Whether a run of its directory wrote it, or it is trusted as a whole.
+        trust: Option that trusts it.
 
     Raises:
         ConfigError: It is foreign and has such settings; the message lists them.
     """
-    if is_trusted:
-        return
     found = [f"{option}={shown(value)}" for option, value in _options(saved) if _is_refused(option, value, typed)]
-    if found and not is_of_its_directory(path):
+    if found and not is_own:
         raise ConfigError(
-            f"ckpt_path={path}: no run of its directory wrote it, and it sets {', '.join(found)}: "
-            "type what you want of that, or use --trust_checkpoint=true if you know who made it"
+            f"{path}: no run of its directory wrote it, and it sets {', '.join(found)}: "
+            f"type what you want of that, or use --{trust}=true if you know who made it"
         )
 
 

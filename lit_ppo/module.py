@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from lit_ppo import functional, seeding
 from lit_ppo.callables import PartOfCheckpoint, plain
 from lit_ppo.checkpoint_io import verified_bytes
-from lit_ppo.checkpoint_structure import RUN_LENGTH_KEY, RUNNING_RETURNS_KEY, Continuation, saved_spec
+from lit_ppo.checkpoint_structure import RUN_LENGTH_KEY, RUNNING_RETURNS_KEY, Continuation, checked_tensors, saved_spec
 from lit_ppo.compat_lightning import (
     attached_trainer,
     hide_missing_length,
@@ -329,15 +329,14 @@ class PPOModule(LightningModule):
         Raises:
             CheckpointError: It is not.
             ConfigError: It was made for another environment.
-            NonFiniteUpdate: A parameter is NaN or infinite.
+            NonFiniteUpdate: A parameter or a moment of the normalisation is NaN or infinite.
         """
         trainer = attached_trainer(self)
         if trainer is not None:
             if (spec := saved_spec(checkpoint)) is not None:
                 check_spaces(spec, self.spec, owner="the checkpoint", other="")
             self._continuation(trainer).require(checkpoint)
-        saved = checkpoint["state_dict"]
-        require_finite((name, saved[name]) for name, _ in self.named_parameters() if name in saved)
+        require_finite(checked_tensors(checkpoint.get("state_dict"), self.state_dict()).items())
         self._run_env_steps_before = checkpoint.get(RUN_LENGTH_KEY)
         self._running_returns = checkpoint.get(RUNNING_RETURNS_KEY)
 

@@ -1,14 +1,14 @@
-"""Whether a checkpoint was written by a run of the directory in which it lies.
+"""Whether a checkpoint, or the report of a fault, was written by a run of the directory in which it lies.
 
-Each directory of checkpoints has a key: random bytes in the file `.origin`, which only its owner may read. A checkpoint
+Each such directory has a key: random bytes in the file `.origin`, which only its owner may read. A checkpoint, or a report,
 carries a tag that is computed from its checksum, the key, and the time at which the kernel last changed that file (ctime).
 No program can choose that time. So the tag fails
 
 - for a file that came from elsewhere, or was changed: it was not made with the key;
 - in a directory that was copied, unpacked or fetched, key included: its `.origin` has another time.
 
-A directory that was moved or renamed as a whole keeps its checkpoints. One that was copied gets valid tags again with the next
-checkpoints that are written there. A whole file system that somebody else has prepared, such as an image that you mount,
+A directory that was moved or renamed as a whole keeps its files. One that was copied gets valid tags again with the next
+files that are written there. A whole file system that somebody else has prepared, such as an image that you mount,
 keeps its times and deceives this check.
 """
 
@@ -25,10 +25,10 @@ _KEY_BYTES: Final = 32
 
 
 def tag_of(checksum: bytes, directory: Path) -> bytes | None:
-    """The tag for a checkpoint that is about to be written; the directory's key is made if it has none.
+    """The tag for a file that is about to be written; the directory's key is made if it has none.
 
     Args:
-        checksum: Of the checkpoint.
+        checksum: Of the file.
         directory: Where it will lie.
 
     Returns:
@@ -39,7 +39,7 @@ def tag_of(checksum: bytes, directory: Path) -> bytes | None:
 
 
 def is_tag(tag: bytes, checksum: bytes, directory: Path) -> bool:
-    """Whether a tag is that of a checkpoint with this checksum in this directory."""
+    """Whether a tag is that of a file with this checksum in this directory."""
     key = _key(directory)
     return key is not None and hmac.compare_digest(_tag(key, checksum), tag)
 

@@ -1,6 +1,7 @@
 """What a run has come to, as `run.json` in its directory: small, rewritten at every evaluation, read without torch."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import NoneType
@@ -11,6 +12,7 @@ from lit_ppo.atomic_file import write_json
 STATUS_NAME: Final = "run.json"
 State = Literal["running", "finished", "solved", "interrupted", "failed"]
 _LONGEST: Final = 1 << 20  # bytes of a file that is read
+_END_OF_COUNTS, _END_OF_PROCESSES, _END_OF_TIME = 1 << 63, 1 << 31, 1 << 37  # the last in seconds since 1970
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,12 @@ _KINDS: Final[dict[str, tuple[type, ...]]] = {
     **dict.fromkeys(("best_return", "last_return", "threshold"), (int, float, NoneType)),
 }
 
+_RANGES: Final = {
+    ("seed", "env_steps", "updates", "total_env_steps", "solved_at"): _END_OF_COUNTS,
+    ("pid",): _END_OF_PROCESSES,
+    ("started", "updated"): _END_OF_TIME,
+}
+
 
 def read_status(directory: Path) -> Status | None:
     """What the run in a directory has come to; None if it has not said so, as one that is just being started.
@@ -77,6 +85,8 @@ def read_status(directory: Path) -> Status | None:
         OSError: It cannot be read.
     """
     path = directory / STATUS_NAME
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: expected a file")  # to open a pipe would wait for a writer
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(_LONGEST)
@@ -99,6 +109,13 @@ def _status(data: Any) -> Status:
     for name, value in values.items():
         if type(value) not in _KINDS[name]:
             raise ValueError(f"{name}: expected {_KINDS[name][0].__name__}, got {str(value)[:80]}")
+    for names, end in _RANGES.items():
+        for name in names:
+            if values[name] is not None and not 0 <= values[name] < end:
+                raise ValueError(f"{name}: expected 0 to {end - 1}, got {str(values[name])[:80]}")
+    for name in ("best_return", "last_return", "threshold"):
+        if values[name] is not None and not abs(values[name]) <= sys.float_info.max:
+            raise ValueError(f"{name}: expected a finite number, got {str(values[name])[:80]}")
     if values["state"] not in get_args(State):
         raise ValueError(f"state: expected one of {', '.join(get_args(State))}, got {values['state'][:80]}")
     return Status(**values)

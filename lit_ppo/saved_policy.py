@@ -8,9 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_ppo.checkpoint_io import read_checkpoint
+from lit_ppo.checkpoint_io import is_of_its_directory, read_checkpoint
 from lit_ppo.data import RolloutDataModule
-from lit_ppo.errors import CheckpointError, ConfigError
+from lit_ppo.errors import CheckpointError, ConfigError, one_line
 from lit_ppo.foreign_settings import refuse_foreign
 from lit_ppo.module import PPOModule
 from lit_ppo.ppo_settings import PPOSettings
@@ -62,14 +62,17 @@ def load(
     settings, checkpoint = saved_settings(path), read_checkpoint(path)
     data, torso = settings["data"], settings["model"].get("torso")
     used = {"data": data, "model": {"torso": torso}}  # the other parts are not imported
-    refuse_foreign(path, used, {"data": typed or {}}, trust_checkpoint)
+    refuse_foreign(path, used, {"data": typed or {}}, is_own=trust_checkpoint or is_of_its_directory(path))
     directory = run_of(path) or directory_without_run(Path(RUNS_DIR), data["env_id"])
     arguments = dict(checkpoint["hyper_parameters"])
     if torso is not None:
         arguments["torso"] = _imported(torso)
     if module_class is PPOModule:
         arguments = _without_own(arguments, path)
-    module = module_class(**arguments)
+    try:
+        module = module_class(**arguments)
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: its hyper_parameters describe no policy that can be made here: {error}") from error
     module.on_load_checkpoint(checkpoint)
     try:
         module.load_state_dict(checkpoint["state_dict"])
@@ -85,7 +88,7 @@ def _without_own(arguments: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Without the arguments of a subclass's own constructor, such as those of its optimizer; a message names them."""
     known = {"spec", *(field.name for field in dataclasses.fields(PPOSettings))}
     if own := sorted(set(arguments) - known):
-        print(f"{path}: read as a PPOModule, without its subclass's own settings {', '.join(own)}", file=sys.stderr)
+        print(one_line(f"{path}: read as a PPOModule, without its subclass's own settings {', '.join(own)}"), file=sys.stderr)
     return {name: value for name, value in arguments.items() if name in known}
 
 

@@ -21,6 +21,14 @@ from lit_ppo.errors import CheckpointError, shown
 from lit_ppo.ppo_settings import PPOSettings
 
 _NEEDED_OF_MODEL: Final = {"learning_rate_decay", "clip_decay"}  # a subclass may have no options for the others
+_OF_RUN: Final[dict[str, Any]] = {"seed_everything": int, "total_env_steps": int | None, "preset": str | None}
+_OF_TRAINER: Final[dict[str, Any]] = {
+    "max_epochs": int | None,
+    "max_steps": int,
+    "precision": str | int | None,
+    "deterministic": bool | Literal["warn"] | None,
+    "logger": dict | list[Any] | bool | None,
+}
 _NEEDED_OF_PARAMETERS: Final = {"spec", "seed", "total_env_steps"}
 _CALLBACKS: Final[dict[str, type]] = {
     "evaluation": GreedyEvaluation,
@@ -46,13 +54,13 @@ def require_settings(checkpoint: Mapping[str, Any], config_key: str) -> None:
         config = _mapping(checkpoint[config_key], config_key)
         for section in ("model", "data", "trainer"):
             _mapping(config.get(section), f"{config_key}.{section}")
+        _require(config, _OF_RUN, {*_OF_RUN, *_CALLBACKS}, config_key, has_more=True)
+        _require(config["trainer"], _OF_TRAINER, set(), f"{config_key}.trainer", has_more=True)
         _require(config["data"], of_data, set(of_data) - {"seed"}, f"{config_key}.data")
         _require(config["model"], of_model, _NEEDED_OF_MODEL, f"{config_key}.model", has_more=True)
         for section, callback in _CALLBACKS.items():
-            if section in config:
-                _require(
-                    config[section], _types_of(inspect.getattr_static(callback, "__init__")), set(), f"{config_key}.{section}"
-                )
+            kinds = _types_of(inspect.getattr_static(callback, "__init__"))
+            _require(config[section], kinds, set(), f"{config_key}.{section}")
     if "datamodule_hyper_parameters" in checkpoint:
         _require(checkpoint["datamodule_hyper_parameters"], of_data, set(of_data), "datamodule_hyper_parameters", has_more=True)
     if "hyper_parameters" in checkpoint:
@@ -77,6 +85,8 @@ def _require(value: Any, kinds: Mapping[str, Any], needed: set[str], key: str, *
     if missing := sorted(needed - settings.keys()):
         raise CheckpointError(f"the checkpoint's {key}: expected {missing[0]!r}, which is missing")
     for name, setting in settings.items():
+        if type(name) is not str:
+            raise CheckpointError(f"the checkpoint's {key}: expected names, got {shown(name)}")
         if name in kinds:
             if not _is_of(setting, kinds[name]):
                 expected = str(kinds[name]).replace("typing.", "").replace("<class '", "").replace("'>", "")

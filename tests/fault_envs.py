@@ -115,6 +115,13 @@ def _forge() -> None:
             continue  # the listing's own
 
 
+def _hold_pipes() -> None:
+    """Keep them from being closed: a second write end of each, for the life of this process."""
+    for descriptor in os.listdir("/proc/self/fd"):
+        if os.path.realpath(f"/proc/self/fd/{descriptor}").rpartition("/")[2].startswith("pipe:"):
+            os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK)
+
+
 def _seal_frames() -> None:
     """Seal every memfd of this process against a change of its size."""
     for entry in os.listdir("/proc/self/fd"):
@@ -143,6 +150,7 @@ ACTS: dict[str, Any] = {
     "raise broken str": lambda: _raise(BrokenStrError()),
     "tell secret": lambda: _raise(RuntimeError(f"secret is {os.environ.get('MY_API_TOKEN', 'hidden')}")),
     "seal the frame": lambda: _seal_frames(),
+    "hold its pipes": lambda: _hold_pipes(),
     "pretend to be process 1": lambda: setattr(os, "getpid", lambda: 1),
     "exit 7": lambda: os._exit(7),
     "sys.exit": lambda: sys.exit(3),

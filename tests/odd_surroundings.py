@@ -24,13 +24,14 @@ def main() -> None:
         kernel.unshare(_NEW_MOUNTS)
         kernel.mount(None, "/", None, _PRIVATE | _RECURSIVE)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4096,nr_inodes=1", "tmpfs", full], check=True)
+    if (user := settings.get("user")) is not None:
+        _let_everybody_reach(Path(sys.base_prefix))
     for number in settings.get("refuses", []):
         if os.getuid() != 0:
             kernel.prctl(kernel.NO_NEW_PRIVILEGES, 1)
         refuse = [(0x15, 0, 1, number), (0x06, 0, 0, 0x00050000 | errno.EPERM)]
         system_calls._install([_LOAD_NUMBER, *refuse, _ALLOW])
-    if (user := settings.get("user")) is not None:
-        _let_everybody_reach(Path(sys.base_prefix))
+    if user is not None:
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)

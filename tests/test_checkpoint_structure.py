@@ -119,6 +119,34 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         lambda c: bridge(c)["journal"].update(actions=[to_text(b"\7" * 8), ""], digests=[to_text(bytes(8)), ""]),
         r"journal\.actions\[0\]: actions\[0\]: expected",
     ),
+    "no version of Lightning": (
+        lambda c: c.pop("pytorch-lightning_version"),
+        "pytorch-lightning_version: expected a version, got None",
+    ),
+    "a weight that is not dense": (
+        lambda c: c["state_dict"].update({FIRST: c["state_dict"][FIRST].to_sparse()}),
+        rf"{FIRST}: expected a tensor .* got 'torch.float32 \(4, 4\), torch.sparse_coo on cpu'",
+    ),
+    "a weight without numbers": (
+        lambda c: c["state_dict"].update({FIRST: c["state_dict"][FIRST].to("meta")}),
+        rf"{FIRST}: expected a tensor .* got 'torch.float32 \(4, 4\), torch.strided on meta'",
+    ),
+    "betas of text": (
+        lambda c: c["optimizer_states"][0]["param_groups"][0].update(betas=["x", "y"]),
+        r"param_groups\[0\]\.betas\[0\]: expected float or int, got 'x'",
+    ),
+    "another kind of Adam": (
+        lambda c: c["optimizer_states"][0]["param_groups"][0].update(amsgrad=True),
+        r"param_groups\[0\]\.amsgrad: expected False, got True",
+    ),
+    "a curve with more steps than returns": (
+        lambda c: c["callbacks"]["CurveExport"].update(steps=[1, 2], returns=[1.0]),
+        r"CurveExport\.returns: expected a list of 2, got \[1\.0\]",
+    ),
+    "returns of other environments": (
+        lambda c: c.update(lit_ppo_running_returns=torch.zeros(7)),
+        r"lit_ppo_running_returns: expected a tensor of floating-point numbers of shape \(2,\)",
+    ),
     "a length that is text": (lambda c: c.update(lit_ppo_run_env_steps="x"), "lit_ppo_run_env_steps: expected a whole number"),
 }
 
@@ -137,6 +165,15 @@ def test_checkpoint_that_is_whole_is_not_refused(whole: dict[str, Any]) -> None:
     write_checkpoint(whole, "whole.ckpt")
     fit(3, "whole.ckpt")
     assert read_checkpoint("checkpoints/last.ckpt")["RolloutDataModule"]["update"] == 3
+
+
+def test_checkpoint_that_is_nested_deeply_is_refused_as_it_is_read() -> None:
+    nested: list[Any] = []
+    for _ in range(100):
+        nested = [nested]
+    write_checkpoint({"x": {"y": nested}}, "deep.ckpt")
+    with pytest.raises(CheckpointError, match=r"^deep\.ckpt: expected a mapping that is nested at most 64 times$"):
+        read_checkpoint("deep.ckpt")
 
 
 def test_checkpoint_without_its_datamodule_ends_in_one_line_and_exit_code_5(run: Run) -> None:  # noqa: F811
@@ -163,6 +200,13 @@ SETTINGS: dict[str, tuple[Damage, str]] = {
         lambda c: c[CONFIG_KEY]["evaluation"].update(num_episodes=[]),
         r"evaluation\.num_episodes: expected",
     ),
+    "no seed": (lambda c: c[CONFIG_KEY].pop("seed_everything"), f"{CONFIG_KEY}: expected 'seed_everything', which is missing"),
+    "no callback": (lambda c: c[CONFIG_KEY].pop("curve"), f"{CONFIG_KEY}: expected 'curve', which is missing"),
+    "a length of text": (
+        lambda c: c[CONFIG_KEY]["trainer"].update(max_epochs="x"),
+        rf"{CONFIG_KEY}\.trainer\.max_epochs: expected int | None, got 'x'",
+    ),
+    "a name that is a number": (lambda c: c["hyper_parameters"].update({3: 4}), "hyper_parameters: expected names, got 3"),
     "no spaces": (lambda c: c["hyper_parameters"].pop("spec"), "hyper_parameters: expected 'spec', which is missing"),
     "spaces that are none": (
         lambda c: c["hyper_parameters"].update(spec={"env_id": 3}),

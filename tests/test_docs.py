@@ -113,6 +113,7 @@ def test_options_in_the_texts_exist(capsys: pytest.CaptureFixture[str], monkeypa
     for command in (
         "fit",
         "check-env",
+        "replay",
         "reproduce",
         "rollout export",
         "rollout check",

@@ -35,7 +35,7 @@ HOSTILE: Final[dict[str, Any]] = {
     "data.worker_env": ["AWS_SECRET_ACCESS_KEY"],
     "data.worker_cwd": "/home",
     "data.report_dir": "/etc",
-    "curve.path": "{run}/../x.json",
+    "curve.path": "{run}/last.ckpt",
     "curve.link": "lit_ppo/__init__.py",
     "checkpoint.dirpath": "/home",
     "data.bridge": "inprocess",
@@ -51,6 +51,10 @@ def nested(option: str, value: Any) -> dict[str, Any]:
     for name in reversed(option.split(".")):
         value = {name: value}
     return value  # type: ignore[no-any-return]
+
+
+def refuse(path: Path, saved: dict[str, Any], typed: dict[str, Any] | None = None) -> None:
+    refuse_foreign(path, saved, typed or {}, is_own=is_of_its_directory(path))
 
 
 @pytest.fixture
@@ -86,24 +90,24 @@ def test_every_option_that_a_checkpoint_can_set_is_classified_once() -> None:
 def test_guarded_setting_of_a_foreign_checkpoint_is_refused_unless_typed_or_trusted(option: str, foreign: Path) -> None:
     saved = nested(option, HOSTILE[option])
     with pytest.raises(ConfigError, match="no run of its directory wrote it") as refused:
-        refuse_foreign(foreign, saved, {}, is_trusted=False)
+        refuse(foreign, saved)
     assert f"it sets {option}=" in str(refused.value) and "--trust_checkpoint=true" in str(refused.value)
-    refuse_foreign(foreign, saved, {}, is_trusted=True)
-    refuse_foreign(foreign, saved, saved, is_trusted=False)  # typed again
-    refuse_foreign(foreign, saved, nested(option, None), is_trusted=False)  # typed otherwise
-    refuse_foreign(WRITTEN, saved, {}, is_trusted=False)  # its own
+    refuse_foreign(foreign, saved, {}, is_own=True)
+    refuse(foreign, saved, saved)  # typed again
+    refuse(foreign, saved, nested(option, None))  # typed otherwise
+    refuse(WRITTEN, saved)  # its own
 
 
 def test_rest_of_a_setting_that_was_typed_in_part_is_refused_as_well(foreign: Path) -> None:
     saved = nested("model.torso", {"class_path": "mine.Torso", "init_args": {"width": 8, "weights": "/tmp/evil.pt"}})
     typed = {"class_path": "mine.Torso", "init_args": {"width": 8}}
     with pytest.raises(ConfigError, match=r"model\.torso"):
-        refuse_foreign(foreign, saved, nested("model.torso", typed), is_trusted=False)
+        refuse(foreign, saved, nested("model.torso", typed))
     typed["init_args"] = {"weights": "mine.pt"}
-    refuse_foreign(foreign, saved, nested("model.torso", typed), is_trusted=False)
+    refuse(foreign, saved, nested("model.torso", typed))
     with pytest.raises(ConfigError, match=r"model\.own"):  # an option of a user's module
-        refuse_foreign(foreign, nested("model.own", "/tmp/evil.pt"), {}, is_trusted=False)
-    refuse_foreign(foreign, nested("model.own", [1, "word", None]), {}, is_trusted=False)
+        refuse(foreign, nested("model.own", "/tmp/evil.pt"))
+    refuse(foreign, nested("model.own", [1, "word", None]))
 
 
 def test_harmless_settings_are_taken_from_anywhere(foreign: Path) -> None:
@@ -112,8 +116,8 @@ def test_harmless_settings_are_taken_from_anywhere(foreign: Path) -> None:
         "curve": {"path": "{run}/curve.json", "link": "data/rl/ppo_{env}_trainlog.json"},
         "model": {"torso": None, "gamma": 0.9},
     }
-    refuse_foreign(foreign, saved, {}, is_trusted=False)
-    refuse_foreign(foreign, nested("data.env_id", "lit_ppo.envs.grid_world:GridWorld-v0"), {}, is_trusted=False)
+    refuse(foreign, saved)
+    refuse(foreign, nested("data.env_id", "lit_ppo.envs.grid_world:GridWorld-v0"))
 
 
 def test_checkpoint_is_its_directorys_own_only_where_it_was_written(foreign: Path) -> None:

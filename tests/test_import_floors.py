@@ -19,7 +19,7 @@ FLOORS = {
     0: """errors exit_codes interrupts standard_streams allocator spaces leaf_rules contract curve functional networks
         distributions seeding random_actions plot run_lock origin strict_yaml run_directory
         run_status run_choice run_curves atomic_file run_statistics compat_torch ppo_settings policy
-        setting_types normalization callables presets shards ranks rank_watch elastic
+        setting_types foreign_settings normalization callables presets shards ranks rank_watch elastic
         bridge bridge.settings bridge.protocol
         bridge.frame bridge.faults bridge.doorbell
         bridge.journal bridge.episodes bridge.restart_budget bridge.dealing
@@ -35,7 +35,7 @@ FLOORS = {
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
         callbacks.run_checkpoint callbacks.run_config callbacks.run_place callbacks.run_progress callbacks.run_record
         callbacks.run_status callbacks.run_summary callbacks.stop_when_solved
-        option_parser resume_settings settings_structure foreign_settings saved_policy play export results_report""",
+        option_parser resume_settings settings_structure saved_policy play export results_report""",
     4: """commands commands.environment_options commands.train commands.checkpoint_choice commands.checkpoint_options
         commands.lightning_output commands.run_place
         commands.preset_choice commands.training_errors commands.training_options commands.typed_settings

@@ -44,6 +44,8 @@ REFUSED = {
     f"--data.env_kwargs={'[' * 5000}": r"data\.env_kwargs: expected a mapping or null, got \[+\.\.\.",
     "--trainer.accelerator=quantum": ".*invalid accelerator name.*",
     "--solved.threshold=nan": r"solved\.threshold: expected a number or null, got nan",
+    "--solved.threshold=.nan": r"solved\.threshold=nan: expected a number, \.inf for never, or null",
+    "--solved.margin=.nan": r"solved\.margin=nan: expected at least 0",
     "--data.step_timeout_s=nan": r"data\.step_timeout_s: expected a number, got nan",
     "--config=few.yaml": r"data\.rlimits=\{'nofile': 3\}: expected limits with which Python and Gymnasium start",
     "--config=many.yaml": r"data\.rlimits: nofile=10+ cannot be set: .*",

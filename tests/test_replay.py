@@ -1,18 +1,21 @@
 """Reports of faults, played again."""
 
 import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 
+from lit_ppo import cli, exit_codes
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import BridgeError, ConfigError, EnvironmentFault
-from lit_ppo.replay import is_same, replay
+from lit_ppo.replay import is_same, replay, write_report
 
 FAULTY = "tests.fault_envs:Faulty-v0"
 
@@ -112,3 +115,83 @@ def test_native_fault_is_not_replayed_as_if_it_were_one_environments() -> None:
     report = report_of({"fault": "raise"})
     with pytest.raises(ConfigError, match="native rows share one random stream"):
         replay({**report, "processes": {**report["processes"], "vectorization": "native"}})
+
+
+# -- reports as files
+
+
+def written(report: dict[str, Any], directory: Path) -> Path:
+    fault = EnvironmentFault("as reported")
+    fault.report, fault.where = report, {key: report[key] for key in ("phase", "env", "episode", "step")}
+    return write_report(fault, directory)
+
+
+def replayed(*line: object) -> int:
+    """The exit code of the command."""
+    try:
+        cli.main(["replay", *map(str, line)])
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def test_report_from_elsewhere_names_no_program_and_no_code_unless_typed_or_trusted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = written(report_of({"fault": "raise"}), tmp_path / "here")
+    (tmp_path / "there").mkdir()
+    foreign = Path(shutil.copy(own, tmp_path / "there"))
+    assert replayed(own) == exit_codes.DONE
+    capsys.readouterr()
+    assert replayed(foreign) == exit_codes.USAGE
+    told = capsys.readouterr()
+    assert told.out == "" and told.err == (
+        f"lit_ppo: error: {foreign}: no run of its directory wrote it, and it sets data.env_id='{FAULTY}': type what you want "
+        "of that, or use --trust_report=true if you know who made it\n"
+    )
+    assert replayed(foreign, f"--env_id={FAULTY}") == replayed(foreign, "--trust_report=true") == exit_codes.DONE
+    changed = json.loads(own.read_text())
+    changed["processes"]["python"] = "/tmp/evil"
+    own.write_text(json.dumps(changed))
+    assert replayed(own, f"--env_id={FAULTY}") == exit_codes.USAGE
+    assert "it sets data.python='/tmp/evil'" in capsys.readouterr().err
+
+
+def test_sandbox_that_is_typed_holds_in_a_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = written(report_of({"fault": "raise"}), tmp_path)
+    assert replayed(report, "--sandbox=strict") == exit_codes.DONE
+    assert replayed(report, "--sandbox=strict", "--sandbox_write=[/no/such]") == exit_codes.USAGE
+    assert "data.sandbox_write='/no/such'" in capsys.readouterr().err
+
+
+BROKEN: dict[str, Any] = {
+    "a list": [],
+    "nothing": {},
+    "processes that are a list": {"processes": []},
+    "a process setting of another type": {"processes": {"rlimits": "x"}},
+    "a process setting that is unknown": {"processes": {"x": 1}},
+    "a rule of another type": {"contract": {"num_actions": "x"}},
+    "actions that are text": {"actions": "x"},
+    "actions that are none": {"actions": None},
+    "an action that is too large": {"actions": [1 << 80]},
+    "an action of another shape": {"actions": [[[1]], {}]},
+    "a seed that is text": {"seed": "x"},
+    "a seed that is too large": {"seed": 1 << 80},
+    "no field": {"field": None},
+    "wrappers of another type": {"wrappers": [[3]]},
+    "an environment of another type": {"env_id": 3},
+    "a limit of another type": {"max_episode_steps": "x"},
+}
+
+
+def test_report_that_is_broken_ends_in_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = {**report_of({"fault": "raise"})}
+    path = tmp_path / "report.json"
+    for name, change in BROKEN.items():
+        path.write_text(json.dumps({**whole, **change} if change else change))
+        capsys.readouterr()
+        assert replayed(path, "--trust_report=true") == exit_codes.USAGE, name
+        told = capsys.readouterr()
+        assert told.out == "" and told.err.count("\n") == 1 and told.err.startswith("lit_ppo: error: "), (name, told.err)
+    path.write_text("[" * 100_000)
+    assert replayed(path) == exit_codes.USAGE

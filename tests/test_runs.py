@@ -1,6 +1,7 @@
 """Runs as directories: each has its own, nothing is overwritten, and they are found again by number, name, newest or path."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -250,6 +251,31 @@ def test_table_and_json_of_runs(run: Run, trained: None) -> None:  # noqa: F811
     assert [(one["run"], one["seed"], one["env_steps"]) for one in listed][1] == ("CartPole-v1/1", 0, 64)
     assert listed[1]["best_return"] == max(TrainLog.read(FIRST / "curve.json").series[0].values[1:])
     assert run("runs --runs_dir=empty").out == "empty: no runs yet; make one with `python -m lit_ppo fit`\n"
+
+
+def test_status_of_another_program_is_refused_in_one_line_and_its_text_is_escaped(run: Run) -> None:  # noqa: F811
+    """A directory of runs may have been sent by somebody."""
+    made("1", 1.0)
+    replace(STATUS, env_id="A\n\x1b[2Jlit_ppo: all is well").write(made("2\n3", 1.0))
+    broken: list[dict[str, Any]] = [
+        {"pid": 1 << 40},
+        {"pid": -1},
+        {"started": 1e300},
+        {"updated": -1.0},
+        {"env_steps": -1},
+        {"best_return": 10**400},
+        {"state": "\x1b[2J\n"},
+    ]
+    for number, change in enumerate(broken):
+        (made(f"broken\n{number}", 1.0) / "run.json").write_text(json.dumps({**vars(STATUS), **change}))
+    (made("pipe", 1.0) / "run.json").unlink()
+    os.mkfifo("runs/CartPole-v1/pipe/run.json")
+    ended = run("runs")
+    assert ended.code == exit_codes.DONE and len(ended.out.splitlines()) == 3
+    assert r"CartPole-v1/2\n3  A\n\x1b[2Jlit_ppo: all is well" in ended.out
+    lines = ended.err.splitlines()
+    assert len(lines) == len(broken) + 1 and all(line.startswith("lit_ppo: runs/CartPole-v1/") for line in lines), ended.err
+    assert "\x1b" not in ended.out + ended.err
 
 
 def test_runs_and_plot_start_without_torch() -> None:

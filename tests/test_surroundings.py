@@ -8,7 +8,8 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -196,6 +197,14 @@ def test_kernel_that_really_refuses_a_call(call: str, number: int, code: int) ->
     assert code != exit_codes.USAGE or f"this system refuses {call}" in lines[0]
 
 
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A directory that other users can reach, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize(
@@ -208,8 +217,10 @@ def test_kernel_that_really_refuses_a_call(call: str, number: int, code: int) ->
         ("--runs_dir=open --curve.link=null --trainer.logger.save_dir=logs", r"trainer\.logger\.save_dir=logs: cannot be .*"),
     ],
 )
-def test_directory_that_an_ordinary_user_may_not_write(option: str, message: str) -> None:
-    Path().chmod(0o755)
+def test_directory_that_an_ordinary_user_may_not_write(
+    option: str, message: str, reachable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(reachable)
     Path("open").mkdir()
     Path("open").chmod(0o777)
     ended = in_odd_surroundings({"user": NOBODY}, f"{FIT} {option}")

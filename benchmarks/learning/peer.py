@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.wrappers import FilterObservation
+from gymnasium.wrappers import DtypeObservation, FilterObservation
 from numpy.typing import NDArray
 from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import PPO
@@ -89,6 +89,8 @@ def make_env(settings: Settings, is_training: bool) -> gymnasium.Env[Any, Any]:
     if isinstance(env.observation_space, gymnasium.spaces.Dict):
         keys = settings["obs_keys"] or list(env.observation_space.spaces)
         env = FilterObservation(env, [key for key in keys if key != settings["mask_key"]])
+    if settings["casts_to_float"]:
+        env = DtypeObservation(env, np.float32)
     return Monitor(env)
 
 

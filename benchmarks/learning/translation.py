@@ -58,6 +58,8 @@ def to_sb3(settings: Settings) -> dict[str, Any]:
             "env_id": data["env_id"],
             "env_kwargs": data["env_kwargs"] or {},
             "wrappers": data.get("wrappers") or [],
+            # its buffer keeps normalised observations in the type of the environment: of bytes only whole numbers are left
+            "casts_to_float": model["normalize_observations"] == [""],
             "max_episode_steps": data.get("max_episode_steps"),
             "obs_keys": data["obs_keys"],
             "mask_key": data["action_mask"].partition(":")[2] if is_masked else None,

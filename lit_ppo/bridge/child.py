@@ -10,7 +10,6 @@ import errno
 import fcntl
 import os
 import select
-import shutil
 import signal
 import subprocess
 import weakref
@@ -203,7 +202,7 @@ def _end_and_release(process: "subprocess.Popen[bytes]", directory: sweeper.RunD
     """End a guard and its worker, and release all that this process has of them."""
     _end(process, pidfd)
     if process.returncode < 0:  # a guard that was killed could not remove the worker's directory
-        shutil.rmtree(f"{directory.path}/{process.pid}", ignore_errors=True)
+        sweeper.remove_tree(f"{directory.path}/{process.pid}")
     _release(process, [pidfd, frame_fd])
     _be_subreaper_for(-1)
 

@@ -3,7 +3,9 @@
 `split()` forks before anything heavy is imported. The child returns and becomes the worker, in a process group of its own;
 the parent stays as guard and sleeps until
 
-- the trainer goes away, however it dies: the last write end of the worker's standard input closes (POLLHUP); or
+- the trainer closes the worker's standard input (POLLHUP); or
+- the trainer goes away, however it dies. That closes the pipe as well, unless the worker has opened it for writing through
+  /proc; so the guard looks at the process, too; or
 - the worker goes away.
 
 Then it kills the worker's group and every descendant that was left behind (it is their subreaper, so even a daemon comes back
@@ -36,7 +38,7 @@ def split(confinement: dict[str, Any]) -> dict[str, str]:
     """
     report: dict[str, str] = {}
     kernel.prctl(kernel.CHILD_SUBREAPER, 1)
-    guard = os.pidfd_open(os.getpid())
+    guard, trainer = os.pidfd_open(os.getpid()), os.pidfd_open(os.getppid())
     private = _make_private(confinement, report)
     level, has_namespaces = confinement["level"], False
     if level in sandbox.WITH_NAMESPACES:
@@ -49,8 +51,9 @@ def split(confinement: dict[str, Any]) -> dict[str, str]:
     child = os.fork()
     if child != 0:
         os.close(status_write)
-        _guard(child, private, status_read)
+        _guard(child, private, status_read, trainer)
     os.close(status_read)
+    os.close(trainer)
     os.setpgid(0, 0)
     if has_namespaces:
         namespaces.enter_as_init()
@@ -96,20 +99,21 @@ def _end_with(guard: int) -> None:
         os._exit(1)
 
 
-def _guard(child: int, private: str, status_fd: int) -> NoReturn:
+def _guard(child: int, private: str, status_fd: int, trainer: int) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.close(1)  # else the trainer would not see the end of the worker's replies
     os.close(2)
     ends = select.poll()
     ends.register(0, 0)  # no event but POLLHUP, which is always reported
-    ends.register(os.pidfd_open(child), select.POLLIN)
+    for process in (os.pidfd_open(child), trainer):
+        ends.register(process, select.POLLIN)
     ends.poll()
     status = _kill_all(child)
     of_worker = namespaces.status_of_worker(status_fd)
-    import shutil  # here, so that starting does not pay for it
+    from lit_ppo.bridge.sweeper import remove_tree  # here, so that starting does not pay for it
 
-    shutil.rmtree(private, ignore_errors=True)
+    remove_tree(private)
     code = os.waitstatus_to_exitcode(status if of_worker is None else of_worker)
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -11,9 +11,9 @@ import fcntl
 import os
 import re
 import select
-import shutil
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -88,6 +88,58 @@ def run_directory() -> RunDirectory:
     return _current
 
 
+def remove_tree(directory: str) -> None:
+    """Remove a directory with all that a worker has left in it, as far as this user may.
+
+    A worker can nest directories more deeply than a path, a recursion or the number of open files reaches: so only one of them
+    is open here at a time. Those that it has closed by their mode are opened.
+    """
+    here = _opened(directory)
+    if here is None:
+        return
+    subdirectories = _emptied(here)
+    above: list[tuple[str, list[str]]] = []  # of each level: the subdirectory that we are in, and those that follow
+    while subdirectories or above:
+        if subdirectories:
+            name = subdirectories.pop()
+            if (inner := _opened(name, here)) is not None:
+                os.close(here)
+                above.append((name, subdirectories))
+                here, subdirectories = inner, _emptied(inner)
+            continue
+        outer = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=here)
+        os.close(here)
+        here = outer
+        name, subdirectories = above.pop()
+        with suppress(OSError):
+            os.rmdir(name, dir_fd=here)
+    os.close(here)
+    with suppress(OSError):
+        os.rmdir(directory)
+
+
+def _opened(name: str, within: int | None = None) -> int | None:
+    """A descriptor of a directory that may be changed; None if this user may not."""
+    try:
+        os.chmod(name, 0o700, dir_fd=within)
+        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
+    except OSError:
+        return None
+
+
+def _emptied(directory: int) -> list[str]:
+    """Remove the files of a directory; its subdirectories."""
+    subdirectories = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                subdirectories.append(entry.name)
+                continue
+            with suppress(OSError):
+                os.unlink(entry.name, dir_fd=directory)
+    return subdirectories
+
+
 def remove_orphans(parent: str) -> None:
     """Remove directories of runs whose trainer and sweeper were both killed; one that may be in use stays.
 
@@ -105,7 +157,7 @@ def remove_orphans(parent: str) -> None:
         try:
             # without a process of that number it may still be in use, in another process namespace: then it is locked
             if entry.stat(follow_symlinks=False).st_uid == os.getuid() and (lock := _lock(entry.path)) is not None:
-                shutil.rmtree(entry.path, ignore_errors=True)
+                remove_tree(entry.path)
                 os.close(lock)
         except OSError:
             continue  # no directory, or another sweeper was faster
@@ -129,7 +181,7 @@ def _sweep(directory: str) -> None:
     ends = select.poll()
     ends.register(0, 0)  # no event but POLLHUP, which is always reported: what a worker may write is not read
     ends.poll()
-    shutil.rmtree(directory, ignore_errors=True)
+    remove_tree(directory)
 
 
 if __name__ == "__main__":

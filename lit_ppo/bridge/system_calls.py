@@ -77,6 +77,7 @@ _NUMBERS: Final[dict[str, tuple[int, int]]] = {
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
     "fanotify_init": (300, 262),
+    "inotify_add_watch": (254, 27),  # of any file, and with the names of those that are made
     # shared by all processes of a user, by numbers and names that Landlock does not know
     "shmget": (29, 194),
     "shmat": (30, 196),

@@ -1,5 +1,6 @@
 """StopWhenSolved: ends the run when the policy reaches the solve threshold and fresh episodes confirm it."""
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -32,7 +33,9 @@ class StopWhenSolved(Callback):
             raise ConfigError(f"solved.confirmation_episodes={confirmation_episodes}: expected at least 0")
         if confirmation_episodes > LARGEST_COUNT:
             raise ConfigError(f"solved.confirmation_episodes={confirmation_episodes}: expected at most {LARGEST_COUNT:,}")
-        if margin < 0:
+        if threshold is not None and math.isnan(threshold):
+            raise ConfigError(f"solved.threshold={threshold}: expected a number, .inf for never, or null")
+        if not margin >= 0:  # nor nan
             raise ConfigError(f"solved.margin={margin}: expected at least 0")
         self.threshold, self.confirmation_episodes, self.margin = threshold, confirmation_episodes, margin
         self.solved_at: int | None = None  # env steps

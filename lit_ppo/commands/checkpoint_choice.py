@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_ppo import elastic, interrupts
+from lit_ppo.checkpoint_io import is_of_its_directory
 from lit_ppo.commands.run_place import runs_dir_of
-from lit_ppo.errors import ConfigError
+from lit_ppo.errors import ConfigError, one_line
 from lit_ppo.foreign_settings import refuse_foreign
 from lit_ppo.resume_settings import differences, refuse_fixed, resumed, saved_settings
 from lit_ppo.run_choice import CheckpointChoice, chosen_checkpoint, run_of_launch
@@ -61,7 +62,7 @@ def settings_from(path: Path, typed: dict[str, Any]) -> dict[str, Any]:
 
 def _accepted_settings(path: Path, typed: dict[str, Any]) -> dict[str, Any]:
     saved = saved_settings(path)
-    refuse_foreign(path, saved, typed, typed.get("trust_checkpoint") is True)
+    refuse_foreign(path, saved, typed, is_own=typed.get("trust_checkpoint") is True or is_of_its_directory(path))
     return saved
 
 
@@ -82,5 +83,5 @@ def settings_of_continuation(path: Path, given: str, typed: dict[str, Any], make
     interrupts.advise(interrupts.continue_from(given))
     refuse_fixed(saved, typed)
     for line in differences(saved, typed, makes_own_optimizer):
-        print(f"changed since {path}: {line}", file=sys.stderr)
+        print(one_line(f"changed since {path}: {line}"), file=sys.stderr)
     return resumed(saved, typed)

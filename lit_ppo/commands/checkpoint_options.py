@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from lit_ppo.errors import one_line
 from lit_ppo.run_choice import chosen_checkpoint
 from lit_ppo.run_directory import RUNS_DIR
 
@@ -14,13 +15,13 @@ def add_runs_dir_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs_dir", type=Path, default=Path(RUNS_DIR), help=f"directory of all runs (default: {RUNS_DIR})")
 
 
-def add_trust_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--trust_checkpoint`."""
+def add_trust_option(parser: argparse.ArgumentParser, of: str = "checkpoint") -> None:
+    """Add `--trust_checkpoint`, or that of another file which holds settings."""
     parser.add_argument(
-        "--trust_checkpoint",
+        f"--trust_{of}",
         choices=("true", "false"),
         default="false",
-        help="take all settings from a checkpoint that no run of its directory wrote, also those that name programs, paths or "
+        help=f"take all settings from a {of} that no run of its directory wrote, also those that name programs, paths or "
         "code, or lower a guard (default: false)",
     )
 
@@ -33,5 +34,5 @@ def typed_checkpoint(options: argparse.Namespace) -> Path:
     """
     choice = chosen_checkpoint(options.ckpt_path, "best", options.runs_dir)
     if choice.about:
-        print(choice.about)
+        print(one_line(choice.about))
     return choice.path

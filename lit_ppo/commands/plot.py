@@ -7,7 +7,7 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_ppo.errors import CheckpointError
+from lit_ppo.errors import CheckpointError, one_line
 from lit_ppo.exit_codes import CHECKPOINT, USAGE, fail
 from lit_ppo.run_choice import run_named
 from lit_ppo.run_directory import CONFIG_NAME, CURVE_NAME, RUNS_DIR, directories_below
@@ -79,7 +79,7 @@ def _curves(options: argparse.Namespace) -> "list[RunCurve]":
     if not curves:
         raise CheckpointError(problems[0])
     for problem in problems:
-        print(f"lit_ppo: {problem}", file=sys.stderr)
+        print(one_line(f"lit_ppo: {problem}"), file=sys.stderr)
     return curves
 
 

@@ -128,7 +128,7 @@ def _check(options: argparse.Namespace) -> None:
         document = json.loads(options.path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{options.path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{options.path}: expected JSON: {error}") from error
     contract = ContractSettings(
         check_membership="off" if options.any_observation else "error",

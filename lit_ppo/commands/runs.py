@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_ppo.errors import one_line
 from lit_ppo.exit_codes import CHECKPOINT, fail
 from lit_ppo.run_directory import RUNS_DIR, all_runs
 from lit_ppo.run_status import Status, read_status
@@ -32,13 +33,13 @@ def run(options: argparse.Namespace) -> None:
             status = read_status(directory)
         except (ValueError, OSError) as error:
             damaged += 1
-            print(f"lit_ppo: {error}", file=sys.stderr)
+            print(one_line(f"lit_ppo: {error}"), file=sys.stderr)
             continue
         if status is not None:
             found.append((directory, status))
         elif options.directory:
             damaged += 1
-            print(f"lit_ppo: {directory}: expected the directory of a run, with run.json", file=sys.stderr)
+            print(one_line(f"lit_ppo: {directory}: expected the directory of a run, with run.json"), file=sys.stderr)
     found.sort(key=lambda pair: pair[1].started)
     if damaged and not found:
         fail("no run could be read", CHECKPOINT)
@@ -74,8 +75,8 @@ def _as_json(directory: Path, status: Status, runs_dir: Path) -> dict[str, Any]:
 
 def _row(directory: Path, status: Status, runs_dir: Path) -> dict[str, str]:
     return {
-        "run": _name(directory, runs_dir),
-        "environment": status.env_id,
+        "run": one_line(_name(directory, runs_dir)),
+        "environment": one_line(status.env_id),
         "seed": str(status.seed),
         "env steps": f"{status.env_steps:,}",
         "best return": "-" if status.best_return is None else f"{status.best_return:.5g}",

@@ -42,7 +42,7 @@ from lit_ppo.commands.training_options import (
 from lit_ppo.commands.typed_settings import typed_settings
 from lit_ppo.compat_lightning import option_names, parser_of, settings_of
 from lit_ppo.data import RolloutDataModule
-from lit_ppo.errors import ConfigError, RunInterrupted
+from lit_ppo.errors import ConfigError, RunInterrupted, one_line
 from lit_ppo.exit_codes import fail
 from lit_ppo.module import PPOModule
 from lit_ppo.option_parser import HelpFormatter, OptionParser
@@ -183,7 +183,7 @@ class LitPPOCLI(LightningCLI):
             return
         path = checkpoint_at(choice.path)
         if choice.about and is_first_rank():
-            print(choice.about, flush=True)
+            print(one_line(choice.about), flush=True)
         if command == "fit":
             settings = settings_of_continuation(path, str(path), self._typed, self._module_class.makes_own_optimizer())
         else:

@@ -25,6 +25,8 @@ _libc.syscall.restype = ctypes.c_long
 # x86_64; the tests are skipped elsewhere
 _CALLS: Final = {
     "clone": 56,
+    "inotify_add_watch": 254,
+    "kcmp": 312,
     "ptrace": 101,
     "rt_sigqueueinfo": 129,
     "sched_setscheduler": 144,
@@ -156,6 +158,11 @@ def read_shared_segment(target: dict[str, Any]) -> object:
     return ctypes.string_at(address, target["length"]).decode()
 
 
+@attack
+def compare_descriptors_with_the_trainer(target: dict[str, Any]) -> object:
+    return call("kcmp", os.getpid(), target["trainer"], 0, 0, target["descriptor"]) >= 0
+
+
 # -- signals; the trainer counts them
 
 
@@ -244,6 +251,11 @@ def list_the_home_directory(target: dict[str, Any]) -> object:
 
 
 @attack
+def watch_the_home_directory(target: dict[str, Any]) -> object:
+    return call("inotify_add_watch", _libc.inotify_init(), target["home"].encode(), 0x100) >= 0  # IN_CREATE, with the name
+
+
+@attack
 def see_that_a_file_exists(target: dict[str, Any]) -> object:
     return os.path.exists(f"{target['home']}/.token")
 
@@ -313,6 +325,16 @@ def open_the_terminal(target: dict[str, Any]) -> object:
     return os.close(os.open(target["terminal"], os.O_RDWR | os.O_NOCTTY)) is None
 
 
+@attack
+def leave_directories_that_are_hard_to_remove(target: dict[str, Any]) -> object:
+    """Closed to their owner, with a link to what is not theirs."""
+    os.mkdir("unreadable", 0o300)
+    os.mkdir("unreadable/closed", 0)
+    Path("unreadable/file").touch()
+    os.symlink(target["home"], "unreadable/link")
+    return os.path.lexists("unreadable/link")
+
+
 # -- sockets
 
 
@@ -341,6 +363,12 @@ def connect_by_abstract_socket(target: dict[str, Any]) -> object:
 def send_from_one_of_a_pair(target: dict[str, Any]) -> object:
     one, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     return one.sendto(b"hello", target["datagrams"]) == 5
+
+
+@attack
+def send_by_udp(target: dict[str, Any]) -> object:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        return sender.sendto(b"hello", ("127.0.0.1", target["udp_port"])) == 5
 
 
 @attack

@@ -33,7 +33,7 @@ FOR_ROOT: Final = {
     "watch_events_of_the_processor",
     "read_memory_of_the_guard",  # which is not dumpable at any level
 }
-NEVER: Final = {"gain_privileges"}  # at any level
+NEVER: Final = {"gain_privileges", "leave_directories_that_are_hard_to_remove"}  # at any level
 BY_PTRACE: Final = {name for name in ATTACKS if "memory_by" in name or "_by_proc" in name or "trace" in name}
 # What a level does not stop, as the table in docs/sandbox.md says.
 REMAINS: Final = {
@@ -132,7 +132,10 @@ def test_attack_succeeds_without_a_sandbox_and_in_none(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(NEVER))
 def test_attack_is_stopped_without_a_sandbox_too(name: str) -> None:
-    assert not any(attacked(setting)["achieved"][name] for setting in (*OPEN, *CLOSED))
+    for setting in (*OPEN, *CLOSED):
+        found = attacked(setting)
+        assert found["outcomes"][name].startswith("done: ")  # it was tried
+        assert not found["achieved"][name], setting
 
 
 def test_layers_of_each_level_are_reported() -> None:

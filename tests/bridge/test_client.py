@@ -1467,8 +1467,8 @@ PARENT = """
 import sys, numpy as np
 from tests.bridge.test_client import bridge_of, guard_pid, worker_pid
 if __name__ == "__main__":
-    pids, fault = sys.argv[1:]
-    kwargs = {"grandchildren": pids, "fault": fault or None}
+    pids, fault, call = sys.argv[1:]
+    kwargs = {"grandchildren": pids, "fault": fault or None, "call": call}
     bridge = bridge_of(num_envs=1, env_kwargs=kwargs)
     bridge.reset()
     print(guard_pid(bridge), worker_pid(bridge), open(pids).read().strip(), flush=True)
@@ -1477,9 +1477,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("fault", ["", "hang blocked"])
-def test_nothing_outlives_a_trainer_that_is_killed(fault: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PARENT, str(tmp_path / "pids"), fault]
+@pytest.mark.parametrize(("fault", "call"), [("", "step"), ("hang blocked", "step"), ("hold its pipes", "make")])
+def test_nothing_outlives_a_trainer_that_is_killed(fault: str, call: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "pids"), fault, call]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as parent:
         try:
             assert parent.stdout is not None

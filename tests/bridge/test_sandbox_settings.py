@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lit_ppo.bridge import landlock
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.commands.check_env import add_arguments
@@ -38,6 +39,19 @@ def test_confined_environment_reads_what_it_is_allowed_and_its_own_modules(tmp_p
                     bridge.reset()
             else:
                 assert bridge.reset()[""].shape == (1, 4)
+
+
+def test_import_path_does_not_open_the_home_directory_but_what_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    (home / "envs").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    for entry in (tmp_path, home, home / "envs"):
+        monkeypatch.syspath_prepend(str(entry))
+    (tmp_path / "home too").symlink_to(home)
+    monkeypatch.syspath_prepend(str(tmp_path / "home too"))
+    assert [place for place in landlock._of_interpreter() if place.startswith(str(tmp_path))] == [str(home / "envs")]
 
 
 @pytest.mark.parametrize("setting", ["worker_cwd", "sandbox_write"])

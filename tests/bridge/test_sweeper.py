@@ -6,8 +6,9 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,23 @@ def kill_at_once(*pids: int) -> None:
     for end in ends:
         assert select.select([end], [], [], DEADLINE_S)[0]
         os.close(end)
+
+
+def test_directories_go_that_are_nested_more_deeply_than_a_path_a_recursion_or_the_open_files_reach() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place, ExitStack() as stack:
+        top, depth = os.path.join(place, "top"), 2 * max(sys.getrecursionlimit(), 2048)
+        os.mkdir(top)
+        here = os.open(top, os.O_RDONLY)
+        for _ in range(depth):
+            os.mkdir("down", dir_fd=here)
+            inner = os.open("down", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = inner
+        stack.callback(os.close, here)
+        os.symlink(place, "up", dir_fd=here)
+        Path(place, "kept").touch()
+        sweeper.remove_tree(top)
+        assert os.listdir(place) == ["kept"]
 
 
 def test_directory_goes_when_trainer_guards_and_workers_are_killed_at_once(tmp_path: Path) -> None:

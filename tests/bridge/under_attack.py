@@ -95,14 +95,16 @@ def attacked(settings: dict[str, Any]) -> dict[str, Any]:
         "connect_by_unix_socket": socket.socket(socket.AF_UNIX, socket.SOCK_STREAM),
         "connect_by_abstract_socket": socket.socket(socket.AF_UNIX, socket.SOCK_STREAM),
         "send_from_one_of_a_pair": socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
+        "send_by_udp": socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
     }
+    listeners["send_by_udp"].bind(("127.0.0.1", 0))
     abstract = secrets.token_hex(8)
     listeners["connect_by_unix_socket"].bind(str(area / "socket"))
     listeners["connect_by_abstract_socket"].bind(b"\0" + abstract.encode())
     listeners["send_from_one_of_a_pair"].bind(str(area / "datagrams"))
-    for name, listener in listeners.items():
+    for listener in listeners.values():
         listener.setblocking(False)
-        if name != "send_from_one_of_a_pair":
+        if listener.type == socket.SOCK_STREAM:
             listener.listen()
     worker = WorkerProcess(confinement={"level": settings["level"]})
     private = Path(worker._child._directory.path, str(worker.guard_pid))
@@ -125,6 +127,7 @@ def attacked(settings: dict[str, Any]) -> dict[str, Any]:
             "shared": str(shared),
             "terminal": os.ttyname(terminal),
             "port": listeners["connect_by_tcp"].getsockname()[1],
+            "udp_port": listeners["send_by_udp"].getsockname()[1],
             "socket": str(area / "socket"),
             "abstract": abstract,
             "datagrams": str(area / "datagrams"),
@@ -156,6 +159,7 @@ def attacked(settings: dict[str, Any]) -> dict[str, Any]:
         **{name: _has_arrived(listener) for name, listener in listeners.items()},
     }
     worker.kill()
+    achieved["leave_directories_that_are_hard_to_remove"] = private.exists()
     libc.umount2(str(area / "mount").encode(), 2)
     shared.unlink(missing_ok=True)
     os.close(main_end)

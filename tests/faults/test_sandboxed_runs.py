@@ -22,6 +22,7 @@ def trained(directory: Path, package: str, level: str) -> tuple[bytes, dict[str,
     arguments = [
         *("fit", *ENVIRONMENTS[package], f"--data.sandbox={level}", "--total_env_steps=256", "--data.num_envs=2"),
         *("--evaluation.num_episodes=1", "--data.evaluation_envs=1", "--trainer.logger=false", "--curve.path=curve.json"),
+        "--checkpoint.dirpath=checkpoints",
         "--evaluation.every_env_steps=1000000",
     ]
     with closing(CommandLine(directory / level, *arguments)) as run:
