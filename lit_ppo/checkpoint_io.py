@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -83,6 +84,19 @@ def verified_bytes(path: str | Path) -> bytes:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror} (errno {error.errno})") from error
     return verified(data, path)
+
+
+def require_archive(path: str | Path) -> None:
+    """Refuse a file that no checkpoint can be; one with a checksum is verified, one that Lightning wrote by itself has none.
+
+    Raises:
+        CheckpointError: The file cannot be read, is damaged, or is no checkpoint.
+    """
+    if not zipfile.is_zipfile(path):
+        verified_bytes(path)
+    with zipfile.ZipFile(path) as archive:
+        if archive.comment:
+            verified_bytes(path)
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lit_ppo import functional, seeding
 from lit_ppo.callables import PartOfCheckpoint, plain
-from lit_ppo.checkpoint_io import verified_bytes
+from lit_ppo.checkpoint_io import require_archive
 from lit_ppo.checkpoint_structure import RUN_LENGTH_KEY, RUNNING_RETURNS_KEY, Continuation, checked_tensors, saved_spec
 from lit_ppo.compat_lightning import (
     attached_trainer,
@@ -132,12 +132,12 @@ class PPOModule(LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **settings: Any) -> Self:  # type: ignore[override]
-        """As in Lightning, from a file that is verified first.
+        """As in Lightning, from a file that is verified first, if it has a checksum.
 
         Raises:
             CheckpointError: The file cannot be read, is damaged, or is no checkpoint of lit_ppo.
         """
-        verified_bytes(checkpoint_path)
+        require_archive(checkpoint_path)
         loaded: Self = super().load_from_checkpoint(checkpoint_path, *args, **settings)
         return loaded
 
