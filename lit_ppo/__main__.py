@@ -8,7 +8,7 @@ if not sys.flags.safe_path:
     # written, never stands in for an installed module or one of Python's.
     sys.path[:] = [*(entry for entry in sys.path if entry not in ("", os.getcwd())), os.getcwd()]
 
-from lit_ppo import allocator, exit_codes, interrupts, standard_streams
+from lit_ppo import allocator, elastic, exit_codes, interrupts, standard_streams
 
 _PACKAGES = {  # of every installation, by the name that is imported
     **{name: name for name in ("gymnasium", "jsonargparse", "lightning", "numpy", "torch", "torchmetrics", "tqdm")},
@@ -63,6 +63,7 @@ def _run() -> None:
     standard_streams.prepare()
     interrupts.advise(interrupts.advice_at_start(sys.argv[1:]))
     interrupts.install()
+    elastic.end_with_agent()
     if len(sys.argv) > 1 and sys.argv[1] in _WORKERS:
         start_workers(sys.argv[1])
         allocator.keep_freed_memory()

@@ -1,9 +1,14 @@
 """Launches by torchrun, which starts the same command again after a rank was lost (`--max-restarts`)."""
 
 import os
+import select
+import signal
 import socket
 from pathlib import Path
+from threading import Thread
 from typing import Final
+
+from lit_ppo import exit_codes, interrupts
 
 _NO_ID: Final = "none"  # torchrun's own default
 
@@ -16,6 +21,29 @@ def launch() -> str | None:
     if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
         return None  # each node has an agent of its own
     return f"{socket.gethostname()}:{os.getppid()}:{_start_of(os.getppid()):.2f}"
+
+
+def end_with_agent() -> None:
+    """When torchrun's agent ends, end this rank as SIGTERM would: the ranks could wait for each other for half an hour.
+
+    Before training the main thread may wait in torch, where no handler of Python runs; so another thread ends the process.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        Thread(target=_await_end, args=(os.getppid(),), daemon=True).start()
+
+
+def _await_end(agent: int) -> None:
+    try:
+        descriptor = os.pidfd_open(agent)
+    except ProcessLookupError:
+        pass  # it has ended already
+    except OSError:
+        return  # a kernel without it
+    else:
+        select.select([descriptor], [], [])
+    if signal.getsignal(signal.SIGTERM) is interrupts.end_at_once:
+        interrupts.end_with("torchrun has ended", exit_codes.RANK)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def may_restart() -> bool:

@@ -237,6 +237,22 @@ def test_launches_at_once_have_two_run_directories_and_each_goes_on_in_its_own(s
         assert (directory / "curve.json").read_bytes() == (tmp_path / "undisturbed/curve.json").read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("has_trained", [False, True])
+def test_ranks_end_with_the_torchrun_that_started_them(has_trained: bool, start: Start, tmp_path: Path) -> None:
+    run = start("orphaned", 2, 2000, launcher=TORCHRUN, checkpoint__every_n_updates=1)
+    wait_for(lambda: ranks_of(run, 1), "the second rank", DEADLINE_S)
+    last = run.directory / LAST
+    if has_trained:
+        wait_for(last.exists, "the first checkpoint", DEADLINE_S)
+    run.process.kill()
+    wait_for(lambda: not run.processes(), "the end of all ranks", DEADLINE_S)
+    run.ended(is_tidy=False)
+    assert last.exists() == has_trained
+    if has_trained:
+        finished(start("orphaned", 1, 5 + int(read_checkpoint(last)["epoch"]), ckpt_path="last"))
+
+
 def strike_after(run: CommandLine, before: float) -> None:
     """Kill the second rank when there is a checkpoint newer than `before`."""
     last = run.directory / LAST

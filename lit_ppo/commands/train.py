@@ -18,7 +18,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from lit_ppo import exit_codes, interrupts, standard_streams
+from lit_ppo import elastic, exit_codes, interrupts, standard_streams
 from lit_ppo.callbacks.graceful_exit import GracefulExit
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.run_config import RunConfig
@@ -93,6 +93,7 @@ class LitPPOCLI(LightningCLI):
                 standard_streams.prepare()
                 interrupts.advise(interrupts.advice_at_start(sys.argv[1:]))
                 interrupts.install()
+                elastic.end_with_agent()
         of_commands = {
             name: {
                 "usage": f"{program} {name} [options]",
