@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
+import torch.distributed as dist
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar, WeightAveraging
@@ -20,9 +21,10 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from lit_ppo.compat_torch import backward_hook_owner
-from lit_ppo.ranks import Ranks
+from lit_ppo.ranks import Ranks, attempt_name
 
 if TYPE_CHECKING:  # these would import jsonargparse, which the Python API does not need
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -123,6 +125,25 @@ def rank_strategy_of(trainer: Trainer) -> RankStrategy | None:
             if isinstance(thread, _ChildProcessObserver):
                 thread._finished = True
     return cast(RankStrategy, strategy)
+
+
+def join_ranks(trainer: Trainer) -> None:
+    """Make the process group of ranks that torchrun started, under a name of this attempt; Lightning finds it.
+
+    torch (2.13) lets the ranks meet in the store of torchrun's rendezvous, as it is. After a restart, they could find there the
+    addresses of ranks that are gone, and wait for them for half an hour.
+    """
+    strategy: Any = trainer.strategy
+    has_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    if not (has_agent and isinstance(strategy, DDPStrategy)) or dist.is_initialized():
+        return
+    rank, count = trainer.global_rank, trainer.world_size
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    limit: Any = strategy._timeout
+    store = TCPStore(address, port, count, is_master=False, timeout=limit)
+    attempt = PrefixStore(f"lit_ppo/{attempt_name(store, rank, count)}", store)
+    backend = strategy._get_process_group_backend()
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=count, timeout=limit)
 
 
 def unfit_for_ranks(trainer: Trainer) -> str | None:

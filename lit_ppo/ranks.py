@@ -1,16 +1,50 @@
 """Ranks: the processes that train together, and what they tell each other: tensors and bytes, never pickled objects."""
 
 from collections.abc import Callable, Sequence
-from time import monotonic
+from time import monotonic, sleep
+from typing import Final
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 
 from lit_ppo.errors import RankLost
 
 # its name from torch 2.13 on; the older one warns there
 _gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+_MEETING_S: Final = 0.01  # between two looks into the store
+
+
+def attempt_name(store: Store, rank: int, count: int) -> str:
+    """A name that the ranks of this attempt agree on, in a store where ranks of earlier attempts have left theirs.
+
+    Every rank names itself anew. The first one answers each name that it finds, until all ranks have said that they heard it.
+
+    Args:
+        store: In which all can read and write.
+        rank: This process's own, from 0.
+        count: Number of ranks.
+    """
+    mine = uuid4().hex
+    if rank > 0:
+        store.set(f"rank/{rank}", mine)
+        while not store.check([f"attempt/{mine}"]):
+            sleep(_MEETING_S)
+        attempt = store.get(f"attempt/{mine}").decode()
+        store.set(f"heard/{attempt}/{rank}", "")
+        return attempt
+    waiting = set(range(1, count))
+    while waiting:
+        for other in list(waiting):
+            if store.check([f"rank/{other}"]):
+                store.set(f"attempt/{store.get(f'rank/{other}').decode()}", mine)
+            if store.check([f"heard/{mine}/{other}"]):
+                waiting.remove(other)
+        sleep(_MEETING_S)
+    return mine
 
 
 class Ranks:

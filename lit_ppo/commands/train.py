@@ -40,7 +40,7 @@ from lit_ppo.commands.training_options import (
     refuse_callbacks_of_every_run,
 )
 from lit_ppo.commands.typed_settings import typed_settings
-from lit_ppo.compat_lightning import option_names, parser_of, settings_of
+from lit_ppo.compat_lightning import join_ranks, option_names, parser_of, settings_of
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import ConfigError, RunInterrupted, one_line
 from lit_ppo.exit_codes import fail
@@ -240,9 +240,11 @@ class LitPPOCLI(LightningCLI):
             if wanted is False:  # Lightning would refuse the flag because of the callback
                 callbacks.remove(key)
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ImportError) as error:  # the latter where a package is missing
             raise ConfigError(f"trainer (accelerator={config.accelerator}, devices={config.devices}): {error}") from error
+        join_ranks(trainer)
+        return trainer
 
     def _set_seed(self) -> None:
         """Nothing here draws from the global streams; they are seeded for what a user's own code may draw."""
