@@ -10,10 +10,9 @@ import logging
 import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from types import FrameType
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -25,7 +24,6 @@ from torch import Tensor, nn
 
 from lit_ppo import functional, seeding
 from lit_ppo.callables import PartOfCheckpoint, plain
-from lit_ppo.checkpoint_io import verified_bytes
 from lit_ppo.checkpoint_structure import RUN_LENGTH_KEY, RUNNING_RETURNS_KEY, Continuation, saved_spec
 from lit_ppo.compat_lightning import (
     attached_trainer,
@@ -129,17 +127,6 @@ class PPOModule(LightningModule):
             state = self.policy.initial_state(num_rows)
         begins = None if state is None else torch.zeros(num_rows, dtype=torch.bool, device=state.device)
         return self.policy.act(obs, state, begins, None)
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **settings: Any) -> Self:  # type: ignore[override]
-        """As in Lightning, from a file that is verified first.
-
-        Raises:
-            CheckpointError: The file cannot be read, is damaged, or is no checkpoint of lit_ppo.
-        """
-        verified_bytes(checkpoint_path)
-        loaded: Self = super().load_from_checkpoint(checkpoint_path, *args, **settings)
-        return loaded
 
     def predict(
         self,

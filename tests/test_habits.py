@@ -406,11 +406,6 @@ def test_environment_with_other_spaces_than_the_checkpoints_is_refused(run: Run)
     )
 
 
-def test_file_that_is_no_checkpoint_is_refused_by_the_module() -> None:
-    Path("own.ckpt").write_bytes(b"nothing")
-    assert refusal(lambda: PPOModule.load_from_checkpoint("own.ckpt"), CheckpointError).startswith("own.ckpt: expected")
-
-
 def test_other_plugin_for_checkpoints_is_refused(run: Run) -> None:  # noqa: F811
     trainer = bare_trainer(1, plugins=[AsyncCheckpointIO()])
     message = refusal(lambda: trainer.fit(*small_parts()))
