@@ -1347,7 +1347,7 @@ def test_start_that_failed_says_so_again_whoever_asks() -> None:
 def test_start_that_was_broken_off_cannot_be_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
     with bridge_of("CartPole-v1", num_envs=1) as bridge:
         with monkeypatch.context() as patch:
-            patch.setattr(WorkerProcess, "attach", lambda *args: signal.raise_signal(signal.SIGINT))
+            patch.setattr(WorkerProcess, "attach", lambda *args: signal.default_int_handler(signal.SIGINT, None))
             with pytest.raises(KeyboardInterrupt):
                 bridge.reset()
         with pytest.raises(BridgeError, match="starting the environments was interrupted"):
