@@ -92,11 +92,13 @@ def require_archive(path: str | Path) -> None:
     Raises:
         CheckpointError: The file cannot be read, is damaged, or is no checkpoint.
     """
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_lightnings = not archive.comment and any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        is_lightnings = False
+    if not is_lightnings:
         verified_bytes(path)
-    with zipfile.ZipFile(path) as archive:
-        if archive.comment:
-            verified_bytes(path)
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

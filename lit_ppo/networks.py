@@ -140,7 +140,8 @@ class OwnTorso(nn.Module):
         initialize: Seeds the global generator, from which the module may draw its weights; afterwards it is as it was.
 
     Raises:
-        ConfigError: It is no module, does not take its inputs, or its outputs have another shape than (R, F).
+        ConfigError: It is no module, does not take its inputs, changes them in place, has no gradient, or its outputs have
+            another shape than (R, F).
     """
 
     def __init__(self, make: Callable[[int], nn.Module], num_inputs: int, initialize: Initializer) -> None:
@@ -151,8 +152,10 @@ class OwnTorso(nn.Module):
                 module = make(num_inputs)
                 if not isinstance(module, nn.Module):
                     raise ConfigError(f"model.torso: expected a torch.nn.Module, got {type(module).__name__}")
-                with torch.no_grad():
-                    outputs = module.eval()(torch.zeros(2, num_inputs))
+                inputs = torch.zeros(2, num_inputs, requires_grad=True)
+                outputs = module.eval()(inputs)
+                if isinstance(outputs, Tensor) and outputs.requires_grad:
+                    torch.autograd.grad(outputs.sum(), inputs, allow_unused=True)  # what works in place may fail only here
             except ConfigError:
                 raise
             except Exception as error:  # of code that is not ours

@@ -164,12 +164,11 @@ class Passes:
         if self._settings.normalize_advantages == "minibatch":
             advantages = functional.normalize(advantages, weights)
         of_shards = advantages.view(shards.num_shards, -1)
-        parts = [
-            batch.sequences(indexes[shard])._replace(advantages=of_shards[shard])
-            for shard, batch in zip(shards.own, batches, strict=True)
-        ]
+        parts = [batch.sequences(indexes[shard], of_shards[shard]) for shard, batch in zip(shards.own, batches, strict=True)]
         if weights is None:
             return parts, [1 / shards.num_shards] * len(parts), None
+        if shards.num_shards == 1:
+            return parts, [1.0], weights.sum()
         counts = weights.view(shards.num_shards, -1).sum(1)
         num_valid = counts.sum()
         return parts, [counts[shard] / num_valid for shard in shards.own], num_valid

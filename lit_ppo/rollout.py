@@ -123,8 +123,13 @@ class Batch(NamedTuple):
         """S."""
         return len(self.actions if self.state is None else self.state)
 
-    def sequences(self, index: Tensor) -> "Batch":
-        """The sequences at `index`, shape (I,), int64, in that order."""
+    def sequences(self, index: Tensor, advantages: Tensor | None = None) -> "Batch":
+        """Some sequences.
+
+        Args:
+            index: Which, in which order, shape (I,), int64.
+            advantages: Of their rows, shape (I * L,); None for this batch's own.
+        """
         length = len(self.actions) // self.num_sequences
 
         def select(column: Tensor) -> Tensor:
@@ -137,7 +142,7 @@ class Batch(NamedTuple):
             actions=select(self.actions),
             old_log_probs=select(self.old_log_probs),
             old_values=select(self.old_values),
-            advantages=select(self.advantages),
+            advantages=select(self.advantages) if advantages is None else advantages,
             returns=select(self.returns),
             weights=None if self.weights is None else select(self.weights),
             begins=None if self.begins is None else select(self.begins),

@@ -139,7 +139,8 @@ class EagerGradients:
         loss, log_ratio = minibatch_loss(outputs, values, part, clip_epsilon, self._policy.distribution, self._settings)
         for parameter in self._parameters:
             parameter.grad = None
-        self._backward(loss.total * share)
+        is_whole = isinstance(share, float) and share == 1  # then a product would only take time
+        self._backward(loss.total if is_whole else loss.total * share)
         return PartResult(functional.PPOLoss(*(piece.detach() for piece in loss)), log_ratio.detach())
 
 

@@ -406,9 +406,22 @@ def test_environment_with_other_spaces_than_the_checkpoints_is_refused(run: Run)
     )
 
 
-def test_file_that_is_no_checkpoint_is_refused_by_the_module() -> None:
-    Path("own.ckpt").write_bytes(b"nothing")
-    assert refusal(lambda: PPOModule.load_from_checkpoint("own.ckpt"), CheckpointError).startswith("own.ckpt: expected")
+@pytest.mark.parametrize("part", [PPOModule, RolloutDataModule])
+@pytest.mark.parametrize("content", [b"", b"nothing", b"PK\x05\x06" + bytes(18)], ids=["empty", "text", "empty archive"])
+def test_file_that_is_no_checkpoint_is_refused_by_its_path(part: Any, content: bytes) -> None:
+    Path("own.ckpt").write_bytes(content)
+    assert refusal(lambda: part.load_from_checkpoint("own.ckpt"), CheckpointError).startswith("own.ckpt: ")
+
+
+@pytest.mark.parametrize("part", [PPOModule, RolloutDataModule])
+def test_damaged_checkpoint_is_refused_before_it_is_loaded(part: Any) -> None:
+    bare_trainer(1, RunCheckpoint("own")).fit(*small_parts())
+    path = Path("own/last.ckpt")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    message = "own/last.ckpt: corrupt: its bytes do not match their checksum"
+    assert refusal(lambda: part.load_from_checkpoint(path), CheckpointError) == message
 
 
 def test_other_plugin_for_checkpoints_is_refused(run: Run) -> None:  # noqa: F811

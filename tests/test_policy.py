@@ -252,12 +252,40 @@ def test_torso_of_the_users_stands_in_place_of_the_hidden_layers() -> None:
             "expected outputs of shape (2, features) for inputs of shape (2, 4), got (2, 2, 2)",
         ),
         (lambda n: 1 / 0, "with 4 inputs: ZeroDivisionError: division by zero"),
+        (
+            lambda n: nn.ReLU(inplace=True),
+            "with 4 inputs: RuntimeError: a leaf Variable that requires grad is being used in an in-place operation.",
+        ),
     ],
 )
 def test_torso_that_does_not_fit_is_refused_in_one_line(torso: Any, message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         policy_of(vector_spec(4, 2), PPOSettings(torso=torso))
     assert str(refused.value) == f"model.torso: {message}"
+
+
+class Raising(nn.Module):
+    """Changes in place what the gradient needs."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.tanh().add_(1)
+
+
+def test_torso_without_a_gradient_is_refused_when_it_is_made() -> None:
+    with pytest.raises(ConfigError, match=r"^model\.torso: with 4 inputs: RuntimeError: .*modified by an inplace operation"):
+        policy_of(vector_spec(4, 2), PPOSettings(torso=lambda n: Raising()))
+
+
+class Frozen(nn.Module):
+    """Somebody's pretrained features."""
+
+    @torch.no_grad()
+    def forward(self, features: Tensor) -> Tensor:
+        return features.tanh()
+
+
+def test_torso_that_is_frozen_on_purpose_is_taken() -> None:
+    assert policy_of(vector_spec(4, 2), PPOSettings(torso=lambda n: Frozen())).actor.torso.num_features == 4
 
 
 # -- memory

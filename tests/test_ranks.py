@@ -122,7 +122,7 @@ def test_restart_on_several_nodes_needs_a_name_by_which_they_find_the_run(monkey
     of_torchrun = {"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_MAX_RESTARTS": "3"}
     for name, value in of_torchrun.items():
         monkeypatch.setenv(name, value)
-    settings = SimpleNamespace(ckpt_path=None, checkpoint=SimpleNamespace(dirpath=None))
+    settings = SimpleNamespace(ckpt_path=None, checkpoint=SimpleNamespace(dirpath=None), runs_dir="runs")
     with pytest.raises(ConfigError) as refused:
         choice_of_checkpoint("fit", settings)
     assert "on several nodes: expected --rdzv-id=NAME" in str(refused.value)
@@ -235,6 +235,19 @@ def test_launches_at_once_have_two_run_directories_and_each_goes_on_in_its_own(s
     assert len(launches) == 2
     for directory in directories:
         assert (directory / "curve.json").read_bytes() == (tmp_path / "undisturbed/curve.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_run_that_loses_a_rank_before_its_first_checkpoint_begins_again_in_its_directory(start: Start, tmp_path: Path) -> None:
+    place = {"checkpoint.dirpath": None, "curve.path": None, "checkpoint.every_n_updates": 1000}
+    finished(start("undisturbed", 1, LONG))
+    run = start("killed", 2, LONG, launcher=TORCHRUN, run="baseline", **place)
+    directory = tmp_path / "killed/runs/CartPole-v1/baseline"
+    wait_for((directory / "run.json").exists, "the start of training", DEADLINE_S)
+    os.kill(ranks_of(run, 1)[0], signal.SIGKILL)
+    assert "has ended" in finished(run).err
+    assert (directory / "curve.json").read_bytes() == (tmp_path / "undisturbed/curve.json").read_bytes()
+    assert sorted(path.name for path in directory.parent.iterdir()) == ["baseline", "latest"]
 
 
 @pytest.mark.slow

@@ -6,11 +6,11 @@ from typing import Any
 
 from lit_ppo import elastic, interrupts
 from lit_ppo.checkpoint_io import is_of_its_directory
-from lit_ppo.commands.run_place import runs_dir_of
-from lit_ppo.errors import ConfigError, one_line
+from lit_ppo.commands.run_place import directory_of_restart, runs_dir_of
+from lit_ppo.errors import one_line
 from lit_ppo.foreign_settings import refuse_foreign
 from lit_ppo.resume_settings import differences, refuse_fixed, resumed, saved_settings
-from lit_ppo.run_choice import CheckpointChoice, chosen_checkpoint, run_of_launch
+from lit_ppo.run_choice import CheckpointChoice, chosen_checkpoint
 
 
 def choice_of_checkpoint(command: str, settings: Any) -> CheckpointChoice | None:
@@ -38,14 +38,9 @@ def _of_restart(settings: Any) -> Path | None:
     """The last checkpoint of the run that torchrun restarts; None if it restarts none, or that has no checkpoint.
 
     Raises:
-        ConfigError: Nothing would tell the nodes which run that is.
+        ConfigError: As in `directory_of_restart`.
     """
-    dirpath, launch = settings.checkpoint.dirpath, elastic.launch()
-    if elastic.may_restart() and dirpath is None and launch is None:
-        raise ConfigError("torchrun: --max-restarts on several nodes: expected --rdzv-id=NAME, by which they find the run")
-    if not elastic.is_restart():
-        return None
-    directory = Path(dirpath) if dirpath is not None else run_of_launch(launch, runs_dir_of(settings))
+    directory = directory_of_restart(settings.checkpoint.dirpath, runs_dir_of(settings))
     path = None if directory is None else directory / "last.ckpt"
     return path if path is not None and elastic.was_written_meanwhile(path) else None
 

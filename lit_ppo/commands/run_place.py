@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_ppo import elastic
 from lit_ppo.errors import ConfigError
+from lit_ppo.run_choice import run_of_launch
 from lit_ppo.run_directory import RUNS_DIR, directory_without_run, discard_unused, new_run, run_of, with_run
+from lit_ppo.run_status import STATUS_NAME
 
 
 def is_first_rank() -> bool:
@@ -24,6 +27,26 @@ def runs_dir_of(settings: Any) -> Path:
     if settings.runs_dir is not None:
         return Path(settings.runs_dir)
     return Path(settings.trainer.default_root_dir or "") / RUNS_DIR
+
+
+def directory_of_restart(dirpath: str | None, runs_dir: Path) -> Path | None:
+    """The directory of the run that torchrun restarts; None if it restarts none, or the run had not begun to train.
+
+    Args:
+        dirpath: `checkpoint.dirpath`, if it was typed.
+        runs_dir: Directory of all runs.
+
+    Raises:
+        ConfigError: Nothing would tell the nodes which run that is.
+    """
+    launch = elastic.launch()
+    if elastic.may_restart() and dirpath is None and launch is None:
+        raise ConfigError("torchrun: --max-restarts on several nodes: expected --rdzv-id=NAME, by which they find the run")
+    if not elastic.is_restart():
+        return None
+    directory = Path(dirpath) if dirpath is not None else run_of_launch(launch, runs_dir)
+    # an earlier launch may have had the same name
+    return directory if directory is not None and elastic.was_written_meanwhile(directory / STATUS_NAME) else None
 
 
 class RunPlace(NamedTuple):
@@ -72,7 +95,7 @@ def place_for(command: str, settings: Any, typed: Mapping[str, Any], checkpoint:
     """Choose the directory of a run, and make it if it is a new one.
 
     A typed `checkpoint.dirpath` is the run's directory. Otherwise a run that goes on stays in its own, unless `run` names
-    another, and a new run gets a new one.
+    another, and so does one that torchrun starts again before its first checkpoint; a new run gets a new one.
 
     Args:
         command: `fit`, `validate` or `test`.
@@ -94,6 +117,8 @@ def place_for(command: str, settings: Any, typed: Mapping[str, Any], checkpoint:
             raise ConfigError(f"run={settings.run}: checkpoint.dirpath={dirpath} is the run's directory; leave out one of them")
         _require_free(Path(dirpath), checkpoint)
         return RunPlace(Path(dirpath), False)
+    if (restarted := directory_of_restart(None, runs_dir)) is not None:
+        return RunPlace(restarted, False)
     if own is not None and settings.run in (None, own.name):
         return RunPlace(own, False)
     if not is_first_rank():
