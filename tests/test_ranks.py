@@ -241,7 +241,8 @@ def test_launches_at_once_have_two_run_directories_and_each_goes_on_in_its_own(s
 def test_run_that_loses_a_rank_before_its_first_checkpoint_begins_again_in_its_directory(start: Start, tmp_path: Path) -> None:
     place = {"checkpoint.dirpath": None, "curve.path": None, "checkpoint.every_n_updates": 1000}
     finished(start("undisturbed", 1, LONG))
-    run = start("killed", 2, LONG, launcher=TORCHRUN, run="baseline", **place)
+    launcher = [*TORCHRUN[:-1], "--", TORCHRUN[-1]]  # else torchrun would take --run for one of its own options
+    run = start("killed", 2, LONG, launcher=launcher, run="baseline", **place)
     directory = tmp_path / "killed/runs/CartPole-v1/baseline"
     wait_for((directory / "run.json").exists, "the start of training", DEADLINE_S)
     os.kill(ranks_of(run, 1)[0], signal.SIGKILL)
