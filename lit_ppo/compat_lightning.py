@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
@@ -24,6 +25,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from lit_ppo.compat_torch import backward_hook_owner
+from lit_ppo.errors import RankLost
 from lit_ppo.ranks import Ranks, attempt_name
 
 if TYPE_CHECKING:  # these would import jsonargparse, which the Python API does not need
@@ -33,6 +35,7 @@ _BACKWARD_HOOKS: Final = ("on_before_backward", "on_after_backward")
 _STEP_HOOK: Final = "on_before_optimizer_step"
 # On progress bars of Lightning, which have room for a few numbers with short names.
 _ON_PROGRESS_BARS: Final = {"eval/return": "eval", "episodes/return": "return"}
+_STORE_LIMIT: Final = timedelta(seconds=20)  # to reach torchrun's rendezvous
 _OF_EVALUATIONS: Final = "eval/"  # how the names of evaluation metrics begin
 
 
@@ -132,6 +135,9 @@ def join_ranks(trainer: Trainer) -> None:
 
     torch (2.13) lets the ranks meet in the store of torchrun's rendezvous, as it is. After a restart, they could find there the
     addresses of ranks that are gone, and wait for them for half an hour.
+
+    Raises:
+        RankLost: The store cannot be reached: torchrun has ended before this rank could see that.
     """
     strategy: Any = trainer.strategy
     has_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
@@ -140,10 +146,15 @@ def join_ranks(trainer: Trainer) -> None:
     rank, count = trainer.global_rank, trainer.world_size
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     limit: Any = strategy._timeout
-    store = TCPStore(address, port, count, is_master=False, timeout=limit)
-    attempt = PrefixStore(f"lit_ppo/{attempt_name(store, rank, count)}", store)
     backend = strategy._get_process_group_backend()
-    dist.init_process_group(backend, store=attempt, rank=rank, world_size=count, timeout=limit)
+    try:  # the store is there before any rank is started
+        store = TCPStore(address, port, is_master=False, timeout=_STORE_LIMIT, wait_for_workers=False)
+        store.set_timeout(limit)
+        attempt = PrefixStore(f"lit_ppo/{attempt_name(store, rank, count)}", store)
+        dist.init_process_group(backend, store=attempt, rank=rank, world_size=count, timeout=limit)
+    except dist.DistError as error:
+        reason = str(error).partition("\n")[0]
+        raise RankLost(f"the rendezvous of torchrun at {address}:{port} cannot be reached: {reason}") from error
 
 
 def unfit_for_ranks(trainer: Trainer) -> str | None:

@@ -4,8 +4,10 @@ If one of these tests fails after an upgrade, the library has changed, and the f
 """
 
 import os
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +26,7 @@ from torch import nn
 from lit_ppo import compat_lightning
 from lit_ppo.compat_torch import Float64Buffers, backward_hook_owner, clip_gradients, weight_and_bias
 from lit_ppo.data import RolloutDataModule
+from lit_ppo.errors import RankLost
 from lit_ppo.module import PPOModule
 from tests.runs import bare_trainer, parameters, same, small_data, small_module
 from tests.specs import vector_spec
@@ -393,3 +396,18 @@ def test_run_with_ddp_of_one_rank_is_the_run_without_it() -> None:
             bare_trainer(2, **flags).fit(module, datamodule=small_data())
     torch.distributed.destroy_process_group()  # which Lightning leaves as well
     assert same(*(parameters(module) for module in modules))
+
+
+def test_rank_whose_torchrun_has_ended_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be gone before the rank could begin to watch it; then nobody listens at its rendezvous."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    of_torchrun = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
+    of_torchrun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "gone"}
+    of_torchrun |= {"TORCHELASTIC_USE_AGENT_STORE": True}
+    for name, value in of_torchrun.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(compat_lightning, "_STORE_LIMIT", timedelta(seconds=0.1))
+    trainer = bare_trainer(1, devices=2, strategy="ddp")
+    with pytest.raises(RankLost, match=f"^the rendezvous of torchrun at 127.0.0.1:{port} cannot be reached: "):
+        compat_lightning.join_ranks(trainer)
