@@ -16,6 +16,7 @@ from lit_ppo.callbacks.run_config import CONFIG_KEY
 from lit_ppo.checkpoint_io import VerifiedCheckpointIO, read_checkpoint, write_checkpoint
 from lit_ppo.errors import CheckpointError
 from lit_ppo.resume_settings import saved_settings
+from lit_ppo.saved_policy import load
 from tests.test_cli import SMALL, Run, in_an_empty_directory, run  # noqa: F401
 
 Damage = Callable[[dict[str, Any]], object]
@@ -201,7 +202,10 @@ SETTINGS: dict[str, tuple[Damage, str]] = {
         r"evaluation\.num_episodes: expected",
     ),
     "no seed": (lambda c: c[CONFIG_KEY].pop("seed_everything"), f"{CONFIG_KEY}: expected 'seed_everything', which is missing"),
-    "no callback": (lambda c: c[CONFIG_KEY].pop("curve"), f"{CONFIG_KEY}: expected 'curve', which is missing"),
+    **{
+        f"no {section}": (lambda c, section=section: c[CONFIG_KEY].pop(section), f"expected '{section}', which is missing")
+        for section in ("preset", "total_env_steps", "curve", "evaluation", "solved", "checkpoint")
+    },
     "a length of text": (
         lambda c: c[CONFIG_KEY]["trainer"].update(max_epochs="x"),
         rf"{CONFIG_KEY}\.trainer\.max_epochs: expected int | None, got 'x'",
@@ -236,3 +240,19 @@ def test_settings_that_are_not_whole_are_refused_with_their_key_and_exit_code_5(
         assert re.search(f"^the checkpoint's .*{message}", str(refused.value)), name
     ended = run(f"test --ckpt_path={last}")
     assert (ended.code, ended.out, ended.err) == (exit_codes.CHECKPOINT, "", f"lit_ppo: error: {refused.value}\n")
+
+
+@pytest.mark.parametrize("size", [1 << 33, 1 << 62], ids=["more than memory", "more than an index"])
+def test_sizes_that_no_policy_can_have_are_refused_when_it_is_used(size: int, run: Run) -> None:  # noqa: F811
+    assert run(f"fit {SMALL} --trainer.logger=false").code == exit_codes.DONE
+    last = "runs/CartPole-v1/1/last.ckpt"
+    checkpoint = read_checkpoint(last)
+    checkpoint["hyper_parameters"]["actor_hidden_sizes"] = [size, size]
+    write_checkpoint(checkpoint, last)
+    message = f"{last}: its hyper_parameters describe no policy that can be made here: "
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}"):
+        load(last)
+    for line in ("export --format=torch --out=policy.pt2", "play --num_episodes=1"):
+        ended = run(f"{line} --ckpt_path={last}")
+        assert ended.code == exit_codes.CHECKPOINT and ended.err.startswith(f"lit_ppo: error: {message}"), line
+        assert ended.err.count("\n") == 1, line
