@@ -63,7 +63,7 @@ def _run() -> None:
     standard_streams.prepare()
     interrupts.advise(interrupts.advice_at_start(sys.argv[1:]))
     interrupts.install()
-    elastic.end_with_agent()
+    elastic.end_with_launcher()
     if len(sys.argv) > 1 and sys.argv[1] in _WORKERS:
         start_workers(sys.argv[1])
         allocator.keep_freed_memory()

@@ -24,6 +24,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+from lit_ppo import exit_codes, interrupts
 from lit_ppo.compat_torch import backward_hook_owner
 from lit_ppo.errors import RankLost
 from lit_ppo.ranks import Ranks, attempt_name
@@ -128,6 +129,21 @@ def rank_strategy_of(trainer: Trainer) -> RankStrategy | None:
             if isinstance(thread, _ChildProcessObserver):
                 thread._finished = True
     return cast(RankStrategy, strategy)
+
+
+def end_with_lost_ranks() -> None:
+    """If a rank ends before the ranks have met, let Lightning's observer end the first one with a line and an exit code.
+
+    It would kill it without a word.
+    """
+
+    def end(observer: Any) -> None:
+        for process in observer._child_processes:
+            process.kill()
+        interrupts.end_with("a rank has ended before the ranks had met", exit_codes.RANK)
+
+    as_any: Any = _ChildProcessObserver
+    as_any._terminate_all = end
 
 
 def join_ranks(trainer: Trainer) -> None:

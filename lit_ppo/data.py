@@ -21,7 +21,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
-from lit_ppo import exit_codes, seeding
+from lit_ppo import elastic, exit_codes, seeding
 from lit_ppo.bridge import sandbox
 from lit_ppo.bridge.checkpoint import BridgeMark, dealt
 from lit_ppo.bridge.client import EnvBridge
@@ -373,15 +373,28 @@ class RolloutDataModule(LightningDataModule):
         """
         strategy = rank_strategy_of(trainer)
         self.ranks = Ranks() if strategy is None else strategy.ranks
+        if strategy is not None:
+            torch.set_num_threads(self._num_threads)  # Lightning's launcher sets another number, also for one rank
         if self.ranks.count > 1:
-            torch.set_num_threads(self._num_threads)  # Lightning's launcher sets another number
             if self._watch is None:
                 address = os.environ["MASTER_ADDR"]
                 self._watch = RankWatch(self.ranks, address, *self._rank_limits, lambda: self.is_waiting)
                 self.ranks.await_end = self._watch.wait_for_end
+                elastic.ranks_have_met()
+            # every rank logs the same values
+            warnings.filterwarnings("ignore", ".*sync_dist=True.*")
         if self.ranks.rank > 0:
             logging.getLogger("lit_ppo").setLevel(logging.ERROR)  # the first rank says it for all
         self._deal_out(self.ranks.count if self._given_shards is None else self._given_shards)
+
+    def require_ranks(self, count: int) -> None:
+        """Refuse a number of ranks among which the environments and their processes cannot be dealt out.
+
+        Raises:
+            ConfigError: Names the setting, and what is expected.
+        """
+        shards = Shards(self.num_envs, count if self._given_shards is None else self._given_shards, count)
+        settings_of_rank(self.bridge_settings, shards)
 
     def _deal_out(self, num_shards: int) -> None:
         self.shards = Shards(self.num_envs, num_shards, self.ranks.count, self.ranks.rank)

@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from threading import Thread
+from time import sleep
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -16,6 +18,7 @@ from lit_ppo.standard_streams import PATIENCE_S, accepts
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _CHECKPOINT_OPTION: Final = "--ckpt_path"
+_GRACE_S: Final = 1.0  # for the main thread to end the process itself
 _advice = ""
 
 
@@ -57,9 +60,27 @@ def message(reason: str) -> str:
 
 
 def install() -> None:
-    """Let SIGINT and SIGTERM end the process at once."""
+    """Let SIGINT and SIGTERM end the process at once, also while the main thread waits in torch for other ranks."""
     for number in SIGNALS:
         signal.signal(number, end_at_once)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    Thread(target=_end_for_main_thread, args=(reader,), daemon=True).start()
+
+
+def _end_for_main_thread(reader: int) -> None:
+    """Call `end_at_once` where the main thread cannot: Python calls handlers there, between two steps of its own.
+
+    Args:
+        reader: From which the number of each signal is read as it arrives.
+    """
+    while True:
+        number = os.read(reader, 1)[0]
+        if number in SIGNALS and signal.getsignal(number) is end_at_once:
+            sleep(_GRACE_S)
+            if signal.getsignal(number) is end_at_once:
+                end_at_once(number, None)
 
 
 def end_at_once(number: int, frame: FrameType | None) -> NoReturn:

@@ -121,7 +121,8 @@ class HiddenLayers(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(R, num_inputs) to (R, num_features)."""
-        for layer in cast(list[nn.Linear], self.layers):
+        layers: Any = self.layers  # of nn.Linear; not `cast`, which is called in every step
+        for layer in layers:
             features = self._activate(linear(layer, features))
         return features
 

@@ -273,7 +273,7 @@ class Policy(nn.Module):
         obs, actor = self._seen(obs), self.actor
         if state is None:
             features, after = actor.torso.forward(obs, None, None)
-            outputs = actor.forward(features, obs)
+            outputs = actor(features, obs)
         else:
             features, outputs, after = self._acting(obs, state, begins)
             if not self._shares_torso:

@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import os
-import socket
 from typing import Any
 
 from lit_ppo.bridge.checkpoint import joined
 from lit_ppo.bridge.settings import BridgeSettings
 from lit_ppo.errors import ConfigError
+from lit_ppo.rank_watch import boot_id
 from lit_ppo.ranks import Ranks
 from lit_ppo.shards import Shards
 
@@ -43,8 +43,8 @@ def fair_cores(ranks: Ranks) -> int | None:
     """Cores that this rank may count on: of each, one part for every rank of this machine that may use it; None if alone."""
     if ranks.count == 1:
         return None
-    mine = {"host": socket.gethostname(), "cores": sorted(os.sched_getaffinity(0))}
+    mine = {"machine": boot_id(), "cores": sorted(os.sched_getaffinity(0))}
     everyone = [json.loads(data) for data in ranks.gather_bytes(json.dumps(mine).encode())]
-    neighbours = [set(other["cores"]) for other in everyone if other["host"] == mine["host"]]
+    neighbours = [set(other["cores"]) for other in everyone if other["machine"] == mine["machine"]]
     shares = (1 / sum(core in cores for cores in neighbours) for core in os.sched_getaffinity(0))
     return max(1, int(sum(shares) + 1e-9))

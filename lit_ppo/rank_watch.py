@@ -56,10 +56,10 @@ class RankWatch(threading.Thread):
         super().__init__(name="rank-watch", daemon=True)
         self._limit_s, self._closing = limit_s, threading.Event()
         self._ranks, self._patience_s, self._is_with_environments = ranks, patience_s, is_with_environments
-        family = socket.getaddrinfo(address, None)[0][0]
-        server = socket.create_server((address, 0), family=family, backlog=ranks.count) if ranks.rank == 0 else None
+        server = _server(address, ranks.count) if ranks.rank == 0 else None
         token = secrets.token_hex(_TOKEN_BYTES)
-        mine = {"machine": _machine(), "pid": os.getpid(), "port": server and server.getsockname()[1], "token": token}
+        machine = boot_id() + os.readlink("/proc/self/ns/pid")  # the same if each can signal the other by its number
+        mine = {"machine": machine, "pid": os.getpid(), "port": server and server.getsockname()[1], "token": token}
         everyone = [json.loads(data) for data in ranks.gather_bytes(json.dumps(mine).encode())]
         first = everyone[0]
         try:
@@ -72,7 +72,7 @@ class RankWatch(threading.Thread):
         except OSError as error:
             raise RankLost(f"ranks cannot reach each other at {address}: {error}") from error
         # a descriptor, since the number of a process may have become another's by the time it is killed
-        neighbours = {rank: other for rank, other in enumerate(everyone) if other["machine"] == mine["machine"]}
+        neighbours = {rank: other for rank, other in enumerate(everyone) if other["machine"] == machine}
         self._processes = {rank: os.pidfd_open(other["pid"]) for rank, other in neighbours.items() if rank != ranks.rank}
         self.start()
 
@@ -145,6 +145,22 @@ class RankWatch(threading.Thread):
         self._peers, self._processes = {}, {}
 
 
+def _server(address: str, backlog: int) -> socket.socket:
+    """Listens at the address, or at all if it is none of this machine's own, such as that of a gateway.
+
+    Raises:
+        RankLost: It cannot listen.
+    """
+    try:
+        family = socket.getaddrinfo(address, None)[0][0]
+        try:
+            return socket.create_server((address, 0), family=family, backlog=backlog)
+        except OSError:
+            return socket.create_server(("", 0), family=family, backlog=backlog)
+    except OSError as error:
+        raise RankLost(f"{address}, the address of the first rank: {error}") from error
+
+
 def _received(peer: socket.socket) -> bytes:
     """What a peer has said; nothing if its connection is closed."""
     try:
@@ -176,7 +192,7 @@ def _accepted(server: socket.socket, count: int, token: bytes, limit_s: float) -
     return peers
 
 
-def _machine() -> str:
-    """The same for two processes if each can signal the other by its number."""
+def boot_id() -> str:
+    """The same for two processes if they run on the same machine, also in containers."""
     with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip() + os.readlink("/proc/self/ns/pid")
+        return file.read().strip()

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lit_ppo import elastic
 from lit_ppo.checkpoint_io import VerifiedCheckpointIO
 from lit_ppo.compat_lightning import rank_strategy_of, unfit_for_ranks
 from lit_ppo.errors import ConfigError
@@ -65,8 +67,37 @@ def refuse_flags(trainer: Trainer) -> None:
     is_half = trainer.precision.endswith("-true") and trainer.precision not in ("32-true", "64-true")
     if is_half or trainer.precision == "16-mixed":
         raise ConfigError(f"trainer.precision={trainer.precision}: PPO's ratios need the range of bf16-mixed or 32-true")
+    _check_strategy(trainer)
+
+
+def check_ranks(trainer: Trainer) -> None:
+    """Refuse a number of ranks that is not what was started, and strategies that are none for ranks, before any is started.
+
+    Raises:
+        ConfigError: Names the options, and what is expected.
+    """
+    _check_strategy(trainer)
+    asked = f"trainer.devices={trainer.num_devices}, trainer.num_nodes={trainer.num_nodes}"
+    started = elastic.num_ranks() if elastic.is_torchrun() else trainer.world_size
+    if trainer.num_devices * trainer.num_nodes != started or trainer.world_size != started:
+        raise ConfigError(f"{asked}: expected {started} in all, the number of ranks that {_launcher_of(trainer)} has started")
+    environment: ClusterEnvironment | None = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is not None:
+        try:
+            environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
+        except ValueError as error:
+            raise ConfigError(f"{asked}: {' '.join(str(error).split())}") from error
+
+
+def _check_strategy(trainer: Trainer) -> None:
     if trainer.world_size > 1 and (unfit := unfit_for_ranks(trainer)):
         raise ConfigError(f"trainer.strategy: {unfit}; use --trainer.strategy=ddp")
+
+
+def _launcher_of(trainer: Trainer) -> str:
+    if elastic.is_torchrun():
+        return "torchrun"
+    return type(getattr(trainer.strategy, "cluster_environment", None)).__name__.removesuffix("Environment")
 
 
 def check_run(trainer: Trainer, module: LightningModule) -> None:

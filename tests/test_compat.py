@@ -4,6 +4,7 @@ If one of these tests fails after an upgrade, the library has changed, and the f
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
-from lit_ppo import compat_lightning
+from lit_ppo import compat_lightning, exit_codes, interrupts
 from lit_ppo.compat_torch import Float64Buffers, backward_hook_owner, clip_gradients, weight_and_bias
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import RankLost
@@ -387,6 +388,18 @@ def test_observer_of_lightnings_processes_can_be_stopped() -> None:
     assert observer._finished is False, "compat_lightning.rank_strategy_of: Lightning's observer is stopped in another way now"
     observer._finished = True
     observer.run()  # returns without a look at the processes
+
+
+def test_observer_of_lightnings_processes_ends_the_first_rank_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[tuple[str, int]] = []
+    monkeypatch.setattr(interrupts, "end_with", lambda *end: ends.append(end))
+    monkeypatch.setattr(_ChildProcessObserver, "_terminate_all", _ChildProcessObserver._terminate_all)  # restored afterwards
+    compat_lightning.end_with_lost_ranks()
+    with subprocess.Popen(["false"]) as ended, subprocess.Popen(["sleep", "100"]) as other:
+        ended.wait(60)
+        _ChildProcessObserver(main_pid=0, child_processes=[ended, other])._run()
+        assert other.wait(60) == -signal.SIGKILL
+    assert ends == [("a rank has ended before the ranks had met", exit_codes.RANK)]
 
 
 def test_run_with_ddp_of_one_rank_is_the_run_without_it() -> None:

@@ -252,6 +252,51 @@ def test_run_that_loses_a_rank_before_its_first_checkpoint_begins_again_in_its_d
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("action", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [0, 1])
+def test_rank_that_ends_before_the_ranks_have_met_leaves_none_behind(
+    number: int, action: signal.Signals, start: Start, tmp_path: Path
+) -> None:
+    run = start("run", 2, 2000)
+    second = wait_for(lambda: ranks_of(run, 1), "the second rank", DEADLINE_S)[0]
+    os.kill([run.process.pid, second][number], action)
+    ended = run.ended(is_tidy=False)
+    if number == 1:
+        assert ended.code == exit_codes.RANK and "a rank has ended before the ranks had met" in ended.err
+    else:
+        assert ended.code == (-signal.SIGKILL if action == signal.SIGKILL else 128 + signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_signal_while_ranks_wait_for_a_machine_that_is_not_there_ends_them(start: Start, tmp_path: Path) -> None:
+    run = start("run", 2, 2000, trainer__num_nodes=2)
+    waiting = wait_for(lambda: ranks_of(run, 1), "the second rank", DEADLINE_S)[0]
+    # no sign of it can be seen from outside but that it no longer uses the processor
+    wait_for(lambda: is_idle(waiting), "the meeting", DEADLINE_S)
+    run.process.send_signal(signal.SIGTERM)
+    ended = run.ended(DEADLINE_S, is_tidy=False)
+    assert ended.code == 128 + signal.SIGTERM and "nothing was saved yet" in ended.err
+
+
+def is_idle(pid: int) -> bool:
+    """Whether a process that has imported torch has used no processor for a while."""
+
+    def ticks() -> int:
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+    before = ticks()
+    signal.sigtimedwait([], 0.5)
+    return ticks() == before and "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+
+@pytest.mark.slow
+def test_ranks_of_torchrun_need_no_options_of_the_trainer(start: Start, tmp_path: Path) -> None:
+    finished(start("one", 1, 3))
+    finished(start("two", 1, 3, launcher=TORCHRUN))
+    assert same_outcome(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("has_trained", [False, True])
 def test_ranks_end_with_the_torchrun_that_started_them(has_trained: bool, start: Start, tmp_path: Path) -> None:
     run = start("orphaned", 2, 2000, launcher=TORCHRUN, checkpoint__every_n_updates=1)

@@ -13,7 +13,6 @@ _IRRELEVANT_WARNINGS: Final = (
     ".*GPU available but not used.*",
     ".*Experiment logs directory.*",
     ".*total length of `list` across ranks is zero.*",
-    ".*sync_dist=True.*",  # every rank logs the same values
 )
 
 

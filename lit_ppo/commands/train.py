@@ -40,7 +40,7 @@ from lit_ppo.commands.training_options import (
     refuse_callbacks_of_every_run,
 )
 from lit_ppo.commands.typed_settings import typed_settings
-from lit_ppo.compat_lightning import join_ranks, option_names, parser_of, settings_of
+from lit_ppo.compat_lightning import end_with_lost_ranks, join_ranks, option_names, parser_of, settings_of
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import ConfigError, RunInterrupted, one_line
 from lit_ppo.exit_codes import fail
@@ -49,7 +49,7 @@ from lit_ppo.option_parser import HelpFormatter, OptionParser
 from lit_ppo.resume_settings import checkpoint_at
 from lit_ppo.run_directory import discard_unused
 from lit_ppo.standard_streams import discard_unread_output
-from lit_ppo.trainer_checks import refuse_flags
+from lit_ppo.trainer_checks import check_ranks, refuse_flags
 
 _EXAMPLES: Final = """examples:
   {program} fit --data.env_id=Acrobot-v1 --solved.threshold=-100
@@ -93,7 +93,7 @@ class LitPPOCLI(LightningCLI):
                 standard_streams.prepare()
                 interrupts.advise(interrupts.advice_at_start(sys.argv[1:]))
                 interrupts.install()
-                elastic.end_with_agent()
+                elastic.end_with_launcher()
         of_commands = {
             name: {
                 "usage": f"{program} {name} [options]",
@@ -239,10 +239,16 @@ class LitPPOCLI(LightningCLI):
         for key, wanted in {"progress": wanted_bar, "checkpoint": config.enable_checkpointing}.items():
             if wanted is False:  # Lightning would refuse the flag because of the callback
                 callbacks.remove(key)
+        defaults = {"devices": "auto", "num_nodes": 1, "strategy": "auto"}
+        started = {name: value for name, value in elastic.trainer_options().items() if config[name] == defaults[name]}
         try:
-            trainer = super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ImportError) as error:  # the latter where a package is missing
-            raise ConfigError(f"trainer (accelerator={config.accelerator}, devices={config.devices}): {error}") from error
+            trainer = super().instantiate_trainer(**(started | kwargs))
+        # ImportError where a package is missing, the others if SLURM has started another number of ranks
+        except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"trainer (accelerator={config.accelerator}, devices={config.devices}): {reason}") from error
+        check_ranks(trainer)
+        end_with_lost_ranks()
         join_ranks(trainer)
         return trainer
 
@@ -261,6 +267,7 @@ class LitPPOCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Train; a run that a signal ended exits with that signal's code."""
         refuse_flags(self.trainer)  # Lightning would refuse some itself, without saying what to use instead
+        self.datamodule.require_ranks(self.trainer.world_size)
         interrupt: GracefulExit = settings_of(self, "interrupt", instantiated=True)
         reason = ""
         if self._preset.about and self.trainer.is_global_zero:
@@ -283,12 +290,14 @@ class LitPPOCLI(LightningCLI):
 
     def validate(self, **kwargs: Any) -> None:
         """Play greedy episodes and print their returns."""
+        self.datamodule.require_ranks(self.trainer.world_size)
         with logger_errors():
             self.trainer.validate(**kwargs, ckpt_path=settings_of(self, "ckpt_path"), verbose=False)
         self._print_results()
 
     def test(self, **kwargs: Any) -> None:
         """Play greedy episodes on test seeds and print their returns."""
+        self.datamodule.require_ranks(self.trainer.world_size)
         with logger_errors():
             self.trainer.test(**kwargs, ckpt_path=settings_of(self, "ckpt_path"), verbose=False)
         self._print_results()

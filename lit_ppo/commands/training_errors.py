@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 
@@ -30,6 +31,8 @@ def expected_errors() -> Iterator[None]:
                 sys.stdout.flush()
     except MisconfigurationException as error:
         fail(f"trainer: {error}", exit_codes.USAGE)
+    except dist.DistError as error:  # before the ranks watch each other
+        fail(f"a rank was lost: {str(error).strip().partition(chr(10))[0][:200]}", exit_codes.RANK)
     except Exception as error:
         code = exit_codes.of(error)
         if code is not None:
