@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProg
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from lit_ppo import compat_lightning, exit_codes, interrupts
@@ -421,6 +422,7 @@ def test_rank_whose_torchrun_has_ended_ends_too(monkeypatch: pytest.MonkeyPatch)
     for name, value in of_torchrun.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(compat_lightning, "_STORE_LIMIT", timedelta(seconds=0.1))
+    monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)  # the Trainer sets it, for all that is run afterwards
     trainer = bare_trainer(1, devices=2, strategy="ddp")
     with pytest.raises(RankLost, match=f"^the rendezvous of torchrun at 127.0.0.1:{port} cannot be reached: "):
         compat_lightning.join_ranks(trainer)
