@@ -280,7 +280,7 @@ class Policy(nn.Module):
                 _, after = self._judging(obs, state, begins, after)
         if noise is None:
             return self.distribution.mode(outputs), after
-        return self.distribution.sample(outputs, self.actor.standard_noise(features, outputs, noise)), after
+        return self.distribution.sample(outputs, actor.standard_noise(features, outputs, noise)), after
 
     def draw_noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> Tensor:
         """Noise for `act` in a whole rollout, shape (T, N, ...), on the generator's device.
