@@ -404,11 +404,12 @@ def test_observer_of_lightnings_processes_ends_the_first_rank_with_a_line(monkey
 
 
 def test_run_with_ddp_of_one_rank_is_the_run_without_it() -> None:
-    modules = [small_module(), small_module()]
+    modules, threads = [small_module(), small_module()], torch.get_num_threads()
     with patch.dict(os.environ):  # Lightning leaves a rank's variables there; runs that other tests start would be that rank
         for module, flags in zip(modules, ({}, {"strategy": "ddp", "devices": 1}), strict=True):
             bare_trainer(2, **flags).fit(module, datamodule=small_data())
     torch.distributed.destroy_process_group()  # which Lightning leaves as well
+    assert torch.get_num_threads() == threads  # its launcher sets as many as there are cores
     assert same(*(parameters(module) for module in modules))
 
 
