@@ -146,7 +146,7 @@ class RankWatch(threading.Thread):
 
 
 def _server(address: str, backlog: int) -> socket.socket:
-    """Listens at the address, or at all if it is none of this machine's own, such as that of a gateway.
+    """Listens at the address, or at every address of this machine if that one is not its own, as a gateway's is not.
 
     Raises:
         RankLost: It cannot listen.

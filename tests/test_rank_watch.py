@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lit_ppo import exit_codes, interrupts
-from lit_ppo.rank_watch import RankWatch
+from lit_ppo.rank_watch import RankWatch, _server
 from lit_ppo.ranks import Ranks
 
 # the thread of a watch ends as its process would
@@ -164,3 +164,9 @@ def test_two_ranks_that_live_do_not_end_each_other(ends: Ends) -> None:
     for watching in watches:
         watching.close()
     assert ends == []
+
+
+def test_first_rank_listens_everywhere_if_its_address_is_another_machines() -> None:
+    for address, at in (("127.0.0.1", "127.0.0.1"), ("192.0.2.1", "0.0.0.0")):  # the second one belongs to nobody
+        with _server(address, 1) as server:
+            assert server.getsockname()[0] == at

@@ -225,6 +225,7 @@ class LitPPOCLI(LightningCLI):
             self.config[command] = placed
         with errors_of_construction():
             super().instantiate_classes()
+        self.datamodule.require_ranks(self.trainer.world_size)
         place_run(self.trainer, self._place.directory)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -267,7 +268,6 @@ class LitPPOCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Train; a run that a signal ended exits with that signal's code."""
         refuse_flags(self.trainer)  # Lightning would refuse some itself, without saying what to use instead
-        self.datamodule.require_ranks(self.trainer.world_size)
         interrupt: GracefulExit = settings_of(self, "interrupt", instantiated=True)
         reason = ""
         if self._preset.about and self.trainer.is_global_zero:
@@ -290,14 +290,12 @@ class LitPPOCLI(LightningCLI):
 
     def validate(self, **kwargs: Any) -> None:
         """Play greedy episodes and print their returns."""
-        self.datamodule.require_ranks(self.trainer.world_size)
         with logger_errors():
             self.trainer.validate(**kwargs, ckpt_path=settings_of(self, "ckpt_path"), verbose=False)
         self._print_results()
 
     def test(self, **kwargs: Any) -> None:
         """Play greedy episodes on test seeds and print their returns."""
-        self.datamodule.require_ranks(self.trainer.world_size)
         with logger_errors():
             self.trainer.test(**kwargs, ckpt_path=settings_of(self, "ckpt_path"), verbose=False)
         self._print_results()
