@@ -147,4 +147,4 @@ def run(block: Block, directory: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "ignore", "-c", block.text]
     if block.language == "bash":
         command = ["bash", "-e", "-c", f". {shlex.quote(str(SHELL))}\n{block.text}"]
-    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)

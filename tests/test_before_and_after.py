@@ -112,7 +112,7 @@ def test_leaf_processes_are_grandchildren_and_not_their_parents() -> None:
         grandchild = int(parent.stdout.readline())
         found = equal.leaf_processes(parent.pid), equal.leaf_processes(os.getpid())
         parent.stdin.close()  # ends `cat`, and with it the parent
-        parent.wait(timeout=30)
+        parent.wait()
     assert found[0] == [grandchild]
     assert grandchild in found[1] and parent.pid not in found[1]
 

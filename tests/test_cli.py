@@ -27,6 +27,7 @@ from lit_ppo.callbacks.run_config import CONFIG_KEY
 from lit_ppo.checkpoint_io import read_checkpoint
 from lit_ppo.curve import TrainLog
 from lit_ppo.run_lock import RunLock
+from tests.patience import patient
 from tests.runs import IDENTITY
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -109,7 +110,7 @@ def in_a_process(line: str) -> tuple[Ended, list[int]]:
     mark = f"PYTHONLITPPOTEST={uuid4()}"  # workers get the variables that begin with PYTHON
     environment = os.environ | dict([mark.split("=")])
     command = [sys.executable, "-m", "lit_ppo", *line.split()]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     return Ended(ended.returncode, ended.stdout, ended.stderr), [pid for pid in marked(mark) if outlives(pid, 10.0)]
 
 
@@ -124,14 +125,14 @@ def marked(mark: str) -> Iterator[int]:
 
 
 def outlives(pid: int, seconds: float) -> bool:
-    """Whether a process is still there after so long."""
+    """Whether a process is still there after so long on an idle machine."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return False
     ends = select.poll()
     ends.register(descriptor, select.POLLIN)
-    ended = ends.poll(1000 * seconds)
+    ended = ends.poll(1000 * patient(seconds))
     os.close(descriptor)
     return not ended
 
@@ -745,7 +746,7 @@ def test_curve_that_cannot_be_read_ends_in_one_line_and_exit_code_5(content: str
 def in_the_shell(line: str) -> Ended:
     """Run `lit_ppo` with redirections."""
     command = f"{sys.executable} -m lit_ppo {line}"
-    ended = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=100, check=False)
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 

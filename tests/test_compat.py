@@ -37,7 +37,7 @@ from tests.specs import vector_spec
 
 
 def in_a_new_process(code: str) -> str:
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, f"compat_torch.defer_dynamo: {run.stderr}"
     return run.stdout
 
@@ -397,9 +397,9 @@ def test_observer_of_lightnings_processes_ends_the_first_rank_with_a_line(monkey
     monkeypatch.setattr(_ChildProcessObserver, "_terminate_all", _ChildProcessObserver._terminate_all)  # restored afterwards
     compat_lightning.end_with_lost_ranks()
     with subprocess.Popen(["false"]) as ended, subprocess.Popen(["sleep", "100"]) as other:
-        ended.wait(60)
+        ended.wait()
         _ChildProcessObserver(main_pid=0, child_processes=[ended, other])._run()
-        assert other.wait(60) == -signal.SIGKILL
+        assert other.wait() == -signal.SIGKILL
     assert ends == [("a rank has ended before the ranks had met", exit_codes.RANK)]
 
 

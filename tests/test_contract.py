@@ -518,7 +518,7 @@ def cases(draw: st.DrawFn) -> tuple[Contract, np.ndarray, np.ndarray, bytes, byt
     return contract, both.reshape(2, num_envs, *shape), rewards, flags, expected_invalid, within_step
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(cases())
 def test_the_vectorised_pass_agrees_with_plain_loops(
     case: tuple[Contract, np.ndarray, np.ndarray, bytes, bytes, bool],

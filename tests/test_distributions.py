@@ -44,7 +44,7 @@ def reference_of(leaf: Leaf, outputs: Tensor) -> tuple[Any, tuple[Any, ...]]:
 
 @pytest.mark.parametrize("name", ACTIONS)
 @given(st.integers(0, 2**31))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_log_probs_and_entropies_are_those_of_torch(name: str, seed: int) -> None:
     leaf = ACTIONS[name]
     distribution = distributions.for_action(leaf)

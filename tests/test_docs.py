@@ -59,7 +59,7 @@ def newcomers_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, shell=True, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
 
 
 def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:

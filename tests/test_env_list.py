@@ -33,7 +33,6 @@ def test_table_in_the_docs_is_that_of_the_results() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("env_kwargs", "result"),
     [

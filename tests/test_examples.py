@@ -127,7 +127,7 @@ def test_served_policy_answers_as_the_policy_does(tmp_path: Path) -> None:
 
 
 def asked(port: int, body: dict[str, object]) -> tuple[int, object]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request("POST", "/", json.dumps(body))
     response = connection.getresponse()
     return response.status, json.loads(response.read())
@@ -157,7 +157,7 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def oracle_advantages(
     gamma=st.floats(0, 1),
     gae_lambda=st.floats(0, 1),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_advantages_are_the_discounted_sums_of_deltas_within_an_episode(
     horizon: int, num_envs: int, ending_rate: float, seed: int, gamma: float, gae_lambda: float
 ) -> None:

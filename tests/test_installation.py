@@ -36,7 +36,6 @@ def test_package_that_is_missing_is_one_line_with_what_to_do(package: str, comma
         env=environment,
         capture_output=True,
         text=True,
-        timeout=100,
         check=False,
     )
     pip = f"{sys.executable} -m pip install -c {ROOT}/constraints.txt -e {ROOT}"

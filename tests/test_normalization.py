@@ -63,7 +63,6 @@ def weighted_values(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 
 @given(weighted_values())
-@settings(deadline=None)
 def test_moments_are_those_of_numpy(drawn: tuple[Tensor, Tensor]) -> None:
     values, weights = drawn
     rows = values.numpy()[weights.numpy()]
@@ -77,7 +76,6 @@ def test_moments_are_those_of_numpy(drawn: tuple[Tensor, Tensor]) -> None:
 
 
 @given(weighted_values(), st.integers(0, 60))
-@settings(deadline=None)
 def test_two_halves_merged_are_the_whole(drawn: tuple[Tensor, Tensor], split: int) -> None:
     values, weights = drawn
     halves = (moments_of(values[part], weights[part]) for part in (slice(split), slice(split, None)))
@@ -85,7 +83,6 @@ def test_two_halves_merged_are_the_whole(drawn: tuple[Tensor, Tensor], split: in
 
 
 @given(st.integers(-100, 100), st.integers(1, 1000), st.integers(1, 1000), st.integers(0, 2**31))
-@settings(deadline=None)
 def test_two_halves_merged_are_the_whole_to_twelve_digits(exponent: int, left: int, right: int, seed: int) -> None:
     values = 10.0**exponent * (1 + torch.rand(left + right, generator=generator(seed), dtype=torch.float64))
     both, whole = merged(moments_of(values[:left]), moments_of(values[left:])), moments_of(values)
@@ -95,7 +92,6 @@ def test_two_halves_merged_are_the_whole_to_twelve_digits(exponent: int, left: i
 
 
 @given(weighted_values(), st.integers(0, 60), st.integers(0, 60))
-@settings(deadline=None)
 def test_order_of_merging_does_not_matter(drawn: tuple[Tensor, Tensor], one: int, other: int) -> None:
     values, weights = drawn
     first, second = sorted((one, other))
@@ -105,7 +101,6 @@ def test_order_of_merging_does_not_matter(drawn: tuple[Tensor, Tensor], one: int
 
 
 @given(weighted_values())
-@settings(deadline=None)
 def test_merging_with_nothing_changes_nothing(drawn: tuple[Tensor, Tensor]) -> None:
     moments, nothing = moments_of(drawn[0]), moments_of(drawn[0], torch.zeros(len(drawn[0])))
     for both in (merged(moments, nothing), merged(nothing, moments)):
@@ -121,7 +116,7 @@ def exact_moments(values: list[float]) -> tuple[float, float]:
 
 
 @given(st.integers(0, 2**31))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_variance_beside_a_mean_a_billion_times_larger_is_exact(seed: int) -> None:
     values = 1e6 + 1e-3 * torch.randn(1000, generator=generator(seed), dtype=torch.float64)
     moments, (mean, m2) = moments_of(values), exact_moments(values.tolist())
@@ -487,7 +482,6 @@ def test_running_return_is_that_of_stable_baselines3() -> None:
 
 
 @given(st.integers(1, 12), st.integers(1, 4), st.floats(0, 1), st.booleans(), st.integers(0, 2**31))
-@settings(deadline=None)
 def test_running_return_is_that_of_a_plain_loop(
     horizon: int, num_envs: int, gamma: float, with_weights: bool, seed: int
 ) -> None:

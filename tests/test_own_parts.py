@@ -409,7 +409,7 @@ if __name__ == "__main__":
 
 
 def in_a_shell(line: str) -> Ended:
-    ended = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=100, check=False)
+    ended = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 

@@ -16,6 +16,7 @@ from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import BridgeError, ConfigError, EnvironmentFault
 from lit_ppo.replay import is_same, replay, write_report
+from tests.patience import patient
 
 FAULTY = "tests.fault_envs:Faulty-v0"
 
@@ -78,7 +79,7 @@ def test_fault_that_does_not_happen_again_is_none() -> None:
 @pytest.mark.parametrize(("fault", "call"), [("segv", "step"), ("exit 7", "reset"), ("hang", "step"), ("kill", "step")])
 def test_worker_that_dies_in_an_environment_dies_again_in_the_same_step(fault: str, call: str) -> None:
     kwargs = {"fault": fault, "of_seeds": {str(seed_of(1, 1)): call}}
-    report = json.loads(json.dumps(report_of(kwargs, settings=BridgeSettings(max_restarts=0, step_timeout_s=1.0))))
+    report = json.loads(json.dumps(report_of(kwargs, settings=BridgeSettings(max_restarts=0, step_timeout_s=patient(1.0)))))
     again = replay(report)
     assert isinstance(again, BridgeError) and is_same(again, report)
     assert (again.report["env"], again.report["step"]) == (0, report["step"])

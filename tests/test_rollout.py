@@ -367,7 +367,7 @@ def filled(rows: list[list[tuple[str, int]]]) -> Rollout:
 
 
 @given(rollouts(), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_episode_statistics_are_those_of_a_plain_count(all_rows: list[Any], reloads: bool) -> None:
     num_envs = len(all_rows[0][0])
     statistics, returns, lengths = EpisodeStatistics(num_envs), [0] * num_envs, [0] * num_envs

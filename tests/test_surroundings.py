@@ -142,7 +142,7 @@ def in_python(code: str, line: str, **options: Any) -> "subprocess.CompletedProc
     run_it = f"sys.argv = ['lit_ppo', *{line.split()!r}]\nrunpy.run_module('lit_ppo', run_name='__main__')"
     program = f"{code}\nimport runpy, sys\n{run_it}"
     command = [sys.executable, "-c", program]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])
@@ -162,7 +162,7 @@ atexit.register(lambda: print({{'torch', 'lightning', 'numpy', 'gymnasium'}} & s
 
 def test_error_is_told_on_standard_output_if_standard_error_is_closed() -> None:
     command = f"{sys.executable} -m lit_ppo nothing 2>&-"
-    ended = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=100, check=False)
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert ended.returncode == exit_codes.USAGE
     assert re.fullmatch(r"lit_ppo: error: nothing: expected one of [^\n]*\n", ended.stdout), ended.stdout
 
@@ -171,7 +171,7 @@ def test_reader_that_goes_away_ends_the_command_with_one_line_and_exit_code_5() 
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "lit_ppo", "--help"]
-    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     expected = "lit_ppo: error: standard output: cannot be written: Broken pipe (errno 32)\n"
     assert (ended.returncode, ended.stderr) == (exit_codes.CHECKPOINT, expected)
@@ -180,7 +180,7 @@ def test_reader_that_goes_away_ends_the_command_with_one_line_and_exit_code_5() 
 def in_odd_surroundings(surroundings: dict[str, Any], line: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "tests.odd_surroundings", json.dumps(surroundings), *line.split()]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 @pytest.mark.slow

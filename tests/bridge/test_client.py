@@ -38,6 +38,7 @@ from lit_ppo.errors import (
     WorkerTimeout,
 )
 from tests.faults.harness import child_of, wait_for
+from tests.patience import patient
 
 FAULTY = "tests.fault_envs:Faulty-v0"
 IMAGE = "tests.fault_envs:Image-v0"
@@ -76,7 +77,7 @@ def descriptors() -> dict[int, str]:
 
 def all_ended(pidfds: list[int], deadline_s: float = 20.0) -> bool:
     """Whether the processes end within the deadline; closes the descriptors."""
-    deadline = monotonic() + deadline_s
+    deadline = monotonic() + patient(deadline_s)
     ended = []
     for pidfd in pidfds:
         poll = select.poll()
@@ -105,7 +106,7 @@ def bridge_of(
     env_kwargs: dict[str, Any] | None = None,
     **settings: Any,
 ) -> EnvBridge:
-    settings = {"start_timeout_s": 60.0, "step_timeout_s": 30.0, "close_timeout_s": 5.0} | settings
+    settings = {"start_timeout_s": patient(60), "step_timeout_s": patient(30), "close_timeout_s": patient(5)} | settings
     return EnvBridge(
         EnvironmentSettings(env_id, env_kwargs),
         num_envs,
@@ -344,7 +345,7 @@ def test_a_run_goes_on_bit_for_bit_after(strike: str, num_workers: int) -> None:
     _, expected = in_process(FAULTY, actions)
     at = random.Random(f"{strike} {num_workers}").randrange(1, 49)
     events: list[str] = []
-    timeout_s = 0.7 if "SIGSTOP" in strike else 30.0
+    timeout_s = patient(0.7 if "SIGSTOP" in strike else 30.0)
     with bridge_of(num_workers=num_workers, step_timeout_s=timeout_s, on_event=events.append) as bridge:
         bridge.reset()
         before = played(bridge, actions[:at])
@@ -382,7 +383,7 @@ def test_a_hang_that_happens_once_is_survived(fault: str, call: str, tmp_path: P
     first, expected = in_process(FAULTY, actions)
     events: list[str] = []
     kwargs = {"fault": fault, "call": call, "row": 0, "once": str(tmp_path / "once")}
-    with bridge_of(num_envs=2, env_kwargs=kwargs, step_timeout_s=0.7, on_event=events.append) as bridge:
+    with bridge_of(num_envs=2, env_kwargs=kwargs, step_timeout_s=patient(0.7), on_event=events.append) as bridge:
         assert bridge.reset()[""].tobytes() == first.tobytes()
         assert_same(played(bridge, actions), expected)
         assert len(events) == 1 and f"did not answer {call} in time" in events[0]
@@ -444,7 +445,7 @@ def test_dead_worker_is_reported_with_the_environment_that_it_was_in(tmp_path: P
 def test_worker_that_dies_or_hangs_in_a_reset_is_reported_with_the_environment(fault: str) -> None:
     kwargs = {"fault": fault, "call": "reset", "row": 1}
     with (
-        bridge_of(num_envs=2, step_timeout_s=1.0, max_restarts=0, env_kwargs=kwargs) as bridge,
+        bridge_of(num_envs=2, step_timeout_s=patient(1), max_restarts=0, env_kwargs=kwargs) as bridge,
         pytest.raises(BridgeError) as raised,
     ):
         bridge.reset()
@@ -645,7 +646,7 @@ def test_bytes_that_are_no_answer_are_survived(tmp_path: Path) -> None:
 def test_a_forged_line_of_a_dead_worker_does_not_hide_its_death(fault: str) -> None:
     """The worker is dead before the step is asked for, or dies in it."""
     kwargs = {"fault": fault, "at_step": 0}
-    with bridge_of(num_envs=1, max_restarts=0, step_timeout_s=5.0, env_kwargs=kwargs) as bridge:
+    with bridge_of(num_envs=1, max_restarts=0, step_timeout_s=patient(5.0), env_kwargs=kwargs) as bridge:
         bridge.reset()
         pidfds = [os.pidfd_open(worker_pid(bridge)), os.pidfd_open(guard_pid(bridge))]
         if fault == "forge":
@@ -679,7 +680,7 @@ def test_noise_ends_up_in_the_message_without_its_control_characters(tmp_path: P
 def test_an_environment_that_reads_standard_input_does_not_take_the_requests() -> None:
     actions = actions_of(10, 1)
     _, expected = in_process(FAULTY, actions)
-    with bridge_of(num_envs=1, step_timeout_s=5.0, env_kwargs={"fault": "read stdin", "at_step": None}) as bridge:
+    with bridge_of(num_envs=1, step_timeout_s=patient(5.0), env_kwargs={"fault": "read stdin", "at_step": None}) as bridge:
         bridge.reset()
         assert_same(played(bridge, actions), expected)
         assert bridge.restarts == 0
@@ -1432,7 +1433,7 @@ def test_a_hanging_worker_dies_with_its_guard() -> None:
         bridge.reset()
         pidfd = os.pidfd_open(worker_pid(bridge))
         zeros = np.zeros(1, np.int64)
-        assert bridge.slices[0].ask_step(zeros, zeros, np.ones(1, np.uint8), monotonic() + 5) is None
+        assert bridge.slices[0].ask_step(zeros, zeros, np.ones(1, np.uint8), monotonic() + patient(5)) is None
         strike_guard(bridge)
         assert all_ended([pidfd])
 
@@ -1483,7 +1484,7 @@ def test_nothing_outlives_a_trainer_that_is_killed(fault: str, call: str, tmp_pa
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as parent:
         try:
             assert parent.stdout is not None
-            assert select.select([parent.stdout], [], [], 60)[0], "the parent did not start in time"
+            assert select.select([parent.stdout], [], [], patient(60))[0], "the parent did not start in time"
             pids = [int(pid) for pid in parent.stdout.readline().split()]
             assert len(pids) == 4  # guard, worker, sleeper, daemon
             pidfds = [os.pidfd_open(pid) for pid in pids]
@@ -1565,7 +1566,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-", "<&- >&- 2>&-"])
 def test_a_trainer_whose_standard_descriptors_are_closed_can_step(closed: str, tmp_path: Path) -> None:
     command = ["sh", "-c", f'exec "$0" -c "$1" "$2" {closed}', sys.executable, CLOSED_DESCRIPTORS, str(tmp_path / "rewards")]
-    subprocess.run(command, cwd=Path(__file__).parents[2], timeout=60, check=True)
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
     assert (tmp_path / "rewards").read_text() == "[1.0, 1.0]"
 
 

@@ -110,7 +110,7 @@ def assert_holds(journal: Journal, model: Driver) -> None:
         assert list(zip(actions.tolist(), digests.tolist(), strict=True)) == episode
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 4), st.integers(0, 2**32), st.data())
 def test_episodes_come_back_whatever_the_order_of_endings(num_envs: int, seed: int, data: st.DataObject) -> None:
     driver = Driver(num_envs, seed)
@@ -134,7 +134,7 @@ def test_episodes_come_back_whatever_the_order_of_endings(num_envs: int, seed: i
     driver.check()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 2**32), st.floats(0.0005, 0.02), st.sampled_from([1, 100, 128]))
 def test_episodes_come_back_when_the_log_has_grown_and_moved(seed: int, chance: float, batch: int) -> None:
     driver = Driver(3, seed)

@@ -23,6 +23,7 @@ from lit_ppo.bridge.making import EnvironmentMaker
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import ConfigError, EnvironmentRaised
+from tests.patience import patient
 from tests.toy_envs import EPISODE_STEPS, IdentityEnv
 
 IDENTITY, CONSTANT, TOYS = "tests.toy_envs:Identity-v0", "tests.toy_envs:ConstantReward-v0", "tests.toy_wrappers"
@@ -375,7 +376,7 @@ def test_installed_script_trains_on_ones_own_module_without_time_limit_and_thres
 
     def script(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).parent / "lit_ppo"), *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False)
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     options = ["--data.env_id=module_of_a_user:make", "--data.env_kwargs={level: '7'}", "--data.env_path=elsewhere"]
     options += ["--data.worker_env=[MY_LEVEL]", "--data.num_envs=2", "--data.horizon=16", "--model.minibatch_size=32"]
@@ -420,7 +421,7 @@ def test_id_of_another_package_is_found_with_and_without_the_name_of_the_package
 def test_many_environments_of_6_steps_a_second_are_not_taken_for_one_that_hangs() -> None:
     if importlib.util.find_spec("highway_env") is None:
         pytest.skip("highway_env is not installed")
-    settings = BridgeSettings(step_timeout_s=2.0, max_restarts=0, num_workers=1)
+    settings = BridgeSettings(step_timeout_s=patient(2.0), max_restarts=0, num_workers=1)
     with EnvBridge("highway_env:highway-v0", 24, lambda env, number: 100 * env + number, settings=settings) as bridge:
         bridge.reset()
         for _ in range(3):

@@ -17,8 +17,9 @@ from lit_ppo.bridge import sweeper
 from lit_ppo.bridge.child import Child
 from lit_ppo.errors import ConfigError
 from tests.faults.harness import child_of, wait_for
+from tests.patience import patient
 
-DEADLINE_S = 20.0
+DEADLINE_S = 20.0  # on an idle machine
 TRAINER = """
 import os, sys, time
 from lit_ppo.bridge.process import WorkerProcess
@@ -42,7 +43,7 @@ def trainer(temporary: Path) -> Iterator[tuple[int, list[int], list[int]]]:
     ) as process:
         try:
             assert process.stdout is not None
-            assert select.select([process.stdout], [], [], DEADLINE_S)[0], "the workers did not start in time"
+            assert select.select([process.stdout], [], [], patient(DEADLINE_S))[0], "the workers did not start in time"
             guards = [int(number) for number in process.stdout.readline().split()]
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             others = [*guards, *map(child_of, guards)]
@@ -58,7 +59,7 @@ def kill_at_once(*pids: int) -> None:
         for pid in pids:
             os.kill(pid, number)
     for end in ends:
-        assert select.select([end], [], [], DEADLINE_S)[0]
+        assert select.select([end], [], [], patient(DEADLINE_S))[0]
         os.close(end)
 
 

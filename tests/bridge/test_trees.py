@@ -130,7 +130,7 @@ def broken(value: Any, target: int, how: str, seen: list[int]) -> Any:
     return BROKEN[how](value) if len(seen) - 1 == target else value
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(SPACES, st.integers(0, 4), st.sampled_from([*BROKEN]), st.integers(0, 2**32))
 def test_checks_agree_with_a_slow_reading_of_the_rules(space: gymnasium.Space[Any], target: int, how: str, seed: int) -> None:
     good = sample(space, np.random.default_rng(seed))
@@ -145,7 +145,7 @@ def test_checks_agree_with_a_slow_reading_of_the_rules(space: gymnasium.Space[An
         assert is_valid(space, value)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SPACES, st.integers(0, 2**32))
 def test_leaves_hold_what_the_environment_returned(space: gymnasium.Space[Any], seed: int) -> None:
     value = sample(space, np.random.default_rng(seed))

@@ -32,7 +32,6 @@ def dialogue(arguments: list[str], lines: list[str | dict[str, Any]]) -> list[di
         [sys.executable, "-m", "lit_ppo.bridge.worker", *arguments],
         input=typed.encode(),
         capture_output=True,
-        timeout=60,
         cwd=ROOT,
         check=True,
     )
@@ -191,7 +190,7 @@ def test_a_person_can_type_every_action_and_read_parts_of_an_observation(
 
 def test_an_unknown_environment_ends_the_worker_with_a_message() -> None:
     command = [sys.executable, "-m", "lit_ppo.bridge.worker", "Nowhere-v0"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, text=True, check=False)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stdout == ""
     hint = "If a package registers it, name its module as well: env_id=module:EnvId"
     assert done.stderr.strip() == f"env_id=Nowhere-v0: Environment `Nowhere` doesn't exist. {hint}"
@@ -207,7 +206,6 @@ def test_a_trainer_must_send_checksums_and_gets_them() -> None:
             command,
             input=json.dumps(asked[0]).encode() + b"\n" + b"".join(map(encode, asked)),
             capture_output=True,
-            timeout=60,
             cwd=ROOT,
             check=True,
             pass_fds=(frame_fd,),

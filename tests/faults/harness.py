@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from lit_ppo.checkpoint_io import read_checkpoint
+from tests.patience import patient
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 60.0
+DEADLINE_S = 60.0  # on an idle machine
 FAULTY = "tests.fault_envs:Faulty-v0"
 CURVE = "curve.json"
 LAST = "checkpoints/last.ckpt"
@@ -31,10 +32,11 @@ class Ended(NamedTuple):
 
 def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
     """What `condition` gives once it is true; looked at every few milliseconds, since files and processes do not notify."""
-    deadline = monotonic() + deadline_s
+    limit_s = patient(deadline_s)
+    deadline = monotonic() + limit_s
     while not (result := condition()):
         if monotonic() > deadline:
-            raise TimeoutError(f"{what} did not happen within {deadline_s} s")
+            raise TimeoutError(f"{what} did not happen within {limit_s:.0f} s")
         signal.sigtimedwait([], 0.005)
     return result
 
@@ -106,11 +108,12 @@ class CommandLine:
 
     def ended(self, deadline_s: float = DEADLINE_S, is_tidy: bool = True) -> Ended:
         """Wait for the end; then nothing may be left: no process, no shared memory and, if `is_tidy`, no temporary file."""
+        limit_s = patient(deadline_s)
         try:
-            code = self.process.wait(deadline_s)
+            code = self.process.wait(limit_s)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"still running after {deadline_s} s: {self._texts()}") from None
+            raise AssertionError(f"still running after {limit_s:.0f} s: {self._texts()}") from None
         # those of a trainer that was killed are ended by their guards, at once but not before we look
         wait_for(lambda: not self.processes(), f"the end of processes {self.processes()}", 10.0)
         out, err = self._texts()
@@ -149,6 +152,8 @@ def fit_of(env_kwargs: dict[str, Any], *more: str) -> list[str]:
         "data.num_envs": 2,
         "data.horizon": 16,
         "data.evaluation_envs": 1,
+        "data.start_timeout_s": patient(60.0),
+        "data.step_timeout_s": patient(30.0),
         "model.minibatch_size": 16,
         "evaluation.every_env_steps": 1,
         "evaluation.num_episodes": 2,

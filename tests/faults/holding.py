@@ -7,7 +7,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-DEADLINE_S = 60.0
+from tests.patience import patient
+
+DEADLINE_S = patient(60.0)
 
 
 class _Hold(Callback):

@@ -18,10 +18,11 @@ from time import monotonic
 from lit_ppo import exit_codes
 from lit_ppo.checkpoint_io import read_checkpoint
 from tests.faults.harness import CURVE, LAST, CommandLine, Ended, outcome
+from tests.patience import patient
 from tests.test_resume import differences
 
 UPDATES = 60
-ROUND_S = 240.0  # a round that takes longer than this hangs
+ROUND_S = 240.0  # on an idle machine; a round that takes longer than this hangs
 VECTORIZATIONS = ("sync", "native")
 
 
@@ -70,7 +71,7 @@ def undisturbed(directory: Path, seed: int, vectorization: str) -> None:
 
 def disturbed(directory: Path, seed: int, vectorization: str, chance: random.Random) -> tuple[Ended, Deaths]:
     """The same run, killed and resumed until it is done or fails."""
-    deaths, deadline = Deaths(), monotonic() + ROUND_S
+    deaths, deadline = Deaths(), monotonic() + patient(ROUND_S)
     run = CommandLine(directory, *arguments_of(seed, vectorization))
     while True:
         trainer_is_due = monotonic() + chance.uniform(1.0, 9.0) if deaths.trainers < 4 else deadline

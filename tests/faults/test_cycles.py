@@ -20,9 +20,10 @@ from lit_ppo.bridge.process import WorkerProcess
 from lit_ppo.bridge.settings import BridgeSettings
 from lit_ppo.errors import ConfigError
 from tests.faults.harness import child_of
+from tests.patience import patient
 
 NUM_ENVS = 2
-SETTINGS = BridgeSettings(close_timeout_s=20.0)
+SETTINGS = BridgeSettings(start_timeout_s=patient(60.0), step_timeout_s=patient(30.0), close_timeout_s=patient(20.0))
 
 
 class Holdings(NamedTuple):
@@ -75,7 +76,7 @@ def kill(worker: WorkerProcess, who: str) -> None:
     ends = [os.pidfd_open(pid) for pid in pids.values()]
     os.kill(pids[who], signal.SIGKILL)
     for end in ends:
-        assert select.select([end], [], [], 20.0)[0]
+        assert select.select([end], [], [], patient(20.0))[0]
         os.close(end)
 
 
@@ -141,7 +142,7 @@ def step_256(num_workers: int) -> float:
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
     try:
         begin = perf_counter()
-        settings = BridgeSettings(num_workers=num_workers, start_timeout_s=120.0)
+        settings = BridgeSettings(num_workers=num_workers, start_timeout_s=patient(120.0))
         with EnvBridge("CartPole-v1", 256, seed_of, settings=settings) as bridge:
             first = bridge.reset()[""]
             for _ in range(20):
@@ -167,7 +168,7 @@ def test_256_environments_start_step_and_close(num_workers: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 4])
 def test_256_environments_start_step_and_close_within_ten_seconds(num_workers: int) -> None:
-    assert step_256(num_workers) < 10
+    assert step_256(num_workers) < patient(10)
 
 
 @pytest.mark.slow

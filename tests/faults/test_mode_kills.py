@@ -72,7 +72,6 @@ def kill_workers(run: CommandLine) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("who", ["worker", "trainer"])
 @pytest.mark.parametrize("name", [*MODES, *PARTS])
 def test_killed_run_ends_as_the_undisturbed_one(name: str, who: str, tmp_path: Path) -> None:

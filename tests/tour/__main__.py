@@ -30,6 +30,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from tests.patience import patient
+
 HERE, ROOT, COLUMNS, DEADLINE_S = Path(__file__).parent, Path(__file__).parents[2], 80, 600.0
 _KEYS = {"shows", "run", "python", "sees", "never", "code", "terminal", "needs"}
 
@@ -107,7 +109,7 @@ def without_a_terminal(command: str, directory: Path) -> Played:
 
 def within_the_deadline(command: str) -> list[str]:
     """The command, which ends with exit code 124 if it takes too long."""
-    return ["timeout", str(DEADLINE_S), "bash", "-c", command]
+    return ["timeout", str(patient(DEADLINE_S)), "bash", "-c", command]
 
 
 def on_a_terminal(command: str, directory: Path) -> Played:
