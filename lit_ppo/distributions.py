@@ -213,7 +213,7 @@ class Gaussian:
         """-0.5 * ((a - mean) / std)^2 - log(std) - log(2 pi) / 2, and 1/2 + log(2 pi) / 2 + log(std), summed."""
         means, log_stds = outputs.chunk(2, dim=-1)
         errors = (actions.reshape(means.shape) - means) * (-log_stds).exp()
-        size = self.low.size
+        size = means.shape[-1]  # not that of `low`: torch.compile cannot guard an array of numpy's
         log_probs = -size * _HALF_LOG_TWO_PI - torch.addcmul(log_stds, errors, errors, value=0.5).sum(dim=-1)
         return log_probs, log_stds.sum(dim=-1) + size * (0.5 + _HALF_LOG_TWO_PI)
 

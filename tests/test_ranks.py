@@ -96,7 +96,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def finished(run: CommandLine) -> Ended:
     ended = run.ended(DEADLINE_S)
-    assert ended.code == 0, ended
+    assert ended.code == 0 and "nothing is compiled" not in ended.err, ended
     return ended
 
 

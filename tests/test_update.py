@@ -1,11 +1,13 @@
 """Gradients of a minibatch: eager, and as the one function that is compiled."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from lit_ppo import functional
 from lit_ppo.errors import ConfigError
@@ -186,6 +188,8 @@ SPECS = {
     "masked multi_discrete": spec_of(*SEEN, MASK, action=multi_discrete(2, 3), mask="mask"),
     "multi_binary": spec_of(*SEEN, action=multi_binary(2, 2)),
     "box": spec_of(*SEEN, action=box(2, low=-1.0, high=1.0)),
+    "box of integers": spec_of(*SEEN, action=box(2, 2, dtype="int32", low=-3, high=3)),
+    "box without rank": spec_of(*SEEN, action=box(dtype="float64")),
 }
 
 
@@ -229,7 +233,7 @@ POLICIES = {
     "gsde": PPOSettings(gsde=True),
     "shared lstm": PPOSettings(memory="lstm", memory_size=5, sequence_length=4, shared_torso=True),
 }
-PAIRS = [(name, how) for name in SPECS for how in POLICIES if how != "gsde" or name == "box"]
+PAIRS = [(name, how) for name in SPECS for how in POLICIES if how != "gsde" or "box" in name]
 
 
 @pytest.mark.parametrize(("name", "how"), PAIRS)
@@ -243,17 +247,72 @@ def test_function_to_be_compiled_does_what_eager_mode_does_in_every_space(name: 
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients(one))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "how"), [pair for pair in PAIRS if pair[1] == "plain" or pair[0] == "masked discrete" or pair[1] == "gsde"]
-)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, in torch's compiler
-def test_compiled_program_does_what_eager_mode_does_in_every_space(name: str, how: str) -> None:
-    one, other = policy_of(SPECS[name], POLICIES[how]), policy_of(SPECS[name], POLICIES[how])
-    data = minibatch_of(SPECS[name], one, weighted=how != "plain")
+MEMORIES: dict[str, dict[str, Any]] = {
+    "no memory": {},
+    "gru": {"memory": "gru", "memory_size": 5, "sequence_length": 4},
+    "lstm": {"memory": "lstm", "memory_size": 5, "sequence_length": 4, "shared_torso": True},
+}
+DEVIATIONS: dict[str, dict[str, Any]] = {"parameter": {}, "state": {"log_std": "state"}, "gsde": {"gsde": True}}
+EVERY_KIND = [
+    (name, memory, deviation, normalized)
+    for name in SPECS
+    for memory in MEMORIES
+    for deviation in (DEVIATIONS if "box" in name else ("parameter",))
+    for normalized in (False, True)
+]
+SOME_KINDS = [  # each memory, deviation and normalisation, and each distribution
+    ("masked discrete", "lstm", "parameter", True),
+    ("masked multi_discrete", "no memory", "parameter", False),
+    ("multi_binary", "no memory", "parameter", False),
+    ("box", "gru", "parameter", True),
+    ("box of integers", "no memory", "gsde", True),
+    ("box without rank", "no memory", "state", False),
+]
+
+
+def assert_compiled_is_eager(name: str, memory: str, deviation: str, normalized: bool, tolerance: float) -> None:
+    """`CompiledGradients` has no fall-back: what cannot be compiled raises."""
+    settings = PPOSettings(**MEMORIES[memory], **DEVIATIONS[deviation], normalize_observations=normalized)
+    one, other = policy_of(SPECS[name], settings), policy_of(SPECS[name], settings)
+    weighted = memory != "no memory"
+    gradients_of = CompiledGradients(other, WITH_ENTROPY)
+    blank = blank_minibatch(SPECS[name].observation, other, 12 // other.sequence_length, weighted=weighted)
+    learnt(gradients_of, other, WITH_ENTROPY, blank, 0.2)
+    programs = counters["stats"]["unique_graphs"]
+    data = minibatch_of(SPECS[name], one, weighted=weighted)
     expected = eager(one, WITH_ENTROPY, data, 0.2)
-    torch.testing.assert_close(compiled(other, WITH_ENTROPY, data, 0.2), expected, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(gradients(other), gradients(one), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(learnt(gradients_of, other, WITH_ENTROPY, data, 0.2), expected, rtol=tolerance, atol=1e-6)
+    torch.testing.assert_close(gradients(other), gradients(one), rtol=tolerance, atol=1e-6)
+    assert counters["stats"]["unique_graphs"] == programs > 0  # the one that the blank minibatch has made
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile as it is, but for the code that it would generate, which takes most of its time."""
+    torch.compiler.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+
+
+@pytest.mark.parametrize("kind", SOME_KINDS)
+@pytest.mark.usefixtures("traces")
+def test_program_is_traced_and_does_what_eager_mode_does(kind: Any) -> None:
+    assert_compiled_is_eager(*kind, 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in EVERY_KIND if kind not in SOME_KINDS])
+@pytest.mark.usefixtures("traces")
+def test_program_is_traced_in_every_kind_of_policy(kind: Any) -> None:
+    assert_compiled_is_eager(*kind, 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SOME_KINDS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, in torch's compiler
+def test_compiled_program_does_what_eager_mode_does(kind: Any) -> None:
+    torch.compiler.reset()
+    assert_compiled_is_eager(*kind, 1e-5)
 
 
 @pytest.mark.parametrize(("name", "how"), PAIRS)
