@@ -1,6 +1,7 @@
 """Every use that lit_ppo makes of Lightning's private or undocumented names, written against lightning 2.6.6.
 
-A new release of Lightning may change them without notice; `tests/test_compat.py` tests each of them.
+A new release of Lightning may change them without notice. `tests/test_compat.py` tests that each does what it is used for, and
+that a run without it still trains: it is slower, or lacks what the function here adds to Lightning.
 """
 
 import json
@@ -13,16 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from lit_ppo import exit_codes, interrupts
 from lit_ppo.compat_torch import backward_hook_owner
@@ -37,6 +35,7 @@ _STEP_HOOK: Final = "on_before_optimizer_step"
 # On progress bars of Lightning, which have room for a few numbers with short names.
 _ON_PROGRESS_BARS: Final = {"eval/return": "eval", "episodes/return": "return"}
 _STORE_LIMIT: Final = timedelta(seconds=20)  # to reach torchrun's rendezvous
+_GROUP_LIMIT: Final = timedelta(minutes=30)  # torch's own
 _OF_EVALUATIONS: Final = "eval/"  # how the names of evaluation metrics begin
 
 
@@ -44,14 +43,14 @@ def backward_listener(trainer: Trainer, module: LightningModule) -> str | None:
     """Name of the first callback, module, flag or hook that needs the backward pass; None if there is none.
 
     Lightning has no public way to ask whether a hook is overridden (`is_overridden`), or whether anomalies are detected
-    (`trainer._detect_anomaly`).
+    (`trainer._detect_anomaly`) before it trains.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if any(is_overridden(hook, callback, Callback) for hook in _BACKWARD_HOOKS):
             return type(callback).__name__
     if any(is_overridden(hook, module, LightningModule) for hook in (*_BACKWARD_HOOKS, "backward")):
         return type(module).__name__
-    if trainer._detect_anomaly:
+    if getattr(trainer, "_detect_anomaly", torch.is_anomaly_enabled()):
         return "trainer.detect_anomaly"
     owner = backward_hook_owner(module)
     return None if owner is None else f"a hook on {owner}"
@@ -82,7 +81,11 @@ def step_without_hooks(trainer: Trainer, optimizer: LightningOptimizer, closure:
         optimizer: Lightning's wrapper of the optimizer.
         closure: As in `torch.optim.Optimizer.step`.
     """
-    progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+    loop: Any = getattr(trainer.fit_loop.epoch_loop, "manual_optimization", None)
+    progress = getattr(loop, "optim_step_progress", None)
+    if progress is None:
+        optimizer.step(closure)
+        return
     progress.increment_ready()
     if closure is None:
         optimizer.optimizer.step()
@@ -126,9 +129,18 @@ def rank_strategy_of(trainer: Trainer) -> RankStrategy | None:
         as_any.__class__ = type("RankStrategy", (RankStrategy, type(strategy)), {})
         as_any.ranks = Ranks(trainer.world_size, trainer.global_rank)
         for thread in threading.enumerate():
-            if isinstance(thread, _ChildProcessObserver):
-                thread._finished = True
+            if type(thread) is _observer():
+                thread._finished = True  # type: ignore[attr-defined]
     return cast(RankStrategy, strategy)
+
+
+def _observer() -> Any:
+    """Lightning's class of the thread that looks after the ranks that it has started; None if this release has none."""
+    try:
+        from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+    except ImportError:
+        return None
+    return _ChildProcessObserver
 
 
 def end_with_lost_ranks() -> None:
@@ -142,8 +154,8 @@ def end_with_lost_ranks() -> None:
             process.kill()
         interrupts.end_with("a rank has ended before the ranks had met", exit_codes.RANK)
 
-    as_any: Any = _ChildProcessObserver
-    as_any._terminate_all = end
+    if observer := _observer():
+        observer._terminate_all = end
 
 
 def join_ranks(trainer: Trainer) -> None:
@@ -161,12 +173,13 @@ def join_ranks(trainer: Trainer) -> None:
         return
     rank, count = trainer.global_rank, trainer.world_size
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    limit: Any = strategy._timeout
-    backend = strategy._get_process_group_backend()
+    limit: Any = getattr(strategy, "_timeout", _GROUP_LIMIT)
+    backend = strategy.process_group_backend or dist.get_default_backend_for_device(strategy.root_device)
+    public: Any = dist  # torch's stubs leave the stores out
     try:  # the store is there before any rank is started
-        store = TCPStore(address, port, is_master=False, timeout=_STORE_LIMIT, wait_for_workers=False)
+        store = public.TCPStore(address, port, is_master=False, timeout=_STORE_LIMIT, wait_for_workers=False)
         store.set_timeout(limit)
-        attempt = PrefixStore(f"lit_ppo/{attempt_name(store, rank, count)}", store)
+        attempt = public.PrefixStore(f"lit_ppo/{attempt_name(store, rank, count)}", store)
         dist.init_process_group(backend, store=attempt, rank=rank, world_size=count, timeout=limit)
     except dist.DistError as error:
         reason = str(error).partition("\n")[0]
@@ -178,16 +191,19 @@ def unfit_for_ranks(trainer: Trainer) -> str | None:
     strategy: Any = trainer.strategy
     if not isinstance(strategy, DDPStrategy):
         return f"expected ddp, got {type(strategy).__name__}"
-    if strategy._start_method != "popen":
-        return f"expected processes started anew (ddp), got start_method={strategy._start_method}"
-    if strategy._ddp_comm_hook is not None or strategy._model_averaging_period is not None:
+    if (method := getattr(strategy, "_start_method", "popen")) != "popen":
+        return f"expected processes started anew (ddp), got start_method={method}"
+    if any(getattr(strategy, name, None) is not None for name in ("_ddp_comm_hook", "_model_averaging_period")):
         return "expected ddp without ddp_comm_hook and model_averaging_period, which would be ignored"
     return None
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:
     """The Trainer that uses a module, if any; `module.trainer` raises if there is none."""
-    return module._trainer
+    try:
+        return module.trainer if module.fabric is None else None
+    except RuntimeError:
+        return None
 
 
 def publish_metrics(trainer: Trainer, values: Mapping[str, float]) -> None:
@@ -196,10 +212,9 @@ def publish_metrics(trainer: Trainer, values: Mapping[str, float]) -> None:
     `self.log` costs 0.5 ms for each number, this some 20 us for all of them. Nothing goes to the loggers.
     """
     tensors = dict(zip(values, torch.tensor(list(values.values()), dtype=torch.float64).unbind(), strict=True))
-    connector = trainer._logger_connector
-    connector._callback_metrics.update(tensors)
-    connector._logged_metrics.update(tensors)
-    connector._progress_bar_metrics.update({short: values[name] for name, short in _ON_PROGRESS_BARS.items() if name in values})
+    trainer.callback_metrics.update(tensors)
+    trainer.logged_metrics.update(tensors)
+    trainer.progress_bar_metrics.update({short: values[name] for name, short in _ON_PROGRESS_BARS.items() if name in values})
 
 
 def hide_missing_length(trainer: Trainer) -> None:
@@ -210,20 +225,6 @@ def hide_missing_length(trainer: Trainer) -> None:
                 callback._get_train_description = lambda current_epoch: f"Epoch {current_epoch}"  # type: ignore[method-assign]
 
 
-class _LoopOverEnvSteps(_TrainingEpochLoop):
-    """Lightning's loop, which gives the loggers env steps as their x axis instead of a count of batches."""
-
-    env_steps: Callable[[], int]
-
-    @property
-    def _batches_that_stepped(self) -> int:
-        return self.env_steps()
-
-    @_batches_that_stepped.setter
-    def _batches_that_stepped(self, count: int) -> None:
-        """Nothing: Lightning counts, and restores its count from a checkpoint."""
-
-
 def log_over_env_steps(trainer: Trainer, env_steps: Callable[[], int]) -> None:
     """Make env steps the x axis of everything that Lightning logs during fit: `self.log`, LearningRateMonitor, and others.
 
@@ -232,7 +233,9 @@ def log_over_env_steps(trainer: Trainer, env_steps: Callable[[], int]) -> None:
         env_steps: Env steps of the run so far.
     """
     loop: Any = trainer.fit_loop.epoch_loop
-    loop.__class__, loop.env_steps = _LoopOverEnvSteps, env_steps
+    # the setter does nothing: Lightning counts batches there, and restores their number from a checkpoint
+    count = property(lambda self: env_steps(), lambda self, batches: None)
+    loop.__class__ = type("LoopOverEnvSteps", (type(loop),), {"_batches_that_stepped": count})
 
 
 def monitor_after_evaluations(trainer: Trainer) -> None:
@@ -244,7 +247,7 @@ def monitor_after_evaluations(trainer: Trainer) -> None:
     for callback in _monitors_of_evaluations(trainer):
         if isinstance(callback, EarlyStopping):
             callback._check_on_train_epoch_end = False
-        elif callback._save_on_train_epoch_end is None:
+        elif getattr(callback, "_save_on_train_epoch_end", None) is None:
             callback._save_on_train_epoch_end = False
 
 
@@ -277,7 +280,7 @@ def averaged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None
 
 def save_checkpoint(callback: ModelCheckpoint, trainer: Trainer, path: str) -> None:
     """Write a checkpoint and tell the loggers, as `ModelCheckpoint` does; `trainer.save_checkpoint` does not tell them."""
-    callback._save_checkpoint(trainer, path)
+    getattr(callback, "_save_checkpoint", lambda trainer, path: trainer.save_checkpoint(path))(trainer, path)
 
 
 def settings_of(cli: "LightningCLI", key: str, *, instantiated: bool = False) -> Any:
@@ -285,12 +288,16 @@ def settings_of(cli: "LightningCLI", key: str, *, instantiated: bool = False) ->
 
     `LightningCLI` keeps them under the subcommand's name, or at the top if it runs no subcommand (`run=False`).
     """
-    return cli._get(cli.config_init if instantiated else cli.config, key)
+    config = cli.config_init if instantiated else cli.config
+    return config.get(str(cli.subcommand), config).get(key)
 
 
 def parser_of(cli: "LightningCLI", command: str | None) -> "LightningArgumentParser":
     """The parser of a command, or of a program that runs none; its `callback_keys` decide which callbacks the Trainer gets."""
-    return cli._parser(command)
+    if command is None:
+        return cli.parser
+    subparsers = next(action.choices for action in cli.parser._actions if isinstance(action.choices, dict))
+    return cast("LightningArgumentParser", subparsers[command])
 
 
 def option_names(parser: "LightningArgumentParser") -> Iterator[str]:

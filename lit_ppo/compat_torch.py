@@ -1,6 +1,7 @@
 """Every use that lit_ppo makes of torch's private names, written against torch 2.13.
 
-A new release of torch may change them without notice; `tests/test_compat.py` tests each of them.
+A new release of torch may change them without notice. `tests/test_compat.py` tests that each does what it is used for, and that
+a run without it still trains, only slower.
 
 `torch._dynamo` is the front end of torch.compile. Importing it takes a second or more, and a run that compiles nothing does not
 need it: Lightning imports it for one class, which it uses in `isinstance` checks, and every optimizer imports it to exempt its
@@ -12,6 +13,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Self
@@ -61,7 +63,7 @@ def _real_package() -> ModuleType:
 
 def defer_dynamo() -> None:
     """Put the stand-in in place, unless the real package is already imported."""
-    if _NAME in sys.modules:
+    if _NAME in sys.modules or find_spec(_NAME) is None:
         return
     stand_in = _StandIn(_NAME)
     stand_in.__path__ = [str(Path(torch.__path__[0]) / "_dynamo")]
@@ -73,7 +75,10 @@ def defer_dynamo() -> None:
 
 def weight_and_bias(layer: nn.Linear) -> tuple[Tensor, Tensor]:
     """What `layer.weight` and `layer.bias` are: those take half a microsecond each, a tenth of a small network's time."""
-    parameters: Any = layer._parameters
+    try:
+        parameters: Any = layer._parameters
+    except AttributeError:
+        return layer.weight, layer.bias
     return parameters["weight"], parameters["bias"]
 
 
@@ -87,7 +92,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     Returns:
         That norm, before clipping; scalar.
     """
+    parameters = list(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not (hasattr(torch, "_foreach_norm") and hasattr(torch, "_foreach_mul_")):
+        return nn.utils.clip_grad_norm_(parameters, max_norm)
     with torch.no_grad():
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2.0)), 2.0)
         torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
@@ -97,12 +105,19 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 def backward_hook_owner(module: nn.Module) -> str | None:
     """Name of the first parameter or layer with a backward hook; None if there is none.
 
-    torch has public functions that add hooks and none that tells whether there are any.
+    torch has public functions that add hooks and none that tells whether there are any. Where it keeps them under another name,
+    there may be some.
     """
+
+    def may_have(owner: Any, *names: str) -> bool:
+        return any(getattr(owner, name, True) for name in names)
+
     for name, parameter in module.named_parameters():
-        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+        if may_have(parameter, "_backward_hooks", "_post_accumulate_grad_hooks"):
             return name
-    return next((name for name, layer in module.named_modules() if layer._backward_hooks or layer._backward_pre_hooks), None)
+    return next(
+        (name for name, layer in module.named_modules() if may_have(layer, "_backward_hooks", "_backward_pre_hooks")), None
+    )
 
 
 class Float64Buffers(nn.Module):

@@ -3,6 +3,7 @@
 If one of these tests fails after an upgrade, the library has changed, and the function named in the message has to follow.
 """
 
+import json
 import os
 import signal
 import socket
@@ -25,13 +26,40 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from lit_ppo import compat_lightning, exit_codes, interrupts
+from lit_ppo import compat_lightning, compat_torch, exit_codes, interrupts
 from lit_ppo.compat_torch import Float64Buffers, backward_hook_owner, clip_gradients, weight_and_bias
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import RankLost
 from lit_ppo.module import PPOModule
 from tests.runs import bare_trainer, parameters, same, small_data, small_module
 from tests.specs import vector_spec
+
+# -- a release that lacks one of them
+
+
+@pytest.mark.slow
+def test_run_without_one_of_the_private_names_is_the_same_run() -> None:
+    command = [sys.executable, "-m", "tests.other_release"]
+    outcomes = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert len(outcomes) > 20 and len(outcomes["nothing"]) == 64  # a digest
+    assert {name: outcome for name, outcome in outcomes.items() if outcome != outcomes["nothing"]} == {}
+
+
+def test_package_that_is_not_there_is_not_deferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat_torch, "_NAME", "torch._dynamo_of_another_release")
+    compat_torch.defer_dynamo()
+    assert "torch._dynamo_of_another_release" not in sys.modules
+
+
+def test_hooks_that_are_kept_elsewhere_may_be_there() -> None:
+    class Elsewhere(nn.Linear):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "_backward_hooks":
+                raise AttributeError(name)
+            return super().__getattribute__(name)
+
+    assert backward_hook_owner(nn.Sequential(nn.Linear(1, 1), Elsewhere(1, 1))) == "1"
+
 
 # -- torch
 
