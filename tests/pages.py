@@ -50,6 +50,11 @@ _FENCE: Final = re.compile(
 )
 
 
+def without_blocks(text: str) -> str:
+    """The prose of a page."""
+    return _FENCE.sub("", text)
+
+
 @dataclass(frozen=True)
 class Block:
     """A code block of a page.

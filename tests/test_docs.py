@@ -5,12 +5,14 @@
 
 import ast
 import os
+import pydoc
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,23 @@ NO_OPTIONS = {  # named in the texts like an option
     *("trainer.callback_metrics", "trainer.logged_metrics", "trainer.save_checkpoint", "model.total_env_steps"),
     *("before", "nodes", "nnodes"),  # of a benchmark, Slurm and torchrun
     "trainer.logger.tracking_uri",  # of a logger whose package may be missing
+}
+# -- where the names in the texts come from
+FOREIGN = {"PPO.load"}  # of Stable-Baselines3
+FOREIGN_FILES = {
+    "ppo.py",
+    "ppo_atari.py",
+    "ppo_continuous_action.py",
+    "torch.py",
+    "config.yaml",
+}  # CleanRL's, a user's, a run's
+OBJECTS = {  # that are not lit_ppo's, by what the texts call them
+    "Process": "multiprocessing.Process",
+    "Tuner": "lightning.pytorch.tuner.Tuner",
+    "env": "gymnasium.Env",
+    "module": "lit_ppo.PPOModule",
+    "self": "lit_ppo.PPOModule gymnasium.Env",
+    "trainer": "lightning.pytorch.Trainer",
 }
 SHORT = "--total_env_steps=256 --evaluation.num_episodes=1"  # one update
 
@@ -130,6 +149,67 @@ def test_options_in_the_texts_exist(capsys: pytest.CaptureFixture[str], monkeypa
     named |= set(re.findall(rf"`((?:{SECTIONS})\.[a-z_]+(?:\.[a-z_]+)*)[`=]", text))
     unknown = {name for name in named if f"--{name} " not in helped and not name.startswith("data.env_kwargs.")} - NO_OPTIONS
     assert unknown <= OF_A_CLASS
+
+
+def spans(pattern: str) -> list[tuple[str, str]]:
+    """Page and text of each piece of inline code that matches."""
+    found = []
+    for page in pages.PAGES:
+        for text in re.findall(r"`([^`\n]+)`", pages.without_blocks(page.read_text(encoding="utf-8"))):
+            if match := re.fullmatch(pattern, text):
+                found.append((str(page.relative_to(ROOT)), match[1]))
+    return found
+
+
+PACKAGE = [
+    import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    for path in (ROOT / "lit_ppo").rglob("*.py")
+    if path.name != "__main__.py"
+]
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is that of something in a file of the package, in an installed module or in `OBJECTS`."""
+    first, _, rest = name.partition(".")
+    if any(pydoc.locate(f"{each}.{rest}") for each in OBJECTS.get(first, first).split()):
+        return True
+    for module in PACKAGE:
+        try:
+            attrgetter(name)(module)
+        except AttributeError:
+            continue
+        return True
+    return False
+
+
+def test_names_in_the_texts_are_those_of_something() -> None:
+    options_and_files = re.compile(rf"({SECTIONS}|contract)\..*|.*\.(py|json|yaml|txt|md|ckpt|cff)")
+    named = {
+        pair for pair in spans(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)(?:\(.*\))?") if not options_and_files.fullmatch(pair[1])
+    }
+    assert len(named) > 50
+    assert {(page, name) for page, name in named if name not in FOREIGN and not resolves(name)} == set()
+
+
+def test_files_in_the_texts_exist() -> None:
+    own = [
+        path
+        for folder in ("benchmarks", "configs", "docs", "examples", "lit_ppo", "tests")
+        for path in (ROOT / folder).rglob("*")
+    ]
+    paths = {f"/{path.relative_to(ROOT)}" for path in [*own, *ROOT.glob("*.*")]}
+    named = {
+        (page, name)
+        for page, name in spans(r"([\w./-]+\.(?:py|md|yaml|sh|toml|txt|cff))(?:::\w+)?")
+        if name not in FOREIGN_FILES
+    }
+    assert len(named) > 150
+    assert {(page, name) for page, name in named if not any(path.endswith(f"/{name}") for path in paths)} == set()
+
+
+def test_name_that_is_gone_is_found() -> None:
+    for name in ("PPOModule._run_passes", "update.minibatch_losses", "Policy.acts", "torch.Generators", "worker._PREVIOUS"):
+        assert not resolves(name)
 
 
 def test_every_page_is_in_the_navigation_of_the_site() -> None:
