@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: fit test learn tour soak lint types docs bench bench-quick reproduce reproduce-sb3 report env-list clean
+.PHONY: fit test learn tour soak lint types versions docs bench bench-quick reproduce reproduce-sb3 report env-list clean
 
 fit: $(STAMP)
 	$(BIN)/python -m lit_ppo fit
@@ -29,6 +29,10 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+# Dependencies of which a newer release is out than the tests run with.
+versions: $(STAMP)
+	$(BIN)/python -m tests.versions
 
 # The documentation site, into build/site; any warning is an error.
 docs: $(STAMP)

@@ -12,6 +12,7 @@ import pytest
 
 from lit_ppo import exit_codes
 from lit_ppo.presets import all_presets
+from tests import versions
 
 ROOT = Path(__file__).parents[1]
 HIDING = """
@@ -74,3 +75,14 @@ def test_wheel_runs_in_an_empty_environment(tmp_path: Path) -> None:
     assert all(preset.name in listed for preset in all_presets())
     summary = run(script, "fit", "--total_env_steps=256", "--evaluation.num_episodes=1")
     assert "1 updates, 256 env steps" in summary and (tmp_path / "runs/CartPole-v1/1/last.ckpt").is_file()
+
+
+def test_newer_releases_are_told_and_an_index_that_cannot_be_asked_is_one_line() -> None:
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines())
+    assert list(versions.lines(pinned.__getitem__)) == ["the tests run with the newest releases"]
+    newer = pinned | {"torch": "2.99.0", "lightning": "3.0.0"}
+    assert list(versions.lines(newer.__getitem__)) == [
+        f"torch 2.99.0 is out: tested with {pinned['torch']}; pyproject.toml admits it (<3,>=2.10)",
+        f"lightning 3.0.0 is out: tested with {pinned['lightning']}; pyproject.toml does not admit it (<3,>=2.6.4)",
+    ]
+    assert list(versions.lines(lambda name: None)) == ["torch: the package index cannot be asked; is this machine offline?"]
