@@ -436,8 +436,10 @@ VERBATIM = {
     "word": "null",
     "nothing": None,
     "flag": "true",
+    "time": "12:30",
+    "zeros": "010",
     "list": ["1", 2],
-    "tree": {"a": "1e3"},
+    "tree": {"a": "1e3", "b": "0o10"},
 }
 
 
@@ -479,9 +481,20 @@ def test_wrappers_keep_their_arguments_in_a_config_a_checkpoint_and_a_resumed_ru
 
 
 def test_single_items_of_env_kwargs_are_read_as_yaml_and_added_to_the_mapping(run: Run) -> None:
-    items = {"number": "3", "digits": '"123"', "word": '"null"', "nothing": "null", "flag": '"true"', "list": '["1",2]'}
+    items = {
+        "number": "3",
+        "digits": '"123"',
+        "word": '"null"',
+        "nothing": "null",
+        "flag": '"true"',
+        "time": "12:30",
+        "list": '["1",2]',
+    }
+    items["zeros"] = "'010'"
     first, *others = [f"--data.env_kwargs.{name}={value}" for name, value in items.items()]
-    typed = run(f'fit --data.env_kwargs={{"tree":{{"a":"1e3"}}}} {" ".join(others)} {first.replace("=", " ")} --print_config')
+    typed = run(
+        f'fit --data.env_kwargs={{"tree":{{"a":"1e3","b":"0o10"}}}} {" ".join(others)} {first.replace("=", " ")} --print_config'
+    )
     assert (typed.code, env_kwargs_of(typed.out)) == (exit_codes.DONE, VERBATIM)
 
 

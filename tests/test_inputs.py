@@ -49,6 +49,7 @@ REFUSED = {
     "--data.step_timeout_s=nan": r"data\.step_timeout_s: expected a number, got nan",
     "--config=few.yaml": r"data\.rlimits=\{'nofile': 3\}: expected limits with which Python and Gymnasium start",
     "--config=many.yaml": r"data\.rlimits: nofile=10+ cannot be set: .*",
+    "--runs_dir=\udcff": r"expected options in UTF-8, got --runs_dir=\\udcff",
     "--data.python=/etc/passwd": r"data\.python=/etc/passwd: expected a Python interpreter: Permission denied",
 }
 
