@@ -12,6 +12,7 @@ from lit_ppo.errors import (
     ProtocolError,
     RankFailed,
     RankLost,
+    one_line,
     printable,
 )
 from lit_ppo.standard_streams import for_errors
@@ -51,10 +52,17 @@ def of_signal(number: int) -> int:
     return 128 + number
 
 
-def fail(message: str, code: int) -> NoReturn:
-    """End the process with one error message on standard error; on standard output if the former is closed."""
+def fail(message: str | Exception, code: int) -> NoReturn:
+    """End the process with one error message on standard error; on standard output if the former is closed.
+
+    Args:
+        message: One line, or an error; that of an environment has further lines, in which all text of others is indented.
+        code: The exit code.
+    """
+    has_lines = isinstance(message, EnvironmentFault | BridgeError | RankFailed)
+    text = str(message).strip()
     try:
-        print(f"lit_ppo: error: {printable(message.strip())}", file=for_errors())
+        print(f"lit_ppo: error: {printable(text) if has_lines else one_line(text)}", file=for_errors())
     except (OSError, CheckpointError):
         pass  # it cannot be written; the exit code still says what happened
     sys.exit(code)

@@ -6,7 +6,7 @@ import select
 import sys
 from typing import Final, TextIO
 
-from lit_ppo.errors import CheckpointError
+from lit_ppo.errors import CheckpointError, one_line
 
 PATIENCE_S: Final = 1.0
 _closed: set[int] = set()  # descriptors that were closed when the process started
@@ -21,9 +21,9 @@ class _Output(io.TextIOWrapper):
 
     def __init__(self) -> None:
         replaced = sys.stdout
-        encoding, errors = ("utf-8", "strict") if replaced is None else (replaced.encoding, replaced.errors)
+        encoding = "utf-8" if replaced is None else replaced.encoding
         binary = open(1, "wb", closefd=False)  # noqa: SIM115  for the life of the process
-        super().__init__(binary, encoding, errors, line_buffering=os.isatty(1))
+        super().__init__(binary, encoding, "backslashreplace", line_buffering=os.isatty(1))
 
     def write(self, text: str) -> int:
         try:
@@ -60,6 +60,16 @@ def prepare() -> None:
     sys.stdout = _Output()
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def say(*lines: str, file: TextIO | None = None) -> None:
+    """Print lines; what is not ours in them can neither steer a terminal nor begin another line.
+
+    Args:
+        lines: To print, each as one line.
+        file: Where to; None for standard output.
+    """
+    print("\n".join(map(one_line, lines)), file=file, flush=True)
 
 
 def for_errors() -> TextIO | None:

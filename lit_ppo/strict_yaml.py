@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final
 import yaml
 
 _MAX_NODES: Final = 100_000  # of a document, each counted as often as aliases repeat it
+_MAX_DIGITS: Final = 4000
 _CORE: Final = [  # the first that matches a plain scalar is its tag
     (f"tag:yaml.org,2002:{name}", re.compile(rf"(?:{pattern})\Z"))
     for name, pattern in {
@@ -26,6 +27,8 @@ _CORE: Final = [  # the first that matches a plain scalar is its tag
 
 def _integer(loader: Any, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node)
+    if len(text) > _MAX_DIGITS:  # base 16 has no limit of Python's, and the number could not be shown
+        raise ValueError(f"expected numbers of at most {_MAX_DIGITS} digits")
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
