@@ -1,11 +1,12 @@
 """Files and names that others have made, for every command that reads them: one line for each, and the rest is shown."""
 
 import ast
+import contextlib
+import io
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lit_ppo
-from lit_ppo import errors, exit_codes
-from lit_ppo.run_status import Status
-from tests.test_cli import Run, in_an_empty_directory, run  # noqa: F401  fixtures
+from lit_ppo import cli, errors, exit_codes
+from tests.test_cli import Ended
 from tests.test_plot import make_run
 
 FORGED: Final = "\nlit_ppo: error: forged\nepisode 1: return 999, 1 steps"
@@ -51,19 +51,31 @@ BYTES: Final = st.binary(max_size=40) | st.sampled_from(
 )
 
 
-def is_clean(text: str) -> bool:
-    return all(character.isprintable() for line in text.split("\n") for character in line) and "forged" not in [
-        line.partition("forged")[0] + "forged"
-        for line in text.split("\n")
-        if line.startswith(("lit_ppo: error: forged", "episode 1"))
-    ]
+def ended(*arguments: str) -> Ended:
+    """How a command ends in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main(list(arguments))
+            code: Any = exit_codes.DONE
+        except SystemExit as error:
+            code = error.code or exit_codes.DONE
+    return Ended(int(code), out.getvalue(), err.getvalue())
+
+
+def require_clean(ended: Ended) -> None:
+    """No control character, and no line that another line's text has begun."""
+    for line in (ended.out + ended.err).split("\n"):
+        assert line.isprintable(), line
+        assert not re.match("lit_ppo: error: forged|episode 1", line), line
+    assert all(line.startswith("lit_ppo: ") for line in ended.err.splitlines()), ended.err
 
 
 @given(st.text() | NAMES)
 @settings(deadline=None)
 def test_any_text_becomes_one_printable_line(text: str) -> None:
     assert errors.one_line(text).isprintable() and errors.shown(text).isprintable()
-    assert is_clean(errors.printable(text).replace("\t", ""))
+    assert all(line.replace("\t", "").isprintable() for line in errors.printable(text).split("\n"))
 
 
 def test_only_one_function_prints() -> None:
@@ -75,3 +87,83 @@ def test_only_one_function_prints() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     }
     assert found == {"standard_streams.py", "exit_codes.py"}
+
+
+def changed(document: Any) -> st.SearchStrategy[Any]:
+    """A document with some of its values replaced, as JSON or YAML has them."""
+    if isinstance(document, dict):
+        return st.fixed_dictionaries({key: st.just(value) | changed(value) for key, value in document.items()}) | PLAIN
+    return PLAIN
+
+
+def damaged(path: Path) -> st.SearchStrategy[bytes]:
+    """What may stand in a file of a run in the place of what stands there."""
+    text = path.read_text()
+    if path.suffix == ".json":
+        whole = changed(json.loads(text)).map(lambda data: json.dumps(data).encode())
+    elif path.suffix == ".yaml":
+        whole = changed(yaml.safe_load(text)).map(lambda data: yaml.safe_dump(data).encode("utf-8", "replace"))
+    else:
+        rows = st.lists(st.lists(NUMBERS, min_size=4, max_size=4).map(",".join), max_size=4)
+        whole = rows.map(lambda lines: "\n".join([text.splitlines()[0], *lines, ""]).encode())
+    return whole | BYTES | st.integers(0, len(text)).map(lambda size: text[:size].encode())
+
+
+FILES: Final = ("run.json", "config.yaml", "curve.json", "logs/version_0/metrics.csv")
+
+
+def odd_places(path: Path) -> None:
+    """A directory, a pipe, a link to nothing and a file that is too large, each in the place of a file of some run."""
+    for number, make in enumerate([Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nothing"), lambda path: path.touch()]):
+        for name in FILES:
+            file = make_run(100 + number, seed=1, env_id=f"{path.name}-{number}-{Path(name).stem}") / name
+            file.unlink()
+            make(file)
+            if file.is_file():
+                os.truncate(file, 1 << 29)
+
+
+@settings(deadline=None, max_examples=3, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_damaged_files_cost_a_line_each_and_the_rest_is_listed_and_drawn(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
+        make_run(1, seed=1, env_id="whole")
+        for number in range(2):
+            for name in FILES:
+                file = make_run(number, seed=1, env_id=Path(name).stem) / name
+                file.write_bytes(data.draw(damaged(file)))
+        for command in (["runs"], ["runs", "--json"], ["plot", "runs", "--output", "a.svg"]):
+            result = ended(*command)
+            assert result.code == exit_codes.DONE, result.err
+            require_clean(result)
+            assert "whole" in (Path("a.svg").read_text() if command[0] == "plot" else result.out)
+            assert len(result.err.splitlines()) <= 2 * len(FILES)
+
+
+def test_what_is_no_file_costs_a_line_and_the_rest_is_listed_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(1, seed=1, env_id="whole")
+    odd_places(tmp_path)
+    for command in (["runs"], ["plot", "runs", "--output", "a.svg"]):
+        result = ended(*command)
+        assert result.code == exit_codes.DONE
+        require_clean(result)
+        assert "whole" in (Path("a.svg").read_text() if command[0] == "plot" else result.out)
+        assert result.err.count("expected a file of at most") == (3 if command == ["runs"] else 12)
+
+
+@settings(deadline=None, max_examples=4, suppress_health_check=list(HealthCheck))
+@given(run_name=FILE_NAMES, env_id=NAMES, label=NAMES)
+def test_names_of_others_stay_in_their_lines(run_name: str, env_id: str, label: str) -> None:
+    with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
+        for number, value in enumerate([label, "other"]):
+            made = make_run(number, seed=1, odd=value.encode("utf-8", "replace").decode())
+            status = json.loads((made / "run.json").read_text())
+            (made / "run.json").write_text(json.dumps({**status, "env_id": env_id}))
+        Path("runs/CartPole-v1/0").rename(Path("runs/CartPole-v1", run_name))
+        for command in (["runs"], ["runs", "--json"], ["plot", "runs/CartPole-v1", "--output", "a.svg"], ["plot", run_name]):
+            result = ended(*command)
+            require_clean(result)
+            assert command[-1] == run_name or result.code == exit_codes.DONE, result.err
+        picture = Path("a.svg").read_text()
+        assert "<!-- odd=other -->" in picture
