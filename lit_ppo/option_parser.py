@@ -99,7 +99,7 @@ class OptionParser(LightningArgumentParser):
         return settings
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        text = re.sub(r'^Parser key "([^"]+)"', r"\1", condensed(message))
+        text = re.sub(r'^Parser key "([^"]+)"', r"\1", re.sub(r"\bgot None$", "got null", condensed(message)))
         for old, new in _REPLACED.items():
             if re.search(rf"(?<![\w.]){re.escape(old)}(?!\w)", text):
                 fail(f"{old}: use {new}", USAGE)

@@ -767,6 +767,8 @@ def in_the_shell(line: str) -> Ended:
     [
         ("--help > /dev/full", "No space left on device (errno 28)"),
         ("--version >&-", "Bad file descriptor (errno 9)"),
+        ("fit --print_config >&-", "Bad file descriptor (errno 9)"),
+        ("runs >&-", "Bad file descriptor (errno 9)"),
         ("fit --print_config > /dev/full", "No space left on device (errno 28)"),
         (f"fit {' '.join(SMALL.split())} > /dev/full", "No space left on device (errno 28)"),
     ],
@@ -776,9 +778,11 @@ def test_output_that_cannot_be_written_ends_in_one_line_and_exit_code_5(line: st
     assert in_the_shell(line) == Ended(exit_codes.CHECKPOINT, "", message)
 
 
-def test_run_whose_standard_error_is_closed_works() -> None:
-    ended = in_the_shell(f"fit {' '.join(SMALL.split())} 2>&-")
-    assert (ended.code, ended.out.count("\n")) == (exit_codes.DONE, 7)
+@pytest.mark.parametrize(("closed", "lines"), [("2>&-", 7), (">&-", 0), ("<&- >&- 2>&-", 0)])
+def test_run_whose_standard_streams_are_closed_works(closed: str, lines: int) -> None:
+    ended = in_the_shell(f"fit {' '.join(SMALL.split())} {closed}")
+    assert (ended.code, ended.out.count("\n"), ended.err) == (exit_codes.DONE, lines, "")
+    assert Path(RUN, "last.ckpt").exists()
 
 
 def test_checkpoints_hold_the_settings_of_their_run_as_plain_data(run: Run) -> None:

@@ -245,7 +245,7 @@ class LitPPOCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**(started | kwargs))
         # ImportError where a package is missing, the others if SLURM has started another number of ranks
-        except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
+        except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"trainer (accelerator={config.accelerator}, devices={config.devices}): {reason}") from error
         check_ranks(trainer)
