@@ -1,10 +1,46 @@
-"""Files that are replaced as a whole or not at all."""
+"""Small files: read whatever has been made of them, and replaced as a whole or not at all."""
 
 import json
 import os
+import stat
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_LARGEST: Final = 1 << 28  # bytes of a file that is read
+
+
+def read_text(path: Path) -> str:
+    """Text of a file.
+
+    Raises:
+        ValueError: It is no regular file, too large or not in UTF-8; the message names it.
+        OSError: It cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # to open a pipe would wait for a writer
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+            raise ValueError(f"{path}: expected a file of at most {_LARGEST:,} bytes")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(_LARGEST).decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected text in UTF-8") from None
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> Any:
+    """Plain data of a JSON file.
+
+    Raises:
+        ValueError, OSError: As in `read_text`; or it is no JSON, is nested too deeply, or has numbers of thousands of digits.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON: {error}") from None
 
 
 def write_json(path: Path, data: Any) -> None:

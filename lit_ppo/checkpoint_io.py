@@ -113,8 +113,10 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     try:
         checkpoint: dict[str, Any] = torch.load(io.BytesIO(data), map_location, weights_only=True)
     except Exception as error:
-        reason = str(error).partition("\n")[0]  # the rest is advice to load it unsafely
-        raise CheckpointError(f"{path}: expected plain data and tensors: {reason}") from error
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        # torch's own words begin with advice to load it unsafely
+        reason = f"got code, {code[1]}, which is not run" if code else "got something else"
+        raise CheckpointError(f"{path}: expected plain data and tensors, {reason}") from None
     if not isinstance(checkpoint, dict) or not _is_shallow(checkpoint):
         raise CheckpointError(f"{path}: expected a mapping that is nested at most {_MOST_LEVELS} times")
     found = checkpoint.pop(FORMAT_KEY, 1)  # format 1 did not say so

@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except CheckpointError as error:  # of standard output
-        fail(str(error), CHECKPOINT)
+        fail(error, CHECKPOINT)
 
 
 def _run(given: list[str]) -> None:
@@ -108,4 +108,4 @@ def _run(given: list[str]) -> None:
             code = of(error)
             if code is None:
                 raise
-            fail(str(error), code)
+            fail(error, code)

@@ -8,6 +8,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 
 from lit_ppo.compat_lightning import backward_listener
+from lit_ppo.errors import one_line
 from lit_ppo.policy import Policy
 from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.spaces import Leaf
@@ -55,6 +56,6 @@ def gradients_for(
             with precision.train_step_context():
                 compiled(minibatch, 1.0, settings.clip_epsilon)
     except Exception as error:  # each stage of the compiler raises its own types
-        log.warning("model.compile: nothing is compiled: %s", str(error).strip().partition("\n")[0][:200])
+        log.warning("model.compile: nothing is compiled: %s", one_line(str(error).strip().partition("\n")[0])[:200])
         return eager
     return compiled

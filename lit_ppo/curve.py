@@ -5,14 +5,14 @@
 Non-finite numbers are the strings "NaN", "Infinity" and "-Infinity". A file is replaced as a whole or not at all.
 """
 
-import json
 import math
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from lit_ppo.atomic_file import write_json
+from lit_ppo.atomic_file import read_json, write_json
 
 RETURN_COLOR: Final = "#4e79a7"
 NON_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -81,10 +81,9 @@ class TrainLog:
             ValueError: The file is not a training curve.
             OSError: It cannot be read.
         """
+        data = read_json(Path(path))
         try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: expected JSON: {error}") from error
+            return cls.from_json(data)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -108,7 +107,7 @@ def _encoded(value: float) -> float | str:
 def _decoded(value: object) -> float:
     if isinstance(value, str) and value in NON_FINITE:
         return NON_FINITE[value]
-    _require(type(value) in (int, float) and math.isfinite(value), "a number, NaN, Infinity or -Infinity", value)  # type: ignore[arg-type]
+    _require(type(value) in (int, float) and abs(value) <= sys.float_info.max, "a number, NaN, Infinity or -Infinity", value)  # type: ignore[arg-type]
     return float(value)  # type: ignore[arg-type]
 
 

@@ -178,7 +178,7 @@ def shown(value: object) -> str:
 
 def one_line(text: str) -> str:
     """Printable text on one line: what follows a newline could be taken for a line of ours."""
-    return printable(text).replace("\n", "\\n")
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def printable(text: str) -> str:

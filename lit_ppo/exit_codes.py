@@ -1,5 +1,6 @@
 """The exit codes of the command line, and how it reports an expected error: one line on standard error, no traceback."""
 
+import errno
 import sys
 from typing import Final, NoReturn
 
@@ -12,7 +13,9 @@ from lit_ppo.errors import (
     ProtocolError,
     RankFailed,
     RankLost,
+    one_line,
     printable,
+    shown,
 )
 from lit_ppo.standard_streams import for_errors
 
@@ -40,6 +43,8 @@ def of(error: BaseException) -> int | None:
     """The exit code of an expected error; None for any other error, which is a defect and keeps its traceback."""
     if isinstance(error, RankFailed):
         return error.code
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # whichever option it was typed for
+        return USAGE
     for kind, code in _OF_ERRORS:
         if isinstance(error, kind):
             return code
@@ -51,10 +56,19 @@ def of_signal(number: int) -> int:
     return 128 + number
 
 
-def fail(message: str, code: int) -> NoReturn:
-    """End the process with one error message on standard error; on standard output if the former is closed."""
+def fail(message: str | Exception, code: int) -> NoReturn:
+    """End the process with one error message on standard error; on standard output if the former is closed.
+
+    Args:
+        message: One line, or an error; that of an environment has further lines, in which all text of others is indented.
+        code: The exit code.
+    """
+    has_lines = isinstance(message, EnvironmentFault | BridgeError | RankFailed)
+    text = str(message).strip()
+    if isinstance(message, OSError):
+        text = f"{shown(message.filename)}: {message.strerror} (errno {message.errno})"
     try:
-        print(f"lit_ppo: error: {printable(message.strip())}", file=for_errors())
+        print(f"lit_ppo: error: {printable(text) if has_lines else one_line(text)}", file=for_errors())
     except (OSError, CheckpointError):
         pass  # it cannot be written; the exit code still says what happened
     sys.exit(code)

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import enum
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -68,20 +67,11 @@ def _load(text: str) -> Any:
         yaml.YAMLError: As in `strict_yaml.load`.
     """
     value = strict_yaml.load(text)
-    as_text = _load_default(text)
-    return as_text if isinstance(as_text, str) else value
+    return text if isinstance(value, dict) and isinstance(_load_default(text), str) else value
 
 
 set_loader("yaml", _load, exceptions=(yaml.YAMLError,))
-
-
-class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]  # that of the C library: every start waits
-    """YAML that versions 1.1 and 1.2 read alike: quotes the strings that are booleans in 1.1, and those like "1e3"."""
-
-
-_Dumper.add_multi_representer(enum.Enum, lambda dumper, member: dumper.represent_data(member.value))  # defaults of Lightning's
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789"))
-set_dumper("yaml", lambda data: yaml.dump(data, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False))
+set_dumper("yaml", strict_yaml.dump)
 
 
 class OptionParser(LightningArgumentParser):
@@ -92,8 +82,11 @@ class OptionParser(LightningArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """Parse, with the values of single items of `env_kwargs` marked."""
+        arguments = list(_marked(sys.argv[1:] if args is None else args))
+        if odd := next((text for text in arguments if any("\ud800" <= c <= "\udfff" for c in text)), None):
+            self.error(f"expected options in UTF-8, got {odd}")  # checkpoints and config.yaml could not hold it
         try:
-            return super().parse_args(list(_marked(sys.argv[1:] if args is None else args)), namespace, **kwargs)
+            return super().parse_args(arguments, namespace, **kwargs)
         except UnicodeDecodeError as error:
             self.error(f"expected a configuration file in UTF-8, got byte 0x{error.object[error.start]:02x} at {error.start}")
 
@@ -106,7 +99,7 @@ class OptionParser(LightningArgumentParser):
         return settings
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        text = re.sub(r'^Parser key "([^"]+)"', r"\1", condensed(message))
+        text = re.sub(r'^Parser key "([^"]+)"', r"\1", re.sub(r"\bgot None$", "got null", condensed(message)))
         for old, new in _REPLACED.items():
             if re.search(rf"(?<![\w.]){re.escape(old)}(?!\w)", text):
                 fail(f"{old}: use {new}", USAGE)

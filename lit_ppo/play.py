@@ -1,6 +1,7 @@
 """Watching a policy: greedy episodes in a window, or as videos. The environment process renders."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ _RECORDER: Final = "lit_ppo.bridge.recording.RecordedEpisodes"
 # What a worker needs of the trainer's environment variables to open a window, and to render without one.
 _OF_A_DISPLAY: Final = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "XDG_RUNTIME_DIR", "SDL_VIDEODRIVER")
 _OF_RENDERING: Final = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID")
+_EPISODE: Final = r"episode-[1-9][0-9]*\.mp4"  # as `RecordedEpisodes` names them
 _STEP_TIMEOUT_S: Final = 3600.0  # a window waits for its frame rate, and a video is completed within a reset
 
 
@@ -90,4 +92,8 @@ def _require_display(settings: Mapping[str, Any]) -> None:
 
 
 def _videos(directory: Path | None) -> set[Path]:
-    return set() if directory is None else set(directory.glob("episode-*.mp4"))
+    """The files that `RecordedEpisodes` may have written; the worker, which can write there, may have made others."""
+    if directory is None:
+        return set()
+    with os.scandir(directory) as entries:
+        return {directory / e.name for e in entries if re.fullmatch(_EPISODE, e.name) and e.is_file(follow_symlinks=False)}

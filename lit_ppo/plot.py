@@ -1,12 +1,15 @@
 """Training curves as pictures."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_ppo.errors import one_line
 from lit_ppo.run_curves import Configuration, Points, RunCurve, configurations
 from lit_ppo.run_statistics import bootstrap_band, thinned
 
@@ -28,13 +31,12 @@ def plot(curves: Sequence[RunCurve], outputs: Sequence[Path]) -> None:
         OSError: A picture cannot be written.
         ValueError: There is no such format.
     """
-    import matplotlib
     from matplotlib.figure import Figure  # not pyplot, which looks for a display
 
     environments = dict.fromkeys(curve.env_id for curve in curves)
     columns = min(2, len(environments))
     rows = -(-len(environments) // columns)
-    with matplotlib.rc_context({"svg.hashsalt": "lit_ppo"}):  # else the ids in the file are drawn at random
+    with _drawing("lit_ppo"):
         figure = Figure(figsize=(8 if columns == 1 else 12, 4.8 * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).flatten()
         for env_id, axes in zip(environments, panels, strict=False):
@@ -46,6 +48,21 @@ def plot(curves: Sequence[RunCurve], outputs: Sequence[Path]) -> None:
             figure.savefig(output, dpi=120, metadata={"Date": None} if output.suffix == ".svg" else None)
 
 
+@contextmanager
+def _drawing(salt: str) -> Iterator[None]:
+    """Pictures in which the ids are not drawn at random, and text is as it is written: `$` begins no formula."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": salt, "text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
+
+
+def _text(text: str) -> str:
+    """Text of others for a picture; matplotlib leaves labels out that begin with an underscore."""
+    return one_line(f" {text}" if text.startswith("_") else text)
+
+
 def _draw_environment(axes: Any, env_id: str | None, curves: Sequence[RunCurve]) -> None:
     for number, configuration in enumerate(configurations(curves)):
         _draw_configuration(axes, configuration, f"C{number % 10}")
@@ -54,7 +71,7 @@ def _draw_environment(axes: Any, env_id: str | None, curves: Sequence[RunCurve])
         axes.axhline(threshold, color="black", linestyle="--", linewidth=1, label=f"solved at {threshold:g}")
     if any(curve.training.env_steps for curve in curves):
         axes.plot([], [], color="grey", linestyle=":", linewidth=1.5, label="dotted: episodes of training")
-    axes.set_title(env_id or "training curves")
+    axes.set_title(_text(env_id or "training curves"))
     axes.set_xlabel("env steps")
     axes.set_ylabel("return")
     axes.xaxis.set_major_formatter(_in_thousands)
@@ -74,7 +91,7 @@ def _in_thousands(value: float, position: int) -> str:
 
 def _draw_configuration(axes: Any, configuration: Configuration, color: str) -> None:
     runs = configuration.runs
-    label = configuration.label + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")
+    label = _text(configuration.label) + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")
     evaluations = [run.evaluation for run in runs if run.evaluation.env_steps]
     if evaluations:
         grid, values = _on_one_grid(evaluations)
@@ -123,10 +140,9 @@ def plot_runs(title: str, lines: Sequence[Lines], level: tuple[str, float] | Non
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.hashsalt": output.stem}):  # else the ids in the file are drawn at random
+    with _drawing(output.stem):
         figure = Figure(figsize=(8, 4), layout="constrained")
         axes = figure.subplots()
         for number, group in enumerate(lines):

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from lit_ppo.atomic_file import read_json
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.reports import Fault
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
@@ -54,7 +55,7 @@ def read_report(path: Path, typed: Mapping[str, Any], trust_report: bool = False
         ConfigError: It comes from elsewhere, and what it sets is not for it to decide; or a setting is of another type.
         OSError, ValueError: It cannot be read, or is no report.
     """
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = read_json(path)
     if not (isinstance(report, dict) and all(isinstance(report.get(key), dict) for key in ("processes", "contract"))):
         raise ValueError(f"expected the report of a fault, got {shown(report)}")
     tag = report.pop(_TAG, None)

@@ -14,6 +14,7 @@ from lit_ppo.checkpoint_structure import RUN_LENGTH_KEY
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.ppo_settings import PARTS
 from lit_ppo.settings_structure import require_settings
+from lit_ppo.standard_streams import say
 
 # A checkpoint's settings that replace the defaults.
 _SECTIONS_OF_A_RUN: Final = (
@@ -78,7 +79,7 @@ def checkpoint_at(path: Path) -> Path:
         if not previous.is_file():
             raise
         verified_bytes(previous)
-        print(f"{error}; falling back to {previous}", file=sys.stderr)
+        say(f"{error}; falling back to {previous}", file=sys.stderr)
         return previous
     return path
 

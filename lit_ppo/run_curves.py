@@ -5,15 +5,20 @@ the `metrics.csv` of Lightning's CSVLogger, or any other with a column of env st
 """
 
 import csv
+import io
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from lit_ppo import strict_yaml
+from lit_ppo.atomic_file import read_text
 from lit_ppo.curve import TrainLog
 from lit_ppo.errors import CheckpointError
 from lit_ppo.run_directory import CONFIG_NAME, CURVE_NAME
@@ -23,6 +28,7 @@ _STEPS: Final = ("step", "steps", "env_steps")
 _EVALUATION: Final = ("eval/return", "avg_return", "return", "returns", "value")
 _TRAINING: Final = ("episodes/return",)
 _COUNTS: Final = "episodes/ended"
+_END_OF_COUNTS: Final = 1 << 63
 # Settings that do not make another configuration: the seed, places of files, how the run is shown and started.
 _NOT_COMPARED: Final = (
     *("seed_everything", "torch_threads", "ckpt_path", "run", "runs_dir", "interrupt", "progress", "curve", "checkpoint"),
@@ -86,9 +92,9 @@ def read_curve(path: Path, say: Callable[[str], None]) -> RunCurve:
         if path.is_dir():
             evaluation, training = _of_directory(path, say)
         elif path.suffix == ".csv":
-            evaluation, training = _of_csv([path])
+            evaluation, training = _of_csv([_rows(path)])
         else:
-            evaluation, training = _of_log(TrainLog.read(path)), Points()
+            evaluation, training = _of_log(path), Points()
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror} (errno {error.errno})") from error
     except ValueError as error:
@@ -96,6 +102,7 @@ def read_curve(path: Path, say: Callable[[str], None]) -> RunCurve:
     if not evaluation.env_steps and not training.env_steps:
         raise CheckpointError(f"{path}: expected the directory of a run, or a curve as JSON or CSV, found no returns")
     env_id = status.env_id if status is not None else None if settings is None else settings.get("data.env_id")
+    env_id = env_id if isinstance(env_id, str) else None
     threshold = None if status is None or status.threshold is None else status.threshold
     return RunCurve(str(path), settings, env_id, threshold, evaluation, training)
 
@@ -119,8 +126,8 @@ def _tolerant(read: Callable[[], Any], say: Callable[[str], None]) -> Any:
 def _settings(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG_NAME
     try:
-        settings = strict_yaml.load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        settings = strict_yaml.load(read_text(path))
+    except yaml.YAMLError as error:
         raise ValueError(f"{path}: expected YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: expected the settings of a run, got {type(settings).__name__}")
@@ -141,50 +148,51 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _of_directory(path: Path, say: Callable[[str], None]) -> tuple[Points, Points]:
     """Evaluation returns of `curve.json`, or of the logs if there is none; training returns of the logs."""
-    logs = sorted(path.rglob("metrics.csv"), key=lambda file: file.stat().st_mtime)
-    logged = _tolerant(lambda: _of_csv(logs), say) or (Points(), Points())
-    curve = _tolerant(lambda: _of_log(TrainLog.read(path / CURVE_NAME)), say)
+    logs = sorted(path.rglob("metrics.csv"), key=lambda file: file.lstat().st_mtime)
+    logged = _of_csv([_tolerant(partial(_rows, log), say) or [] for log in logs])
+    curve = _tolerant(lambda: _of_log(path / CURVE_NAME), say)
     return curve or logged[0], logged[1]
 
 
-def _of_log(log: TrainLog) -> Points:
+def _of_log(path: Path) -> Points:
+    log = TrainLog.read(path)
+    if not all(abs(step) < _END_OF_COUNTS for step in log.steps):
+        raise ValueError(f"{path}: expected steps below 2^63")
     if not log.series:
         return Points()
-    return Points(log.steps, log.series[0].values, [1] * len(log.steps))
+    found = {step: (value, 1) for step, value in zip(log.steps, log.series[0].values, strict=True)}
+    return _points(found)
 
 
-def _of_csv(paths: Sequence[Path]) -> tuple[Points, Points]:
-    """Evaluation and training returns of CSVs; where two have the same env steps, as after a resume, the later counts.
+def _points(found: Mapping[int, tuple[float, int]]) -> Points:
+    """Returns and counts by their env steps, in order; what is infinite is not drawn."""
+    steps = sorted(found)
+    returns = [found[step][0] if math.isfinite(found[step][0]) else math.nan for step in steps]
+    return Points(steps, returns, [found[step][1] for step in steps])
 
-    Raises:
-        ValueError: A file has no column of env steps and returns.
-    """
+
+def _of_csv(files: Sequence[Sequence[Mapping[str, str]]]) -> tuple[Points, Points]:
+    """Evaluation and training returns of CSVs; where two have the same env steps, as after a resume, the later counts."""
     evaluation: dict[int, tuple[float, int]] = {}
     training: dict[int, tuple[float, int]] = {}
-    for path in paths:
-        rows = _rows(path)
-        first = min((int(row[step]) for row in rows if (step := _column(row, _STEPS))), default=0)
+    for rows in files:
+        first = min((step for row in rows if (step := _count(row, _STEPS)) is not None), default=0)
         for found, names in ((evaluation, _EVALUATION), (training, _TRAINING)):
             new = dict(_values(rows, names))
             if new:
                 kept = {step: value for step, value in found.items() if step < first}
                 found.clear()
                 found.update(kept | new)
-    points = []
-    for found in (evaluation, training):
-        steps = sorted(found)
-        points.append(Points(steps, [found[step][0] for step in steps], [found[step][1] for step in steps]))
-    return points[0], points[1]
+    return _points(evaluation), _points(training)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV that are whole; the last one may be half-written."""
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            names = reader.fieldnames or []
-            rows = [row for row in reader if None not in row and None not in row.values()]
-    except (csv.Error, UnicodeDecodeError) as error:
+        names = reader.fieldnames or []
+        rows = [row for row in reader if None not in row and None not in row.values()]
+    except csv.Error as error:
         raise ValueError(f"{path}: expected CSV: {error}") from error
     if not set(names) & set(_STEPS) or not set(names) & {*_EVALUATION, *_TRAINING}:
         raise ValueError(
@@ -194,25 +202,26 @@ def _rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _column(row: Mapping[str, str], names: Sequence[str]) -> str | None:
-    """The first of the columns that has a number in this row."""
-    return next((name for name in names if _is_number(row.get(name))), None)
+def _number(row: Mapping[str, str], names: Sequence[str]) -> float | None:
+    """The number in the first of the columns that has one in this row."""
+    for name in names:
+        with suppress(ValueError):
+            return float(row.get(name) or "")
+    return None
 
 
-def _is_number(text: str | None) -> bool:
-    try:
-        float(text or "")
-    except ValueError:
-        return False
-    return True
+def _count(row: Mapping[str, str], names: Sequence[str]) -> int | None:
+    """As `_number`, of something that is counted."""
+    number = _number(row, names)
+    return None if number is None or not 0 <= number < _END_OF_COUNTS else int(number)
 
 
 def _values(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> Iterator[tuple[int, tuple[float, int]]]:
     for row in rows:
-        step, name = _column(row, _STEPS), _column(row, names)
-        if step is not None and name is not None:
-            count = row.get(_COUNTS)
-            yield int(float(row[step])), (float(row[name]), int(float(count)) if _is_number(count) and count else 1)
+        step, value = _count(row, _STEPS), _number(row, names)
+        if step is not None and value is not None:
+            count = _count(row, [_COUNTS])
+            yield step, (value, 1 if count is None else count)
 
 
 # -- configurations
@@ -239,7 +248,7 @@ def configurations(curves: Sequence[RunCurve]) -> list[Configuration]:
     """
     groups: dict[str, list[RunCurve]] = {}
     for curve in curves:
-        key = curve.name if curve.settings is None else json.dumps(curve.settings, sort_keys=True, default=str)
+        key = curve.name if curve.settings is None else repr(sorted((key, repr(one)) for key, one in curve.settings.items()))
         groups.setdefault(key, []).append(curve)
     known = [runs[0].settings for runs in groups.values() if runs[0].settings is not None]
     differing = _differing(known)
@@ -249,7 +258,7 @@ def configurations(curves: Sequence[RunCurve]) -> list[Configuration]:
 def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Keys whose values are not the same in all settings, without those that follow from `preset`."""
     keys = dict.fromkeys(key for one in settings for key in one)
-    return [key for key in keys if len({json.dumps(one.get(key), default=str) for one in settings}) > 1]
+    return [key for key in keys if len({repr(one.get(key)) for one in settings}) > 1]
 
 
 _MOST_IN_A_LABEL: Final = 3  # settings
@@ -272,5 +281,8 @@ def _short(key: str, keys: Sequence[str]) -> str:
 
 
 def _in_words(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value, default=str)
+    if isinstance(value, str | float):
+        text = f"{value:g}" if isinstance(value, float) else value
+    else:
+        text = json.dumps(value, default=str, skipkeys=True)
     return text if len(text) <= 30 else f"{text[:27]}..."

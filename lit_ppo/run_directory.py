@@ -80,7 +80,7 @@ def _made(parent: Path, name: str | None) -> Path:
 def _entries(directory: Path) -> list[str]:
     try:
         return os.listdir(directory)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # none, or not for this user
         return []
 
 

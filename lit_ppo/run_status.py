@@ -1,17 +1,15 @@
 """What a run has come to, as `run.json` in its directory: small, rewritten at every evaluation, read without torch."""
 
-import json
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, Final, Literal, get_args
 
-from lit_ppo.atomic_file import write_json
+from lit_ppo.atomic_file import read_json, write_json
 
 STATUS_NAME: Final = "run.json"
 State = Literal["running", "finished", "solved", "interrupted", "failed"]
-_LONGEST: Final = 1 << 20  # bytes of a file that is read
 _END_OF_COUNTS, _END_OF_PROCESSES, _END_OF_TIME = 1 << 63, 1 << 31, 1 << 37  # the last in seconds since 1970
 
 
@@ -85,18 +83,13 @@ def read_status(directory: Path) -> Status | None:
         OSError: It cannot be read.
     """
     path = directory / STATUS_NAME
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: expected a file")  # to open a pipe would wait for a writer
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(_LONGEST)
+        data = read_json(path)
     except FileNotFoundError:
         return None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: expected text in UTF-8") from None
     try:
-        return _status(json.loads(text))
-    except (ValueError, RecursionError) as error:
+        return _status(data)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 from lit_ppo.checkpoint_io import is_of_its_directory, read_checkpoint
 from lit_ppo.data import RolloutDataModule
-from lit_ppo.errors import CheckpointError, ConfigError, one_line
+from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.foreign_settings import refuse_foreign
 from lit_ppo.module import PPOModule
 from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.resume_settings import checkpoint_at, saved_settings
 from lit_ppo.run_directory import RUNS_DIR, directory_without_run, run_of, with_run
+from lit_ppo.standard_streams import say
 
 
 class SavedPolicy(NamedTuple):
@@ -88,7 +89,7 @@ def _without_own(arguments: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Without the arguments of a subclass's own constructor, such as those of its optimizer; a message names them."""
     known = {"spec", *(field.name for field in dataclasses.fields(PPOSettings))}
     if own := sorted(set(arguments) - known):
-        print(one_line(f"{path}: read as a PPOModule, without its subclass's own settings {', '.join(own)}"), file=sys.stderr)
+        say(f"{path}: read as a PPOModule, without its subclass's own settings {', '.join(own)}", file=sys.stderr)
     return {name: value for name, value in arguments.items() if name in known}
 
 

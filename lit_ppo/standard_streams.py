@@ -2,11 +2,12 @@
 
 import io
 import os
+import re
 import select
 import sys
 from typing import Final, TextIO
 
-from lit_ppo.errors import CheckpointError
+from lit_ppo.errors import CheckpointError, one_line
 
 PATIENCE_S: Final = 1.0
 _closed: set[int] = set()  # descriptors that were closed when the process started
@@ -21,9 +22,9 @@ class _Output(io.TextIOWrapper):
 
     def __init__(self) -> None:
         replaced = sys.stdout
-        encoding, errors = ("utf-8", "strict") if replaced is None else (replaced.encoding, replaced.errors)
+        encoding = "utf-8" if replaced is None else replaced.encoding
         binary = open(1, "wb", closefd=False)  # noqa: SIM115  for the life of the process
-        super().__init__(binary, encoding, errors, line_buffering=os.isatty(1))
+        super().__init__(binary, encoding, "backslashreplace", line_buffering=os.isatty(1))
 
     def write(self, text: str) -> int:
         try:
@@ -47,10 +48,10 @@ def prepare() -> None:
     """Open the standard streams that the process was started without, and make standard output report its errors.
 
     No other file gets the descriptor of a closed stream then. What is written to a closed standard error is discarded, except
-    for the line that says why the command failed, which goes to standard output. A closed standard output fails at the first
-    write, like a full disk.
+    for the line that says why the command failed, which goes to standard output. To a closed standard output `fit` writes
+    nothing, since its files are what is wanted; any other command fails at the first write, like on a full disk.
     """
-    for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+    for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY if _trains() else os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
         except OSError:
@@ -60,6 +61,20 @@ def prepare() -> None:
     sys.stdout = _Output()
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _trains() -> bool:
+    return "fit" in sys.argv[1:2] and not any(re.match(r"-h$|--help|--print_config", option) for option in sys.argv[2:])
+
+
+def say(*lines: str, file: TextIO | None = None) -> None:
+    """Print lines; what is not ours in them can neither steer a terminal nor begin another line.
+
+    Args:
+        lines: To print, each as one line.
+        file: Where to; None for standard output.
+    """
+    print("\n".join(map(one_line, lines)), file=file, flush=True)
 
 
 def for_errors() -> TextIO | None:

@@ -1,28 +1,60 @@
-"""YAML as people type it here: that of version 1.2 in what is a number and a boolean, without what only an attack needs."""
+"""YAML as people type it here: the core schema of version 1.2, without what only an attack needs.
 
+`12:30`, `1_000`, `off` and dates are text, `010` is 10, `0o10` is 8, `1e3` is a number.
+
+Source: https://yaml.org/spec/1.2.2/#103-core-schema
+"""
+
+import enum
 import re
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import yaml
 
-_FLOAT: Final = re.compile(
-    r"[-+]?(?:(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-)
-_OwnLoader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # not for what others wrote: deep nesting ends the process
 _MAX_NODES: Final = 100_000  # of a document, each counted as often as aliases repeat it
+_MAX_DIGITS: Final = 4000
+_CORE: Final = [  # the first that matches a plain scalar is its tag
+    (f"tag:yaml.org,2002:{name}", re.compile(rf"(?:{pattern})\Z"))
+    for name, pattern in {
+        "null": r"null|Null|NULL|~|",
+        "bool": r"true|True|TRUE|false|False|FALSE",
+        "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+        "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "merge": r"<<",  # of version 1.1
+    }.items()
+]
 
 
-class _Loader(yaml.SafeLoader):
-    """`off`, `on`, `yes`, `no` and dates are words, 1e3 is a number."""
+def _integer(loader: Any, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    if len(text) > _MAX_DIGITS:  # base 16 has no limit of Python's, and the number could not be shown
+        raise ValueError(f"expected numbers of at most {_MAX_DIGITS} digits")
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
-    yaml_implicit_resolvers = {
-        letter: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "float", "timestamp")]
-        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+
+class _CoreSchema:
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {None: _CORE}  # whatever the first character is
+    yaml_constructors: ClassVar[dict[Any, Any]] = {
+        **yaml.SafeLoader.yaml_constructors,
+        "tag:yaml.org,2002:int": _integer,
+        "tag:yaml.org,2002:merge": yaml.SafeLoader.construct_yaml_str,  # where it merges nothing
     }
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+class _Loader(_CoreSchema, yaml.SafeLoader): ...
+
+
+# Not for what others wrote: deep nesting ends the process.
+class _OwnLoader(_CoreSchema, getattr(yaml, "CSafeLoader", yaml.SafeLoader)): ...  # type: ignore[misc]
+
+
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]  # that of the C library: every start waits
+    """Quotes the strings that version 1.1 or 1.2 would take for something else, so that both read the same."""
+
+
+_Dumper.add_multi_representer(enum.Enum, lambda dumper, member: dumper.represent_data(member.value))  # defaults of Lightning's
+for _tag, _pattern in _CORE:
+    _Dumper.add_implicit_resolver(_tag, _pattern, None)
 
 
 def load(text: str) -> Any:
@@ -36,7 +68,7 @@ def load(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _require_sane(node, {})
+        _require_sane(loader, node, {})
         return loader.construct_document(node)
     except RecursionError:
         raise yaml.YAMLError("expected YAML that is not nested as deeply") from None
@@ -51,10 +83,17 @@ def load_own(text: str) -> Any:
     return yaml.load(text, Loader=_OwnLoader)
 
 
-def _require_sane(node: yaml.Node, sizes: dict[int, int]) -> int:
+def dump(data: Any) -> str:
+    """Plain data as YAML, from which `load` gives the same data."""
+    text: str = yaml.dump(data, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+    return text
+
+
+def _require_sane(loader: _Loader, node: yaml.Node, sizes: dict[int, int]) -> int:
     """Refuse what YAML allows and no configuration needs: a key twice, aliases that multiply, or that contain themselves.
 
     Args:
+        loader: Of the text.
         node: Of the tree that the text describes.
         sizes: Of the nodes that were visited, by identity; 0 while a node is being visited.
 
@@ -70,13 +109,14 @@ def _require_sane(node: yaml.Node, sizes: dict[int, int]) -> int:
         sizes[id(node)] = 0
         children = node.value
         if isinstance(node, yaml.MappingNode):
-            known: set[str] = set()
-            for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-                if key in known:
-                    raise yaml.YAMLError(f"expected every key once, got {key} twice")
-                known.add(key)
+            known: set[Any] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                value = loader.construct_object(key)
+                if value in known:
+                    raise yaml.YAMLError(f"expected every key once, got {key.value} twice")
+                known.add(value)
             children = [child for pair in node.value for child in pair]
-        sizes[id(node)] = 1 + sum(_require_sane(child, sizes) for child in children)
+        sizes[id(node)] = 1 + sum(_require_sane(loader, child, sizes) for child in children)
     if not 0 < sizes[id(node)] < _MAX_NODES:
         raise yaml.YAMLError(f"expected at most {_MAX_NODES} values, and no alias within what it stands for")
     return sizes[id(node)]

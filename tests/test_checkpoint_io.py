@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +138,10 @@ def test_nothing_is_unpickled_even_if_the_checksum_is_right(
         monkeypatch.setenv(variable, "1")
     target = tmp_path / "made by a checkpoint"
     write_checkpoint({"update": 7, "more": Malicious(target)}, path)
-    with pytest.raises(CheckpointError, match=r"last\.ckpt: expected plain data and tensors: ") as caught:
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: expected plain data and tensors, got code, ") as caught:
         read_checkpoint(path)
     assert not target.exists()
-    assert "\n" not in str(caught.value)  # torch goes on with advice to load it unsafely
+    assert "weights_only" not in "".join(traceback.format_exception(caught.value))  # torch's advice to load it unsafely
 
 
 def test_seal_covers_the_zip_structure(path: Path) -> None:

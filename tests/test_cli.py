@@ -437,8 +437,10 @@ VERBATIM = {
     "word": "null",
     "nothing": None,
     "flag": "true",
+    "time": "12:30",
+    "zeros": "010",
     "list": ["1", 2],
-    "tree": {"a": "1e3"},
+    "tree": {"a": "1e3", "b": "0o10"},
 }
 
 
@@ -480,9 +482,20 @@ def test_wrappers_keep_their_arguments_in_a_config_a_checkpoint_and_a_resumed_ru
 
 
 def test_single_items_of_env_kwargs_are_read_as_yaml_and_added_to_the_mapping(run: Run) -> None:
-    items = {"number": "3", "digits": '"123"', "word": '"null"', "nothing": "null", "flag": '"true"', "list": '["1",2]'}
+    items = {
+        "number": "3",
+        "digits": '"123"',
+        "word": '"null"',
+        "nothing": "null",
+        "flag": '"true"',
+        "time": "12:30",
+        "list": '["1",2]',
+    }
+    items["zeros"] = "'010'"
     first, *others = [f"--data.env_kwargs.{name}={value}" for name, value in items.items()]
-    typed = run(f'fit --data.env_kwargs={{"tree":{{"a":"1e3"}}}} {" ".join(others)} {first.replace("=", " ")} --print_config')
+    typed = run(
+        f'fit --data.env_kwargs={{"tree":{{"a":"1e3","b":"0o10"}}}} {" ".join(others)} {first.replace("=", " ")} --print_config'
+    )
     assert (typed.code, env_kwargs_of(typed.out)) == (exit_codes.DONE, VERBATIM)
 
 
@@ -755,6 +768,8 @@ def in_the_shell(line: str) -> Ended:
     [
         ("--help > /dev/full", "No space left on device (errno 28)"),
         ("--version >&-", "Bad file descriptor (errno 9)"),
+        ("fit --print_config >&-", "Bad file descriptor (errno 9)"),
+        ("runs >&-", "Bad file descriptor (errno 9)"),
         ("fit --print_config > /dev/full", "No space left on device (errno 28)"),
         (f"fit {' '.join(SMALL.split())} > /dev/full", "No space left on device (errno 28)"),
     ],
@@ -764,9 +779,11 @@ def test_output_that_cannot_be_written_ends_in_one_line_and_exit_code_5(line: st
     assert in_the_shell(line) == Ended(exit_codes.CHECKPOINT, "", message)
 
 
-def test_run_whose_standard_error_is_closed_works() -> None:
-    ended = in_the_shell(f"fit {' '.join(SMALL.split())} 2>&-")
-    assert (ended.code, ended.out.count("\n")) == (exit_codes.DONE, 7)
+@pytest.mark.parametrize(("closed", "lines"), [("2>&-", 7), (">&-", 0), ("<&- >&- 2>&-", 0)])
+def test_run_whose_standard_streams_are_closed_works(closed: str, lines: int) -> None:
+    ended = in_the_shell(f"fit {' '.join(SMALL.split())} {closed}")
+    assert (ended.code, ended.out.count("\n"), ended.err) == (exit_codes.DONE, lines, "")
+    assert Path(RUN, "last.ckpt").exists()
 
 
 def test_checkpoints_hold_the_settings_of_their_run_as_plain_data(run: Run) -> None:

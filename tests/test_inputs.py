@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from lit_ppo import exit_codes
-from tests.test_cli import Run, in_an_empty_directory, run  # noqa: F401
+from tests.test_cli import SMALL, Run, in_an_empty_directory, run  # noqa: F401
 
 BOMB = "\n".join(
     f"    {name}: &{name} [{', '.join([value] * 10)}]"
@@ -49,6 +51,7 @@ REFUSED = {
     "--data.step_timeout_s=nan": r"data\.step_timeout_s: expected a number, got nan",
     "--config=few.yaml": r"data\.rlimits=\{'nofile': 3\}: expected limits with which Python and Gymnasium start",
     "--config=many.yaml": r"data\.rlimits: nofile=10+ cannot be set: .*",
+    "--runs_dir=\udcff": r"expected options in UTF-8, got --runs_dir=\\udcff",
     "--data.python=/etc/passwd": r"data\.python=/etc/passwd: expected a Python interpreter: Permission denied",
 }
 
@@ -75,3 +78,36 @@ def test_input_of_the_other_commands_ends_likewise(run: Run) -> None:  # noqa: F
         ended = run(typed)
         assert (ended.code, ended.out) == (exit_codes.USAGE, ""), typed
         assert re.fullmatch(f"lit_ppo: error: {message}[^\n]*\n", ended.err), ended.err
+
+
+LONG = "x" * 5000
+LONG_PATHS = [
+    *(f"fit --{name}={LONG}" for name in ("config", "preset", "ckpt_path", "run", "runs_dir", "checkpoint.dirpath")),
+    *(f"fit --{name}={LONG}" for name in ("data.env_id", "data.env_path", "data.python", "data.worker_cwd")),
+    *(f"fit --{name}=[{LONG}]" for name in ("data.sandbox_read", "data.sandbox_write", "data.wrappers")),
+    *(f"fit --trainer.max_epochs=1 --{name}={LONG}" for name in ("curve.path", "curve.link", "trainer.default_root_dir")),
+    *(f"{command} --ckpt_path={LONG}" for command in ("test", "play --record=videos", "export --out=x.pt2")),
+    *(f"{command} {LONG}" for command in ("plot", "runs", "replay", "rollout check", "reproduce", "presets --preset", LONG)),
+    *(f"check-env CartPole-v1 --steps=1 --{name}={LONG}" for name in ("json", "env_path", "sandbox_read")),
+    f"rollout export --env_id=CartPole-v1 --steps=1 --out={LONG}",
+]
+
+
+def test_path_of_thousands_of_characters_is_refused_in_one_line(run: Run) -> None:  # noqa: F811
+    for typed in LONG_PATHS:
+        ended = run(typed)
+        assert ended.code in (exit_codes.USAGE, exit_codes.CHECKPOINT), (typed[:80], ended)
+        assert re.fullmatch(r"(?:lit_ppo: .*\n)?lit_ppo: error: .*\n", ended.err), (typed[:80], ended.err)
+
+
+@pytest.mark.slow
+def test_null_for_a_number_is_a_value_or_refused_in_one_line(run: Run) -> None:  # noqa: F811
+    entries = re.findall(r"^ +(--[\w.]+) .*?(?=^ +--|^\w)", run("fit --help").out, re.MULTILINE | re.DOTALL)
+    texts = re.split(r"^ +(?=--)", run("fit --help").out, flags=re.MULTILINE)
+    numbers = [text.split()[0] for text in texts if re.search(r"\(type: [^)]*\b(?:int|float)\b", text)]
+    assert len(numbers) > 60 and set(numbers) <= set(entries)
+    for name in numbers:
+        length = "--total_env_steps=64" if name == "--trainer.max_epochs" else "--trainer.max_epochs=0"
+        ended = run(f"fit {SMALL.split('--trainer')[0]} --progress.interval_s=60 {length} {name}=null")
+        assert ended.code in (exit_codes.DONE, exit_codes.USAGE), (name, ended)
+        assert ended.code == exit_codes.DONE or re.fullmatch(r"lit_ppo: error: .*\n", ended.err), (name, ended.err)

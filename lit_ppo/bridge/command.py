@@ -35,7 +35,9 @@ def worker_command(python: str | None, confinement: dict[str, Any]) -> tuple[lis
         confinement: As in `guard.split`, and `env`: names of environment variables to let through. Defaults are an empty
             working directory, no limits, no sandbox, no further variables.
     """
-    confinement = {"cwd": None, "rlimits": {}, "level": "off", "read": [], "write": [], "env": []} | confinement
+    nothing: dict[str, Any] = {"cwd": None, "rlimits": {}, "level": "off", "read": [], "write": [], "modules": [], "env": []}
+    confinement = nothing | confinement
+    confinement["start"] = "" if confinement["level"] == "off" else os.getcwd()
     # absolute, since the worker has another working directory; None stands for the interpreter's own path
     path = [*map(os.path.abspath, sys.path), None] if python is None else [None, os.getcwd()]
     interpreter = sys.executable if python is None else os.path.abspath(python) if "/" in python else python

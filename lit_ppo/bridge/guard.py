@@ -31,7 +31,7 @@ def split(confinement: dict[str, Any]) -> dict[str, str]:
 
     Args:
         confinement: `cwd`: working directory, null for an empty one that is removed at the end; `rlimits`: see `sandbox.limit`;
-            `level`, `read` and `write`: see `sandbox.confine`.
+            `level`: see `sandbox.confine`; `read`, `write`, `start` and `modules`: see `landlock.confine`.
 
     Returns:
         The layers of the sandbox, as `sandbox.confine` reports them, and `error` if something is refused.
@@ -68,8 +68,9 @@ def split(confinement: dict[str, Any]) -> dict[str, str]:
         sandbox.limit(confinement["rlimits"])
     except ValueError as error:
         report["error"] = str(error)
-    write = [private, os.getcwd(), *confinement["write"]]
-    report |= sandbox.confine(level, confinement["read"], write, has_namespaces)
+    files = {name: confinement[name] for name in ("read", "start", "modules")}
+    files["write"] = [private, os.getcwd(), *confinement["write"]]
+    report |= sandbox.confine(level, files, has_namespaces)
     if level in sandbox.NEEDED and (missing := sandbox.missing(report)):
         report.setdefault("error", f"sandbox={level}: {missing}; data.sandbox=best-effort goes without what this machine lacks")
     _end_with(guard)

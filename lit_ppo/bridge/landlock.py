@@ -11,11 +11,12 @@ import os
 import stat
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Final
 
 from lit_ppo.bridge import kernel
+from lit_ppo.run_lock import LOCK_NAME
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # system calls, the same for every kind of computer
 _ASK_FOR_VERSION: Final = 1
@@ -40,12 +41,15 @@ _SYSTEM: Final = (
 _DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 
-def confine(read: Iterable[str], write: Iterable[str]) -> None:
+def confine(read: Iterable[str], write: Iterable[str], start: str = "", modules: Collection[str] = ()) -> None:
     """Allow this process, and all that it starts, the system, its interpreter, its import path, and what is named.
 
     Args:
         read: Files and directories that may be read and executed, with all that they contain.
         write: Those that may be changed as well.
+        start: Working directory of the trainer. Although it is on the import path, it is closed; if one of the modules is
+            there, it is open but for links, runs, and what is hidden, such as `.env`.
+        modules: Top-level names of the environment's modules.
 
     Raises:
         OSError: The kernel has no Landlock, or a path that is named is not there.
@@ -55,8 +59,14 @@ def confine(read: Iterable[str], write: Iterable[str]) -> None:
     attributes = struct.pack("<QQQ", known, 0, _newest(_SCOPES, version))[: _newest(_RULESET_BYTES, version)]
     ruleset = kernel.system_call(_CREATE_RULESET, ctypes.create_string_buffer(attributes, len(attributes)), len(attributes), 0)
     try:
-        for path in filter(os.path.exists, (*_SYSTEM, *_of_interpreter())):
+        places = _of_interpreter()
+        start = os.path.realpath(start) if start else ""
+        for path in filter(os.path.exists, (*_SYSTEM, *(place for place in places if os.path.realpath(place) != start))):
             _allow(ruleset, path, _READ)
+        if start in map(os.path.realpath, places) and (own := _open_parts(start, modules)):
+            _allow(ruleset, start, _READ_DIR)
+            for path in filter(os.path.exists, own):
+                _allow(ruleset, path, _READ)
         for path in filter(os.path.exists, _DEVICES):
             _allow(ruleset, path, (_READ_FILE | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV) & known)
         for path in read:
@@ -85,6 +95,19 @@ def _of_interpreter() -> list[str]:
         str(Path(__file__).parents[1]),
     }
     return [place for place in sorted(places) if not Path(home).is_relative_to(os.path.realpath(place))]
+
+
+def _open_parts(directory: str, modules: Collection[str]) -> list[str]:
+    """What may be read of a working directory: nothing if none of the modules is there."""
+    with os.scandir(directory) as entries:
+        paths = {entry.name: entry.path for entry in entries if not entry.name.startswith(".") and not entry.is_symlink()}
+    code = {name for name in paths if name.partition(".")[0] in modules}
+    return [path for name, path in paths.items() if name in code or not _has_runs(Path(path))] if code else []
+
+
+def _has_runs(path: Path) -> bool:
+    """Whether this is a run, or a directory of runs."""
+    return any(next(path.glob(f"{above}{LOCK_NAME}"), None) for above in ("", "*/", "*/*/"))
 
 
 def _allow(ruleset: int, path: str, rights: int) -> None:

@@ -46,13 +46,12 @@ def limit(limits: dict[str, int]) -> None:
             raise ValueError(f"rlimits: {name}={value} cannot be set: {error}") from error
 
 
-def confine(level: str, read: list[str], write: list[str], is_in_namespaces: bool) -> dict[str, str]:
+def confine(level: str, files: Mapping[str, Any], is_in_namespaces: bool) -> dict[str, str]:
     """Apply the layers of a level to this process, and to all that it starts.
 
     Args:
         level: One of the table above.
-        read: Files and directories that may be read, besides those that Python needs.
-        write: Those that may be changed as well.
+        files: Arguments of `landlock.confine`.
         is_in_namespaces: Whether this process is in namespaces of its own.
 
     Returns:
@@ -62,10 +61,9 @@ def confine(level: str, read: list[str], write: list[str], is_in_namespaces: boo
     if level == "off":
         _outcome(system_calls.mark)
         return {}
-    if is_in_namespaces:
-        write = [*write, *namespaces.shared_memory()]
+    own = namespaces.shared_memory() if is_in_namespaces else []  # no other process sees these
     layers["capabilities"] = _outcome(kernel.drop_capabilities)
-    layers["landlock"] = _outcome(lambda: landlock.confine(read, write))
+    layers["landlock"] = _outcome(lambda: landlock.confine(**{**files, "write": [*files["write"], *own]}))
     layers["seccomp"] = _outcome(system_calls.confine)
     return layers
 

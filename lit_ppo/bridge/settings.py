@@ -83,6 +83,12 @@ class EnvironmentSettings:
         """Those in a request, report or checkpoint; what is missing there, as in an old one, has its default."""
         return cls(**{field.name: record[field.name] for field in fields(cls) if field.name in record})
 
+    @property
+    def modules(self) -> list[str]:
+        """Top-level names of the modules that the environment and its wrappers are imported from, as far as they are named."""
+        paths = [wrapper["class_path"] if isinstance(wrapper, dict) else wrapper for wrapper in self.wrappers or []]
+        return sorted({path.partition(".")[0] for path in (self.env_id.rpartition(":")[0], *paths) if path})
+
     def require_known_elsewhere(self) -> None:
         """Refuse an environment that is known in this process alone, where another process cannot find it.
 

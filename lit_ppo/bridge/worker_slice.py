@@ -88,6 +88,7 @@ class WorkerSlice:
                 "level": settings.sandbox,
                 "read": [*(settings.sandbox_read or []), *(self._environment.env_path or [])] if is_confined else [],
                 "write": [*(settings.sandbox_write or [])] if is_confined else [],
+                "modules": self._environment.modules if is_confined else [],
                 "env": settings.worker_env or [],
             },
         )

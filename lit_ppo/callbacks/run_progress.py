@@ -14,6 +14,7 @@ from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.errors import ConfigError
 from lit_ppo.module import PPOModule
+from lit_ppo.standard_streams import say
 
 _REFRESHES_PER_S = 10
 _IN_NOTEBOOK: Final = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
@@ -98,7 +99,7 @@ class RunProgress(ProgressBar):
 
     def _print(self, line: str) -> None:
         if self._enabled and sys.stdout is not None:
-            print(line, flush=True)
+            say(line)
 
     def _steps_per_s(self, trainer: Trainer) -> float:
         return (data_of(trainer).env_steps - self._steps_at_start) / max(perf_counter() - self._start, 1e-9)

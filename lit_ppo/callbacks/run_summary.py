@@ -11,6 +11,7 @@ from lit_ppo.callbacks.curve_export import CurveExport
 from lit_ppo.callbacks.greedy_evaluation import data_of
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.run_directory import shortest
+from lit_ppo.standard_streams import say
 
 
 class RunSummary(Callback):
@@ -30,7 +31,7 @@ class RunSummary(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the outcome and the files."""
         if trainer.is_global_zero:
-            print("\n".join(self._summary(trainer)), flush=True)
+            say(*self._summary(trainer))
 
     def _summary(self, trainer: Trainer) -> list[str]:
         data = data_of(trainer)

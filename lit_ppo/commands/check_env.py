@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lit_ppo.commands.environment_options import add_environment_options, environment_of, processes_of
 from lit_ppo.errors import CheckpointError
 from lit_ppo.exit_codes import ENVIRONMENT, fail
+from lit_ppo.standard_streams import say
 
 if TYPE_CHECKING:
     from lit_ppo.environment_check import Cost, EnvironmentReport
@@ -29,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
 
     environment = environment_of(options.env_id, options)
     report = check_environment(environment, processes_of(options), num_steps=options.steps, seed=options.seed)
-    print("\n".join(f"{name:<14}{text}" for name, text in _lines(report)))
+    say(*(line for name, text in _lines(report) for line in f"{name:<14}{text}".splitlines()))
     if options.json is not None:
         try:
             options.json.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")

@@ -7,10 +7,10 @@ from typing import Any
 from lit_ppo import elastic, interrupts
 from lit_ppo.checkpoint_io import is_of_its_directory
 from lit_ppo.commands.run_place import directory_of_restart, runs_dir_of
-from lit_ppo.errors import one_line
 from lit_ppo.foreign_settings import refuse_foreign
 from lit_ppo.resume_settings import differences, refuse_fixed, resumed, saved_settings
 from lit_ppo.run_choice import CheckpointChoice, chosen_checkpoint
+from lit_ppo.standard_streams import say
 
 
 def choice_of_checkpoint(command: str, settings: Any) -> CheckpointChoice | None:
@@ -78,5 +78,5 @@ def settings_of_continuation(path: Path, given: str, typed: dict[str, Any], make
     interrupts.advise(interrupts.continue_from(given))
     refuse_fixed(saved, typed)
     for line in differences(saved, typed, makes_own_optimizer):
-        print(one_line(f"changed since {path}: {line}"), file=sys.stderr)
+        say(f"changed since {path}: {line}", file=sys.stderr)
     return resumed(saved, typed)

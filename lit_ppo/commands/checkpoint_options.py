@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from lit_ppo.errors import one_line
 from lit_ppo.run_choice import chosen_checkpoint
 from lit_ppo.run_directory import RUNS_DIR
+from lit_ppo.standard_streams import say
 
 CKPT_PATH_HELP = "checkpoint: last, best, a run's name or a path (default: the best of the newest run)"
 
@@ -34,5 +34,5 @@ def typed_checkpoint(options: argparse.Namespace) -> Path:
     """
     choice = chosen_checkpoint(options.ckpt_path, "best", options.runs_dir)
     if choice.about:
-        print(one_line(choice.about))
+        say(choice.about)
     return choice.path

@@ -6,6 +6,7 @@ from pathlib import Path
 from lit_ppo.commands.checkpoint_options import CKPT_PATH_HELP, add_runs_dir_option, add_trust_option, typed_checkpoint
 from lit_ppo.commands.environment_options import add_environment_options, typed_confinement, typed_environment
 from lit_ppo.exit_codes import USAGE, fail
+from lit_ppo.standard_streams import say
 
 SUMMARY = "Export a checkpoint's policy as ONNX or for torch.export, checked on states that it visits."
 _OF_ONNX = ("onnx", "onnxruntime", "onnxscript")
@@ -37,4 +38,4 @@ def run(options: argparse.Namespace) -> None:
         if error.name not in _OF_ONNX:
             raise
         fail("--format=onnx needs onnx, onnxruntime and onnxscript: pip install -e '.[onnx]' in lit_ppo's directory", USAGE)
-    print(f"{options.out}: the same as the policy on {NUM_CHECKED_STATES:,} visited states, to {TOLERANCE:g}")
+    say(f"{options.out}: the same as the policy on {NUM_CHECKED_STATES:,} visited states, to {TOLERANCE:g}")

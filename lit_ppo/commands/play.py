@@ -6,6 +6,7 @@ from pathlib import Path
 from lit_ppo.commands.checkpoint_options import CKPT_PATH_HELP, add_runs_dir_option, add_trust_option, typed_checkpoint
 from lit_ppo.commands.environment_options import add_environment_options, typed_confinement, typed_environment
 from lit_ppo.errors import ConfigError
+from lit_ppo.standard_streams import say
 
 SUMMARY = "Watch a checkpoint's policy play, in a window or as videos."
 
@@ -34,6 +35,6 @@ def run(options: argparse.Namespace) -> None:
     saved = load(typed_checkpoint(options), settings, options.trust_checkpoint == "true")
     results, videos = play(saved, options.num_episodes, options.seed, options.record, settings)
     for number, (total, length) in enumerate(zip(results.returns, results.lengths, strict=True), 1):
-        print(f"episode {number}: return {total:g}, {length} steps")
+        say(f"episode {number}: return {total:g}, {length} steps")
     for video in videos:
-        print(video)
+        say(str(video))

@@ -7,11 +7,12 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_ppo.errors import CheckpointError, one_line
+from lit_ppo.errors import CheckpointError
 from lit_ppo.exit_codes import CHECKPOINT, USAGE, fail
 from lit_ppo.run_choice import run_named
 from lit_ppo.run_directory import CONFIG_NAME, CURVE_NAME, RUNS_DIR, directories_below
 from lit_ppo.run_status import STATUS_NAME
+from lit_ppo.standard_streams import say
 
 if TYPE_CHECKING:
     from lit_ppo.run_curves import RunCurve
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     except ValueError as error:  # of matplotlib, for a format that it does not know
         fail(f"--output={' '.join(map(str, options.output))}: {error}", USAGE)
     for output in options.output:
-        print(output)
+        say(str(output))
 
 
 def _curves(options: argparse.Namespace) -> "list[RunCurve]":
@@ -79,7 +80,7 @@ def _curves(options: argparse.Namespace) -> "list[RunCurve]":
     if not curves:
         raise CheckpointError(problems[0])
     for problem in problems:
-        print(one_line(f"lit_ppo: {problem}"), file=sys.stderr)
+        say(f"lit_ppo: {problem}", file=sys.stderr)
     return curves
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from lit_ppo.errors import CheckpointError
+from lit_ppo.standard_streams import say
 
 SUMMARY = "List the presets: settings for known environments, where they come from, and what they reach."
 
@@ -26,7 +27,7 @@ def run(options: argparse.Namespace) -> None:
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if options.json is not None:
         text = json.dumps([dataclasses.asdict(preset) for preset in presets], indent=2)
         try:

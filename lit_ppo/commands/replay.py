@@ -8,6 +8,7 @@ from lit_ppo.commands.checkpoint_options import add_trust_option
 from lit_ppo.commands.environment_options import add_environment_options, typed_confinement, typed_environment
 from lit_ppo.errors import ConfigError, ProtocolError, one_line
 from lit_ppo.exit_codes import NOT_THE_SAME, USAGE, WORKER, fail
+from lit_ppo.standard_streams import say
 
 SUMMARY = "Replay a reported fault in a fresh process; exit code 0 if the same fault happens again, 1 if not."
 
@@ -36,14 +37,14 @@ def run(options: argparse.Namespace) -> None:
     except OSError as error:
         fail(f"{options.report}: cannot be read: {error.strerror} (errno {error.errno})", USAGE)
     except ValueError as error:
-        fail(one_line(f"{options.report}: expected the report of a fault as JSON: {error}"), USAGE)
+        fail(f"{options.report}: expected the report of a fault as JSON: {error}", USAGE)
     except (LookupError, TypeError, ArithmeticError, RecursionError, ProtocolError) as error:
         code = WORKER if isinstance(error, ProtocolError) else USAGE
-        fail(one_line(f"{options.report}: {type(error).__name__}: {error}"), code)
-    print(f"reported: {reported}")
+        fail(f"{options.report}: {type(error).__name__}: {error}", code)
+    say(f"reported: {reported}")
     if fault is None:
-        print(f"does not happen again: {len(report['actions'])} steps from seed {report['seed']} keep the contract")
+        say(f"does not happen again: {len(report['actions'])} steps from seed {report['seed']} keep the contract")
     else:
-        print(f"{'happens again' if is_again else 'does not happen again, but another fault does'}: {fault}")
+        say(*f"{'happens again' if is_again else 'does not happen again, but another fault does'}: {fault}".splitlines())
     if not is_again:
         sys.exit(NOT_THE_SAME)

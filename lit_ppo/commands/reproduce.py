@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lit_ppo import interrupts
 from lit_ppo.exit_codes import USAGE, fail
+from lit_ppo.standard_streams import say
 
 if TYPE_CHECKING:
     from lit_ppo.reproduction.rows import Row
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
         jobs=options.jobs,
         results_dir=options.results_dir,
         runs_dir=options.runs_dir,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        say=lambda line: say(line, file=sys.stderr),
     )
     every_row = [] if rows and not options.report else [read_row(path) for path in sorted(options.rows_dir.glob("*.yaml"))]
     if not rows and not every_row:
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     if options.report:
         _report(every_row, options)
     elif not rows:
-        print("\n".join(_listed(every_row, options.results_dir)))
+        say(*_listed(every_row, options.results_dir))
     if failures:
         fail(
             f"{len(failures)} runs failed, the first, {failures[0].name}, with: {failures[0].message}; "
@@ -68,7 +69,7 @@ def _report(rows: "list[Row]", options: argparse.Namespace) -> None:
 
     try:
         for path in write_report(rows, options.results_dir, options.docs_dir):
-            print(path)
+            say(str(path))
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise

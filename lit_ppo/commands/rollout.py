@@ -16,6 +16,7 @@ from lit_ppo.commands.environment_options import (
 )
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.exit_codes import ENVIRONMENT, fail
+from lit_ppo.standard_streams import say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +84,7 @@ def _export(options: argparse.Namespace) -> None:
         choose = choose or _random(bridge.spec, options.seed)
         document = collect(bridge, options.steps, choose, seed_of)
     _write(options.out, "--out", document)
-    print(f"{options.out}: {len(document['transitions'])} transitions")
+    say(f"{options.out}: {len(document['transitions'])} transitions")
 
 
 def _random(spec: "EnvSpec", seed: int) -> "Choose":
@@ -141,11 +142,11 @@ def _check(options: argparse.Namespace) -> None:
     except ConfigError as error:
         raise ConfigError(f"{options.path}: {error}") from error
     width = max((len(rule) for rule in report.checked), default=0)
-    print(f"{'rule':<{width}}  {'checked':>8}  {'violated':>8}")
+    say(f"{'rule':<{width}}  {'checked':>8}  {'violated':>8}")
     for rule, checked in report.checked.items():
-        print(f"{rule:<{width}}  {checked:>8}  {report.violated[rule]:>8}")
+        say(f"{rule:<{width}}  {checked:>8}  {report.violated[rule]:>8}")
     for violation in report.first:
-        print(f"transition {violation.transition}: {violation.rule}: {violation.message}")
+        say(f"transition {violation.transition}: {violation.rule}: {violation.message}")
     if options.json is not None:
         _write(options.json, "--json", report.to_json())
     if report.violated:

@@ -13,6 +13,7 @@ from lit_ppo.errors import one_line
 from lit_ppo.exit_codes import CHECKPOINT, fail
 from lit_ppo.run_directory import RUNS_DIR, all_runs
 from lit_ppo.run_status import Status, read_status
+from lit_ppo.standard_streams import say
 
 SUMMARY = "List runs: environment, seed, steps, best return, when it was solved, state and date."
 _RIGHT = ("seed", "env steps", "best return", "solved at")
@@ -33,22 +34,23 @@ def run(options: argparse.Namespace) -> None:
             status = read_status(directory)
         except (ValueError, OSError) as error:
             damaged += 1
-            print(one_line(f"lit_ppo: {error}"), file=sys.stderr)
+            say(f"lit_ppo: {error}", file=sys.stderr)
             continue
         if status is not None:
             found.append((directory, status))
         elif options.directory:
             damaged += 1
-            print(one_line(f"lit_ppo: {directory}: expected the directory of a run, with run.json"), file=sys.stderr)
+            say(f"lit_ppo: {directory}: expected the directory of a run, with run.json", file=sys.stderr)
     found.sort(key=lambda pair: pair[1].started)
     if damaged and not found:
         fail("no run could be read", CHECKPOINT)
     if options.json:
-        print(json.dumps([_as_json(directory, status, options.runs_dir) for directory, status in found], indent=2))
+        listed = [_as_json(directory, status, options.runs_dir) for directory, status in found]
+        say(*json.dumps(listed, indent=2).splitlines())
     elif found:
-        print(_table([_row(directory, status, options.runs_dir) for directory, status in found]))
+        say(*_table([_row(directory, status, options.runs_dir) for directory, status in found]))
     else:
-        print(f"{options.runs_dir}: no runs yet; make one with `python -m lit_ppo fit`")
+        say(f"{options.runs_dir}: no runs yet; make one with `python -m lit_ppo fit`")
 
 
 def _name(directory: Path, runs_dir: Path) -> str:
@@ -86,11 +88,11 @@ def _row(directory: Path, status: Status, runs_dir: Path) -> dict[str, str]:
     }
 
 
-def _table(rows: Sequence[dict[str, str]]) -> str:
+def _table(rows: Sequence[dict[str, str]]) -> list[str]:
     rows = [{name: name for name in rows[0]}, *rows]
     widths = {name: max(len(row[name]) for row in rows) for name in rows[0]}
     lines = []
     for row in rows:
         cells = (f"{text:>{widths[name]}}" if name in _RIGHT else f"{text:<{widths[name]}}" for name, text in row.items())
         lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return lines

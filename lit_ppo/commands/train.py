@@ -42,13 +42,13 @@ from lit_ppo.commands.training_options import (
 from lit_ppo.commands.typed_settings import typed_settings
 from lit_ppo.compat_lightning import end_with_lost_ranks, join_ranks, option_names, parser_of, settings_of
 from lit_ppo.data import RolloutDataModule
-from lit_ppo.errors import ConfigError, RunInterrupted, one_line
+from lit_ppo.errors import ConfigError, RunInterrupted
 from lit_ppo.exit_codes import fail
 from lit_ppo.module import PPOModule
 from lit_ppo.option_parser import HelpFormatter, OptionParser
 from lit_ppo.resume_settings import checkpoint_at
 from lit_ppo.run_directory import discard_unused
-from lit_ppo.standard_streams import discard_unread_output
+from lit_ppo.standard_streams import discard_unread_output, say
 from lit_ppo.trainer_checks import check_ranks, refuse_flags
 
 _EXAMPLES: Final = """examples:
@@ -184,7 +184,7 @@ class LitPPOCLI(LightningCLI):
             return
         path = checkpoint_at(choice.path)
         if choice.about and is_first_rank():
-            print(one_line(choice.about), flush=True)
+            say(choice.about)
         if command == "fit":
             settings = settings_of_continuation(path, str(path), self._typed, self._module_class.makes_own_optimizer())
         else:
@@ -245,7 +245,7 @@ class LitPPOCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**(started | kwargs))
         # ImportError where a package is missing, the others if SLURM has started another number of ranks
-        except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
+        except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"trainer (accelerator={config.accelerator}, devices={config.devices}): {reason}") from error
         check_ranks(trainer)
@@ -271,7 +271,7 @@ class LitPPOCLI(LightningCLI):
         interrupt: GracefulExit = settings_of(self, "interrupt", instantiated=True)
         reason = ""
         if self._preset.about and self.trainer.is_global_zero:
-            print(self._preset.about, flush=True)
+            say(self._preset.about)
         try:
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, RunCheckpoint):
@@ -316,7 +316,7 @@ class LitPPOCLI(LightningCLI):
         if threshold is not None:
             rows.append((f"solved (mean >= {threshold:g})", "yes" if results.mean >= threshold else "no"))
         width = max(len(name) for name, _ in rows)
-        print("\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows))
+        say(*(f"{name:<{width}}  {value:>8}" for name, value in rows))
 
 
 def main() -> None:

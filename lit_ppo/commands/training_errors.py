@@ -30,13 +30,13 @@ def expected_errors() -> Iterator[None]:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except MisconfigurationException as error:
-        fail(f"trainer: {error}", exit_codes.USAGE)
+        fail(f"trainer: {' '.join(str(error).split())}", exit_codes.USAGE)
     except dist.DistError as error:  # before the ranks watch each other
         fail(f"a rank was lost: {str(error).strip().partition(chr(10))[0][:200]}", exit_codes.RANK)
     except Exception as error:
         code = exit_codes.of(error)
         if code is not None:
-            fail(str(error), code)
+            fail(error, code)
         if (part := _part_of_lightning(error)) is None:
             raise
         fail(f"{part}: {condensed(str(error))}", exit_codes.USAGE)

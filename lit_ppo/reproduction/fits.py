@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
+from lit_ppo import strict_yaml
 from lit_ppo.reproduction.results import LIT_PPO, RowResults
 from lit_ppo.reproduction.rows import FIRST_SEED, Row
 from lit_ppo.reproduction.runs import RECORD, Failure, Run, make_runs, missing, run_directory
@@ -53,7 +52,7 @@ def lit_ppo_run(results: RowResults, seed: int, runs_dir: Path) -> Run:
 
     def command() -> list[str]:
         config = directory / _CONFIG
-        config.write_text(yaml.safe_dump(fit_config(results.row, seed, directory), sort_keys=False), encoding="utf-8")
+        config.write_text(strict_yaml.dump(fit_config(results.row, seed, directory)), encoding="utf-8")
         resume = ["--ckpt_path=last"] if (directory / "checkpoints" / "last.ckpt").is_file() else []
         return [sys.executable, "-m", "lit_ppo", "fit", "--config", str(config), *resume]
 

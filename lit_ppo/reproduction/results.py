@@ -32,7 +32,7 @@ class RowResults:
         if not self.path.exists():
             return []
         try:
-            saved = json.loads(self.path.read_text(encoding="utf-8"))
+            saved = atomic_file.read_json(self.path)
             found, runs = str(saved["config_sha256"]), list(saved["runs"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.path}: expected results of a row: {type(error).__name__}: {error}") from error

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 import yaml
 
 from lit_ppo import strict_yaml
+from lit_ppo.atomic_file import read_text
 from lit_ppo.errors import ConfigError
 
 FIRST_SEED: Final = 101  # settings are tuned with seeds 0 to 9
@@ -132,11 +133,11 @@ def read_row(path: Path) -> Row:
         ConfigError: There is no such file, or it is no row; one line says what is wrong.
     """
     try:
-        content = strict_yaml.load(path.read_text(encoding="utf-8"))
+        content = strict_yaml.load(read_text(path))
     except OSError as error:
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
         raise ConfigError(f"{path}: no such row; expected one of {known or 'none: the directory has no rows'}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: expected YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping, got {type(content).__name__}")

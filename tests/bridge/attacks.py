@@ -24,6 +24,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 # x86_64; the tests are skipped elsewhere
 _CALLS: Final = {
+    "accept": 43,
+    "bind": 49,
+    "listen": 50,
     "clone": 56,
     "inotify_add_watch": 254,
     "kcmp": 312,
@@ -40,6 +43,7 @@ _CALLS: Final = {
     "setns": 308,
     "process_vm_readv": 310,
     "process_vm_writev": 311,
+    "accept4": 288,
     "bpf": 321,
     "userfaultfd": 323,
     "pidfd_send_signal": 424,
@@ -261,6 +265,46 @@ def see_that_a_file_exists(target: dict[str, Any]) -> object:
 
 
 @attack
+def read_a_hidden_file_of_the_working_directory(target: dict[str, Any]) -> object:
+    return Path(target["work"], ".env").read_text()
+
+
+@attack
+def read_a_file_of_the_working_directory(target: dict[str, Any]) -> object:
+    return Path(target["work"], "read").read_text()
+
+
+@attack
+def read_a_checkpoint_of_a_run(target: dict[str, Any]) -> object:
+    return Path(target["work"], "runs", "CartPole-v1", "1", "last.ckpt").read_text()
+
+
+@attack
+def list_the_working_directory(target: dict[str, Any]) -> object:
+    return ".env" in os.listdir(target["work"])
+
+
+@attack
+def read_an_extended_attribute_of_a_file_at_home(target: dict[str, Any]) -> object:
+    return os.getxattr(f"{target['home']}/.token", "user.secret").decode()
+
+
+@attack
+def list_extended_attributes_of_a_file_at_home(target: dict[str, Any]) -> object:
+    return "user.secret" in os.listxattr(f"{target['home']}/.token")
+
+
+@attack
+def change_an_extended_attribute_of_a_file_of_the_trainer(target: dict[str, Any]) -> object:
+    return os.setxattr(f"{target['work']}/attribute", "user.planted", b"!") is None
+
+
+@attack
+def remove_an_extended_attribute_of_a_file_of_the_trainer(target: dict[str, Any]) -> object:
+    return os.removexattr(f"{target['work']}/attribute", "user.kept") is None
+
+
+@attack
 def plant_a_module_in_the_working_directory(target: dict[str, Any]) -> object:
     return Path(target["work"], "torch.py").write_text("planted")
 
@@ -369,6 +413,38 @@ def send_from_one_of_a_pair(target: dict[str, Any]) -> object:
 def send_by_udp(target: dict[str, Any]) -> object:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         return sender.sendto(b"hello", ("127.0.0.1", target["udp_port"])) == 5
+
+
+def _reaches_the_kernel(name: str, *arguments: Any) -> bool:
+    """Whether a call on one of a pair, which is no listener, is refused for that and not by a filter."""
+    one, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        call(name, one.fileno(), *arguments)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    return True
+
+
+@attack
+def take_an_abstract_name(target: dict[str, Any]) -> object:
+    """One that another program of the user may want."""
+    return _reaches_the_kernel("bind", struct.pack("H13s", socket.AF_UNIX, b"\0lit_ppo taken"), 15)
+
+
+@attack
+def listen_for_others(target: dict[str, Any]) -> object:
+    return _reaches_the_kernel("listen", 1)
+
+
+@attack
+def accept_what_arrives(target: dict[str, Any]) -> object:
+    return _reaches_the_kernel("accept", None, None)
+
+
+@attack
+def accept_what_arrives_by_the_newer_call(target: dict[str, Any]) -> object:
+    return _reaches_the_kernel("accept4", None, None, 0)
 
 
 @attack

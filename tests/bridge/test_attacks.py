@@ -45,12 +45,16 @@ REMAINS: Final = {
 # What Landlock alone stops; all else has to be stopped without it as well, since older kernels know less of it.
 BY_LANDLOCK: Final = {
     "list_the_home_directory",
+    "list_the_working_directory",
     "open_the_terminal",
     "plant_a_file_at_home",
     "plant_a_link_at_home",
     "plant_a_module_in_the_working_directory",
     "plant_a_module_on_the_import_path",
+    "read_a_checkpoint_of_a_run",
     "read_a_file_at_home",
+    "read_a_file_of_the_working_directory",
+    "read_a_hidden_file_of_the_working_directory",
     "remove_a_file_of_the_trainer",
     "rename_a_file_of_the_trainer",
     "write_a_file_of_the_trainer",

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,45 @@ def test_confined_environment_reads_what_it_is_allowed_and_its_own_modules(tmp_p
                     bridge.reset()
             else:
                 assert bridge.reset()[""].shape == (1, 4)
+
+
+LOOKER = """
+import os
+import gymnasium, numpy as np
+class Looker(gymnasium.Env):
+    observation_space, action_space = gymnasium.spaces.MultiBinary(9), gymnasium.spaces.Discrete(2)
+    def __init__(self, paths):
+        self.paths = paths
+    def reset(self, *, seed=None, options=None):
+        return np.array([self.is_open(path) for path in self.paths], np.int8), {}
+    def is_open(self, path):
+        try:
+            os.listdir(path) if os.path.isdir(path) else open(path).close()
+        except PermissionError:
+            return False
+        return True
+"""
+
+
+@pytest.mark.parametrize("is_at_home", [True, False])
+def test_working_directory_is_open_only_where_the_environment_lives_and_but_for_runs_and_what_is_hidden(
+    is_at_home: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
+    for directory in (work / "runs" / "X" / "1", work / "assets", work / ".git", elsewhere, tmp_path / "closed"):
+        directory.mkdir(parents=True)
+    (work / "linked").symlink_to(tmp_path / "closed")
+    files = ("helper.py", "assets/mesh", "notes", ".env", ".git/config", "runs/X/1/.lock", "runs/X/1/last.ckpt", "linked/token")
+    for name in files:
+        (work / name).write_text("")
+    ((work if is_at_home else elsewhere) / "looker_env.py").write_text(LOOKER)
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(elsewhere), str(work)])
+    environment = EnvironmentSettings("looker_env:Looker", {"paths": [str(work / name) for name in ("", *files)]})
+    with EnvBridge(environment, 1, lambda env, episode: episode, settings=BridgeSettings(sandbox="strict")) as bridge:
+        found = dict(zip(("", *files), bridge.reset()[""][0].tolist(), strict=True))
+    opened = dict.fromkeys(["", "helper.py", "assets/mesh", "notes"], int(is_at_home))
+    assert found == dict.fromkeys(files, 0) | opened
 
 
 def test_import_path_does_not_open_the_home_directory_but_what_is_in_it(

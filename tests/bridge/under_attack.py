@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -69,8 +70,15 @@ def attacked(settings: dict[str, Any]) -> dict[str, Any]:
     home, work, modules = area / "home", area / "work", area / "modules"
     (home / ".token").write_text(secret)
     sys.path.append(str(modules))
-    for name in ("written", "truncated", "mode", "time", "removed", "renamed"):
+    for name in ("written", "truncated", "mode", "time", "removed", "renamed", "attribute"):
         (work / name).write_text("as it was")
+    (work / "runs" / "CartPole-v1" / "1").mkdir(parents=True)
+    for name in (".env", "read", "runs/CartPole-v1/1/last.ckpt"):
+        (work / name).write_text(secret)
+    attributes = {"user.secret": home / ".token", "user.kept": work / "attribute"}
+    with suppress(OSError):  # the file system may have none
+        for name, path in attributes.items():
+            os.setxattr(path, name, secret.encode())
     (work / "mode").chmod(0o600)
     (area / "mount").mkdir()
     received: list[int] = []
@@ -106,6 +114,7 @@ def attacked(settings: dict[str, Any]) -> dict[str, Any]:
         listener.setblocking(False)
         if listener.type == socket.SOCK_STREAM:
             listener.listen()
+    kept = _attributes(work)
     worker = WorkerProcess(confinement={"level": settings["level"]})
     private = Path(worker._child._directory.path, str(worker.guard_pid))
     before = _treatment()
@@ -154,6 +163,8 @@ def attacked(settings: dict[str, Any]) -> dict[str, Any]:
         "change_the_time_of_a_file_of_the_trainer": (work / "time").stat().st_mtime == 7,
         "remove_a_file_of_the_trainer": not (work / "removed").exists(),
         "rename_a_file_of_the_trainer": not (work / "renamed").exists(),
+        "change_an_extended_attribute_of_a_file_of_the_trainer": "user.planted" in _attributes(work),
+        "remove_an_extended_attribute_of_a_file_of_the_trainer": _attributes(work) & kept != kept,
         "write_into_the_temporary_directory": (area / "written").exists(),
         "write_into_shared_memory": shared.exists(),
         **{name: _has_arrived(listener) for name, listener in listeners.items()},
@@ -164,6 +175,14 @@ def attacked(settings: dict[str, Any]) -> dict[str, Any]:
     shared.unlink(missing_ok=True)
     os.close(main_end)
     return {"achieved": achieved, "outcomes": outcomes, "layers": reply["sandbox"]}
+
+
+def _attributes(work: Path) -> set[str]:
+    """Extended attributes of a file of the trainer; none if the file system has none."""
+    try:
+        return set(os.listxattr(work / "attribute"))
+    except OSError:
+        return set()
 
 
 def _treatment() -> dict[str, Any]:
