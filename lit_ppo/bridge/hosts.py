@@ -4,7 +4,6 @@ The only file that steps environments. What a host returns has the declared type
 checks the values.
 """
 
-import base64
 import dataclasses
 import itertools
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from lit_ppo.bridge.making import EnvironmentMaker
 from lit_ppo.bridge.protocol import take
 from lit_ppo.bridge.settings import EnvironmentSettings
 from lit_ppo.bridge.trees import ObservationTree, action_leaf, mask_leaf
+from lit_ppo.bridge.vector_state import VectorState, array_from_json, array_to_json
 from lit_ppo.contract import admit_flag, admit_reset, admit_reward, admit_step
 from lit_ppo.errors import ContractViolation, ProtocolError, shown
 from lit_ppo.leaf_rules import admit_leaf
@@ -200,6 +200,7 @@ class NativeHost:
         self.spec = _announced(maker, tree, self.action, None)
         self._action_dtype = action_space.dtype
         self._accept_checked_actions(self.vector.unwrapped.action_space)
+        self._state = VectorState(self.vector, self)
 
     def _accept_checked_actions(self, space: gymnasium.Space[Any]) -> None:
         """Skip the environment's own check of actions that the contract has checked: a sixth of CartPole's step."""
@@ -247,33 +248,18 @@ class NativeHost:
         np.logical_or(terminated, truncated, out=self.ended)
 
     def save(self) -> dict[str, Any]:
-        """The whole state as plain data: arrays, numbers, and the random stream's own state."""
-        environment = self.vector.unwrapped
-        fields = {
-            name: _array_to_json(value) if isinstance(value, np.ndarray) else _number_to_json(value)
-            for name, value in vars(environment).items()
-            if isinstance(value, np.ndarray) or type(value) in (bool, int, float)
-        }
-        return {
-            "fields": fields,
-            "random": environment.np_random.bit_generator.state,
-            "ended": _array_to_json(self.ended),
-            "rows": _array_to_json(self.rows),
-        }
+        """The whole state as plain data.
+
+        Raises:
+            ConfigError: The environment keeps part of it where it cannot be saved.
+        """
+        return {**self._state.save(), "ended": array_to_json(self.ended), "rows": array_to_json(self.rows)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `save` returned."""
-        environment = self.vector.unwrapped
-        stream = environment.np_random.bit_generator  # first: in a fresh environment this makes it, and sets `_np_random_seed`
-        for name, value in take(state, "fields", dict).items():
-            # by what was saved, not by what is there now: many fields of a fresh environment are still None
-            setattr(environment, name, _array_from_json(value) if "dtype" in value else _number_from_json(value))
-        try:
-            stream.state = take(state, "random", dict)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ProtocolError(f"random: expected a bit generator's state: {error}") from error
-        self.ended[...] = _array_from_json(take(state, "ended", dict))
-        self.rows[...] = _array_from_json(take(state, "rows", dict))
+        self._state.restore(state)
+        self.ended[...] = array_from_json(take(state, "ended", dict))
+        self.rows[...] = array_from_json(take(state, "rows", dict))
 
     def close(self) -> None:
         """Close the vector environment."""
@@ -281,27 +267,6 @@ class NativeHost:
 
 
 HOSTS: Final[dict[str, type[SyncHost] | type[NativeHost]]] = {"sync": SyncHost, "native": NativeHost}
-
-
-def _array_to_json(array: NDArray[Any]) -> dict[str, Any]:
-    return {"dtype": array.dtype.str, "shape": list(array.shape), "data": base64.b64encode(array.tobytes()).decode()}
-
-
-def _array_from_json(value: dict[str, Any]) -> NDArray[Any]:
-    shape = [int(size) for size in take(value, "shape", list)]
-    data = base64.b64decode(take(value, "data", str), validate=True)
-    return np.frombuffer(data, np.dtype(take(value, "dtype", str))).reshape(shape).copy()
-
-
-def _number_to_json(value: float) -> dict[str, Any]:
-    return {"float": value.hex()} if type(value) is float else {"integer": value}  # hex: JSON has no infinities
-
-
-def _number_from_json(value: dict[str, Any]) -> float:
-    if "float" in value:
-        return float.fromhex(take(value, "float", str))
-    number: int = take(value, "integer", int, bool)
-    return number
 
 
 def _of_env(violation: ContractViolation, env: int) -> ContractViolation:

@@ -146,14 +146,7 @@ class Recovery:
         self._on_event(f"{part.worker.name} is replaced: {why}")
         part.worker.kill()
         sleep(self._budget.back_off_s)
-        part.replace()
-        if self.spec is None:
-            return  # the start itself is tried again
-        spec = part.await_made()
-        if spec != self.spec:
-            violation = ContractViolation("spaces", f"those of the first handshake: {self.spec}", str(spec))
-            violation.where = {"worker": part.index}  # not of one row, so that no episode is abandoned for it
-            raise violation
+        part.replace(self.spec)
 
     def _recover(self, part: WorkerSlice, error: Exception, active: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
         """Bring the environments of one slice back to where they were before this step; the rows that are to be stepped."""
