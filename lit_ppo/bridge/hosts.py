@@ -7,6 +7,7 @@ checks the values.
 import dataclasses
 import itertools
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Final
 
 import gymnasium
@@ -56,7 +57,8 @@ class SyncHost:
                 mask, leaf = (None, None) if settings.action_mask is None else mask_leaf(settings.action_mask, self.action)
                 self.tree = ObservationTree(env_id, made.observation_space, settings.obs_keys, leaf)
             self.envs.append(made)
-        self._steps = [made.step for made in self.envs]
+        self._run = self._maker.run
+        self._steps = [partial(self._run, made.step) for made in self.envs]
         first = self.envs[0]
         self._spaces = first.observation_space, first.action_space
         self.spaces = {"observation_space": shown(first.observation_space), "action_space": shown(first.action_space)}
@@ -93,7 +95,7 @@ class SyncHost:
         if self._maker.settings.remake_each_episode and not self._is_fresh[env]:
             self._remake(env)
         self._is_fresh[env] = False
-        returned = call(env, "reset", self.envs[env].reset, seed=seed)
+        returned = call(env, "reset", self._run, self.envs[env].reset, seed=seed)
         try:
             obs, info = admit_reset(returned)
             self.write(obs, info, env)
@@ -102,10 +104,10 @@ class SyncHost:
 
     def _remake(self, env: int) -> None:
         """Put a new environment in the place of one: its next episode depends on its seed and its actions alone."""
-        call(env, "close", self.envs[env].close)
+        call(env, "close", self._run, self.envs[env].close)
         self.envs[env] = self._maker.make(env)
         self._require_same_spaces(env)
-        self._steps[env] = self.envs[env].step
+        self._steps[env] = partial(self._run, self.envs[env].step)
 
     def step_requested(self, requested: dict[str, NDArray[Any]]) -> None:
         """The step that stands in the shared frame."""
@@ -133,7 +135,7 @@ class SyncHost:
             busy_with[0] = env + 1
             try:
                 returned = steps[env](asked[env])
-            except Exception as error:
+            except BaseException as error:
                 raise raised(env, "step", error) from None
             try:
                 obs, reward, terminated, truncated, info = admit_step(returned)
@@ -172,7 +174,7 @@ class SyncHost:
     def close(self) -> None:
         """Close all environments."""
         for env, environment in enumerate(self.envs):
-            call(env, "close", environment.close)
+            call(env, "close", self._run, environment.close)
 
 
 class NativeHost:
@@ -185,7 +187,7 @@ class NativeHost:
 
     def __init__(self, settings: EnvironmentSettings, num_envs: int) -> None:
         self.num_envs, maker, env_id = num_envs, EnvironmentMaker(settings), settings.env_id
-        self.vector = maker.make_vector(num_envs)
+        self.vector, self._run = maker.make_vector(num_envs), maker.run
         mode = self.vector.metadata.get("autoreset_mode")
         if mode != gymnasium.vector.AutoresetMode.NEXT_STEP:
             raise ContractViolation("autoreset_mode", "NEXT_STEP", shown(mode), 0)
@@ -218,7 +220,7 @@ class NativeHost:
         """Begin all episodes anew from the first seed; there is one random stream."""
         if seeds[0] is None or any(seed is not None for seed in seeds[1:]):
             raise ProtocolError("reset: expected a seed for row 0 alone: native environments share one random stream")
-        obs, _ = admit_reset(call(0, "reset", self.vector.reset, seed=seeds[0]))
+        obs, _ = admit_reset(call(0, "reset", self._run, self.vector.reset, seed=seeds[0]))
         self._write(obs)
         self.ended[:] = False
 
@@ -234,8 +236,8 @@ class NativeHost:
         try:
             # a copy: the environment may keep what it gets
             self.asked = actions.copy() if actions.dtype == self._action_dtype else actions.astype(self._action_dtype)
-            returned = self.vector.step(self.asked)
-        except Exception as error:
+            returned = self._run(self.vector.step, self.asked)
+        except BaseException as error:
             raise raised(0, "step", error) from None
         obs, rewards, terminated, truncated, _ = admit_step(returned)
         self._write(obs)
@@ -263,7 +265,7 @@ class NativeHost:
 
     def close(self) -> None:
         """Close the vector environment."""
-        call(0, "close", self.vector.close)
+        call(0, "close", self._run, self.vector.close)
 
 
 HOSTS: Final[dict[str, type[SyncHost] | type[NativeHost]]] = {"sync": SyncHost, "native": NativeHost}

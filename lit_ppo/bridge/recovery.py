@@ -21,6 +21,7 @@ from lit_ppo.errors import (
     EnvironmentRaised,
     ProtocolError,
     WorkerExited,
+    WorkerTimeout,
 )
 from lit_ppo.spaces import EnvSpec
 
@@ -128,6 +129,8 @@ class Recovery:
         reason = self._budget.spend(self._journal.steps, crashed)
         if reason is None:
             return
+        if isinstance(error, WorkerTimeout) and error.is_start:
+            reason = "no other worker started in time"
         if is_killed:
             reason += (
                 "; such a signal comes from another process, from the kernel if memory is short, or from the environment itself"

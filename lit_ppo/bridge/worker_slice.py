@@ -14,7 +14,16 @@ from lit_ppo.bridge.history import Slot
 from lit_ppo.bridge.interpreter import refusal, refusal_after_failure
 from lit_ppo.bridge.journal import digest_rows
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
-from lit_ppo.errors import BridgeError, ConfigError, ContractViolation, ProtocolError, WorkerExited, one_line, shown
+from lit_ppo.errors import (
+    BridgeError,
+    ConfigError,
+    ContractViolation,
+    ProtocolError,
+    WorkerExited,
+    WorkerTimeout,
+    one_line,
+    shown,
+)
 from lit_ppo.spaces import EnvSpec, Row, spec_from_json
 
 
@@ -112,6 +121,10 @@ class WorkerSlice:
         settings, worker = self._settings, self.worker
         try:
             announced = worker.reply("make", settings.start_timeout_s)
+        except WorkerTimeout as late:
+            late.args = (f"{self.name} took longer than data.start_timeout_s={settings.start_timeout_s:g} to start; raise it",)
+            late.is_start = True
+            raise
         except (WorkerExited, ProtocolError) as error:
             can_be_refused = settings.python is not None or settings.rlimits
             if can_be_refused and (refused := refusal_after_failure(settings.python, settings.rlimits)) is not None:
