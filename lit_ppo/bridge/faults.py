@@ -22,6 +22,21 @@ from lit_ppo.errors import (
 
 _TRACEBACK_CHARACTERS: Final = 80_000  # as JSON at most twelve bytes each, and a message has a megabyte
 _MESSAGE_CHARACTERS: Final = 400
+# What an exception says in which call (empty for any), and what its author may not know.
+_CONVENTIONS: Final = (
+    (
+        "reset",
+        "unexpected keyword argument '(seed|options)'",
+        "Gymnasium calls reset(seed=..., options=...); begin it with super().reset(seed=seed) and draw from self.np_random, in "
+        "place of a method seed(), or wrap an environment of the old gym with shimmy",
+    ),
+    (
+        "step",
+        r"not enough values to unpack \(expected 5, got 4\)",
+        "Gymnasium's step returns (obs, reward, terminated, truncated, info); wrap an environment of the old gym with shimmy",
+    ),
+    ("", "^ModuleNotFoundError: ", "install it for the interpreter that runs the environments (data.python)"),
+)
 
 
 # -- the worker's half
@@ -117,7 +132,7 @@ def error_from_json(error: dict[str, Any], rows: range, at: Busy) -> Exception:
         fault: EnvironmentFault = ContractViolation(field, rule, value, env)
     elif kind == "raised":
         during, exception, text = (take(error, key, str) for key in ("during", "exception", "traceback"))
-        fault = EnvironmentRaised(during, exception + _file_hint(text), text, take({"env": env}, "env", int))
+        fault = EnvironmentRaised(during, exception + _advice(during, exception, text), text, take({"env": env}, "env", int))
     elif kind == "refused":
         return ConfigError(one_line(take(error, "message", str)))
     elif kind == "defect":
@@ -128,12 +143,17 @@ def error_from_json(error: dict[str, Any], rows: range, at: Busy) -> Exception:
     return fault
 
 
-def _file_hint(text: str) -> str:
-    """Advice for an environment that did not find a file which is where the command was started; else nothing.
+def _advice(during: str, exception: str, text: str) -> str:
+    """Advice for what an environment raised, if it is a known case: a file that is where the command was started, a convention.
 
     Args:
-        text: The environment's traceback.
+        during: The call that raised.
+        exception: Its type and message.
+        text: Its traceback.
     """
+    for call, pattern, advice in _CONVENTIONS:
+        if call in ("", during) and re.search(pattern, exception):
+            return f"; {advice}"
     for line in re.findall(r"^.*(?:FileNotFoundError|No such file).*$", text, re.MULTILINE):
         message = line.replace("No such file or directory", "")
         for name in re.findall(r"(?<=')[^']+(?=')", message) + re.findall(r"[^\s'\":,;()]+", message):

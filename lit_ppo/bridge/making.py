@@ -36,6 +36,11 @@ _EXTRAS: Final = {
     "imageio_ffmpeg": ("play", "imageio[ffmpeg]"),
 }
 
+_OF_OLD_GYM: Final = (
+    "for an environment of the old gym run: pip install 'shimmy[gym-v26]', and use env_id=GymV26Environment-v0 with "
+    "env_kwargs={env_id: ID}, or return shimmy.GymV26CompatibilityV0(env=ENV); for gym 0.21 gym-v21 and GymV21 in their place"
+)
+
 
 class EnvironmentMaker:
     """Makes environments of one kind.
@@ -75,6 +80,13 @@ class EnvironmentMaker:
                     hint = f"Did you mean: `{similar[0]}`?"
                 elif package:
                     hint = f"{package} is there, but registers no such id with Gymnasium {gymnasium.__version__}"
+                    functions = [key for key, value in vars(module).items() if key.startswith("register") and callable(value)]
+                    if functions:
+                        hint += (
+                            f"; call {package}.{functions[0]}() in a module of your own, and name that: env_id=module:{name}"
+                        )
+                    if "gym" in sys.modules:
+                        hint += f"; {_OF_OLD_GYM}"
                 else:
                     hint = "If a package registers it, name its module as well: env_id=module:EnvId"
                 message = f"{message if message.endswith('?') else message.rstrip('.') + '.'} {hint}"
@@ -143,6 +155,8 @@ class EnvironmentMaker:
             _refuse_missing(error, self._env_id)
         except TypeError as error:
             if (reason := _refused_arguments(error)) is not None:
+                if "'render_mode'" in reason:
+                    reason += "; to be seen or recorded, the environment takes it, and renders accordingly"
                 raise ValueError(f"{setting}: {reason}") from None
             raise raised(row, "make", error) from None
         except BaseException as error:
@@ -239,4 +253,8 @@ def _refused_arguments(error: BaseException) -> str | None:
 
 def _require_environment(made: object, setting: str) -> None:
     if not isinstance(made, gymnasium.Env):
-        raise ValueError(f"{setting}: expected it to return a gymnasium.Env, got {type(made).__module__}.{type(made).__name__}")
+        is_old = any(base.__module__.partition(".")[0] == "gym" for base in type(made).__mro__)
+        raise ValueError(
+            f"{setting}: expected it to return a gymnasium.Env, got {type(made).__module__}.{type(made).__name__}"
+            + (f"; {_OF_OLD_GYM}" if is_old else "")
+        )
