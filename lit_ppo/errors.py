@@ -8,6 +8,7 @@ the worker process's   `BridgeError`: `WorkerExited`, `WorkerTimeout`
 the optimisation's     `NonFiniteUpdate`
 the disk's             `CheckpointError`
 another process's      `RankLost`, `RankFailed`: a rank of the same run
+lit_ppo's own          `WorkerDefect`
 =====================  ==========================================================
 """
 
@@ -15,6 +16,8 @@ from typing import Any, Final
 
 _SHOWN_CHARACTERS: Final = 120
 _PRINTED_CHARACTERS: Final = 20_000
+_TRACEBACK_CHARACTERS: Final = 400_000  # escaped
+_SHOWN_LINES: Final = 20  # at the beginning and at the end of a traceback
 
 
 class _OneLine(Exception):
@@ -77,7 +80,7 @@ class ContractViolation(EnvironmentFault):
 
 
 class EnvironmentRaised(EnvironmentFault):
-    """The environment raised an exception; the message carries its own traceback, escaped and indented.
+    """The environment raised an exception; the message carries its own traceback, escaped, indented and shortened.
 
     Args:
         during: The call that raised: `make`, `reset`, `step` or `close`.
@@ -87,9 +90,13 @@ class EnvironmentRaised(EnvironmentFault):
     """
 
     def __init__(self, during: str, exception: str, traceback: str, env: int) -> None:
-        self.during, self.exception, self.traceback = one_line(during), one_line(exception), printable(traceback)
+        self.during, self.exception, self.traceback = (
+            one_line(during),
+            one_line(exception),
+            printable(traceback, _TRACEBACK_CHARACTERS),
+        )
         self.env = env
-        super().__init__(f"env {env} raised in {self.during}: {self.exception}\n{indented(self.traceback.rstrip())}")
+        super().__init__(f"env {env} raised in {self.during}: {self.exception}\n{indented(_shortened(self.traceback))}")
 
 
 class ProtocolError(RuntimeError):
@@ -120,7 +127,27 @@ class WorkerExited(BridgeError):
 
 
 class WorkerTimeout(BridgeError):
-    """The worker process did not answer within its deadline."""
+    """The worker process did not answer within its deadline.
+
+    Attributes:
+        is_start: It was still making its environments.
+    """
+
+    is_start = False
+
+
+class WorkerDefect(RuntimeError):
+    """The worker's own code raised an exception: a defect of lit_ppo, which keeps its traceback.
+
+    Args:
+        exception: Type and message.
+        traceback: The worker's traceback.
+    """
+
+    def __init__(self, exception: str, traceback: str) -> None:
+        super().__init__(
+            f"a defect of lit_ppo, in a worker: {one_line(exception)}\n{indented(_shortened(printable(traceback)))}"
+        )
 
 
 class NonFiniteUpdate(RuntimeError):
@@ -166,6 +193,16 @@ def indented(text: str) -> str:
     return "\n".join(f"  {line}" for line in text.splitlines())
 
 
+def _shortened(traceback: str) -> str:
+    """The first and the last lines of a long traceback, none of them long."""
+    lines = [
+        line if len(line) <= 4 * _SHOWN_CHARACTERS else f"{line[: 4 * _SHOWN_CHARACTERS]}..." for line in traceback.splitlines()
+    ]
+    if (left_out := len(lines) - 2 * _SHOWN_LINES) > 0:
+        lines[_SHOWN_LINES:-_SHOWN_LINES] = [f"[... {left_out} more lines, which the report of the fault has]"]
+    return "\n".join(lines)
+
+
 def shown(value: object) -> str:
     """`repr` of any value, however broken, on one line of bounded length."""
     try:
@@ -181,10 +218,10 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def printable(text: str) -> str:
-    """Text of others without control characters, which could steer a terminal; the end of a very long one."""
-    if len(text) > _PRINTED_CHARACTERS:
-        text = f"[...]{text[-_PRINTED_CHARACTERS:]}"
+def printable(text: str, limit: int = _PRINTED_CHARACTERS) -> str:
+    """Text of others without control characters, which could steer a terminal; the end of one above `limit` characters."""
+    if len(text) > limit:
+        text = f"[...]{text[-limit:]}"
     return "".join(c if c.isprintable() or c in "\n\t" else _escaped(ord(c)) for c in text)
 
 

@@ -25,7 +25,8 @@ FLOORS = {
         bridge.journal bridge.episodes bridge.restart_budget bridge.dealing
         bridge.kernel bridge.system_calls bridge.landlock bridge.namespaces bridge.sandbox bridge.guard bridge.sweeper""",
     1: """envs envs.grid_world bridge.gymnasium_checker
-        bridge.trees bridge.frame_stack bridge.atari bridge.recording bridge.making bridge.interpreter bridge.hosts bridge.typed
+        bridge.trees bridge.vector_state bridge.frame_stack bridge.atari bridge.recording bridge.making bridge.interpreter
+        bridge.hosts bridge.typed
         bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.inprocess
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.pool bridge.checkpoint
         bridge.client""",

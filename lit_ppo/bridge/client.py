@@ -225,7 +225,7 @@ class EnvBridge:
             self._restoration.after_reset(part)
         except (EnvironmentFault, BridgeError) as fault:
             self._reports.complete(fault, part, [])
-            if isinstance(fault, EnvironmentFault):
+            if isinstance(fault, EnvironmentFault) and "env" in fault.where:
                 env = fault.where["env"]
                 self._journal.seeds[env] = self._episodes.next_seeds[env]
                 self._episodes.skip(env)

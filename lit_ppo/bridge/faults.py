@@ -1,14 +1,42 @@
 """Errors that cross the wire: the worker's half makes them plain data, the trainer's half makes exceptions of them again."""
 
+import os
+import re
+import signal
 import traceback
 from typing import Any, Final
 
 from lit_ppo.bridge.frame import Busy
 from lit_ppo.bridge.protocol import take
-from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault, EnvironmentRaised, ProtocolError, one_line, shown
+from lit_ppo.errors import (
+    ConfigError,
+    ContractViolation,
+    EnvironmentFault,
+    EnvironmentRaised,
+    ProtocolError,
+    RunInterrupted,
+    WorkerDefect,
+    one_line,
+    shown,
+)
 
-_TRACEBACK_CHARACTERS: Final = 16_000
+_TRACEBACK_CHARACTERS: Final = 80_000  # as JSON at most twelve bytes each, and a message has a megabyte
 _MESSAGE_CHARACTERS: Final = 400
+# What an exception says in which call (empty for any), and what its author may not know.
+_CONVENTIONS: Final = (
+    (
+        "reset",
+        "unexpected keyword argument '(seed|options)'",
+        "Gymnasium calls reset(seed=..., options=...); begin it with super().reset(seed=seed) and draw from self.np_random, in "
+        "place of a method seed(), or wrap an environment of the old gym with shimmy",
+    ),
+    (
+        "step",
+        r"not enough values to unpack \(expected 5, got 4\)",
+        "Gymnasium's step returns (obs, reward, terminated, truncated, info); wrap an environment of the old gym with shimmy",
+    ),
+    ("", "^ModuleNotFoundError: ", "install it for the interpreter that runs the environments (data.python)"),
+)
 
 
 # -- the worker's half
@@ -20,10 +48,15 @@ def raised(env: int, during: str, error: BaseException) -> EnvironmentRaised:
     Args:
         env: Number of the environment in its worker.
         during: The call that raised.
-        error: What it raised.
+        error: What it raised: whatever it is, the environment is at fault.
+
+    Raises:
+        KeyboardInterrupt, RunInterrupted: It was a signal to the process, which without a worker process is the trainer's.
     """
-    text = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
-    return EnvironmentRaised(during, f"{type(error).__name__}: {message_of(error)}", text, env)
+    is_signal = isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_DFL
+    if is_signal or isinstance(error, RunInterrupted):
+        raise error
+    return EnvironmentRaised(during, f"{type(error).__name__}: {message_of(error)}", _traceback_of(error), env)
 
 
 def call(env: int, during: str, function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -34,7 +67,7 @@ def call(env: int, during: str, function: Any, *args: Any, **kwargs: Any) -> Any
     """
     try:
         return function(*args, **kwargs)
-    except Exception as error:
+    except BaseException as error:
         raise raised(env, during, error) from None
 
 
@@ -42,12 +75,22 @@ def message_of(error: BaseException) -> str:
     """The message of any exception, however broken."""
     try:
         return str(error)[:_MESSAGE_CHARACTERS]
-    except Exception:  # a broken __str__ must not hide the exception
+    except BaseException:  # a broken __str__ must not hide the exception
         return "<message cannot be shown>"
 
 
+def _traceback_of(error: BaseException) -> str:
+    """The traceback of any exception; the beginning and the end of a very long one."""
+    try:
+        text = "".join(traceback.format_exception(error))
+    except BaseException:  # as above
+        return "<traceback cannot be shown>"
+    half = _TRACEBACK_CHARACTERS // 2
+    return text if len(text) <= 2 * half else f"{text[:half]}\n[...]\n{text[-half:]}"
+
+
 def error_to_json(error: Exception) -> dict[str, Any]:
-    """An error as the body of a reply."""
+    """An error as the body of a reply; one that nobody raised on purpose is a defect."""
     if isinstance(error, ContractViolation):
         body = {"kind": "violation", "field": error.field, "rule": error.rule, "value": error.value, "env": error.env}
     elif isinstance(error, EnvironmentRaised):
@@ -58,8 +101,10 @@ def error_to_json(error: Exception) -> dict[str, Any]:
             "traceback": error.traceback,
             "env": error.env,
         }
-    else:
+    elif isinstance(error, ConfigError | ProtocolError):
         body = {"kind": "refused", "message": message_of(error)}
+    else:
+        body = {"kind": "defect", "message": f"{type(error).__name__}: {message_of(error)}", "traceback": _traceback_of(error)}
     return {"error": body}
 
 
@@ -78,7 +123,7 @@ def error_from_json(error: dict[str, Any], rows: range, at: Busy) -> Exception:
         ProtocolError: The body is malformed.
     """
     kind, env = take(error, "kind", str), error.get("env")
-    if kind != "refused" and env is not None:
+    if kind in ("violation", "raised") and env is not None:
         if type(env) is not int or not 0 <= env < len(rows):
             raise ProtocolError(f"env: expected 0 to {len(rows) - 1}, got {shown(env)}")
         env = rows[env]
@@ -87,10 +132,35 @@ def error_from_json(error: dict[str, Any], rows: range, at: Busy) -> Exception:
         fault: EnvironmentFault = ContractViolation(field, rule, value, env)
     elif kind == "raised":
         during, exception, text = (take(error, key, str) for key in ("during", "exception", "traceback"))
-        fault = EnvironmentRaised(during, exception, text, take({"env": env}, "env", int))
+        fault = EnvironmentRaised(during, exception + _advice(during, exception, text), text, take({"env": env}, "env", int))
     elif kind == "refused":
         return ConfigError(one_line(take(error, "message", str)))
+    elif kind == "defect":
+        return WorkerDefect(take(error, "message", str), take(error, "traceback", str))
     else:
         raise ProtocolError(f"error: unknown kind {shown(kind)}")
     fault.in_next_reset = at.in_next_reset and at.env == env
     return fault
+
+
+def _advice(during: str, exception: str, text: str) -> str:
+    """Advice for what an environment raised, if it is a known case: a file that is where the command was started, a convention.
+
+    Args:
+        during: The call that raised.
+        exception: Its type and message.
+        text: Its traceback.
+    """
+    for call, pattern, advice in _CONVENTIONS:
+        if call in ("", during) and re.search(pattern, exception):
+            return f"; {advice}"
+    for line in re.findall(r"^.*(?:FileNotFoundError|No such file).*$", text, re.MULTILINE):
+        message = line.replace("No such file or directory", "")
+        for name in re.findall(r"(?<=')[^']+(?=')", message) + re.findall(r"[^\s'\":,;()]+", message):
+            name = name.rstrip(".")
+            if name and not os.path.isabs(name) and os.path.exists(name):
+                return (
+                    f"; {name} is where the command was started, but the worker runs in an empty directory: "
+                    "use data.worker_cwd=. or an absolute path"
+                )
+    return ""

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import gymnasium
 
-from lit_ppo.bridge.faults import message_of
+from lit_ppo.bridge.faults import message_of, raised
 
 _COLORS: Final = re.compile(r"\x1b\[[0-9;]*m")
 _MAX_REMARKS: Final = 50
@@ -25,7 +25,7 @@ def remarks_on(environment: gymnasium.Env[Any, Any]) -> list[str]:
         warnings.simplefilter("always")
         try:
             check_env(environment.unwrapped, skip_render_check=True)
-        except Exception as failure:  # the checker's AssertionError, or an exception of the environment
-            error = [f"error: {type(failure).__name__}: {message_of(failure)}"]
+        except BaseException as failure:  # the checker's AssertionError, or an exception of the environment
+            error = [f"error: {raised(0, 'check', failure).exception}"]
     said = [_COLORS.sub("", message_of(warning.message)).removeprefix("WARN: ") for warning in caught]  # type: ignore[arg-type]
     return [" ".join(text.split()) for text in [*list(dict.fromkeys(said))[:_MAX_REMARKS], *error]]

@@ -4,10 +4,10 @@ The only file that steps environments. What a host returns has the declared type
 checks the values.
 """
 
-import base64
 import dataclasses
 import itertools
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Final
 
 import gymnasium
@@ -19,6 +19,7 @@ from lit_ppo.bridge.making import EnvironmentMaker
 from lit_ppo.bridge.protocol import take
 from lit_ppo.bridge.settings import EnvironmentSettings
 from lit_ppo.bridge.trees import ObservationTree, action_leaf, mask_leaf
+from lit_ppo.bridge.vector_state import VectorState, array_from_json, array_to_json
 from lit_ppo.contract import admit_flag, admit_reset, admit_reward, admit_step
 from lit_ppo.errors import ContractViolation, ProtocolError, shown
 from lit_ppo.leaf_rules import admit_leaf
@@ -56,7 +57,8 @@ class SyncHost:
                 mask, leaf = (None, None) if settings.action_mask is None else mask_leaf(settings.action_mask, self.action)
                 self.tree = ObservationTree(env_id, made.observation_space, settings.obs_keys, leaf)
             self.envs.append(made)
-        self._steps = [made.step for made in self.envs]
+        self._run = self._maker.run
+        self._steps = [partial(self._run, made.step) for made in self.envs]
         first = self.envs[0]
         self._spaces = first.observation_space, first.action_space
         self.spaces = {"observation_space": shown(first.observation_space), "action_space": shown(first.action_space)}
@@ -93,7 +95,7 @@ class SyncHost:
         if self._maker.settings.remake_each_episode and not self._is_fresh[env]:
             self._remake(env)
         self._is_fresh[env] = False
-        returned = call(env, "reset", self.envs[env].reset, seed=seed)
+        returned = call(env, "reset", self._run, self.envs[env].reset, seed=seed)
         try:
             obs, info = admit_reset(returned)
             self.write(obs, info, env)
@@ -102,10 +104,10 @@ class SyncHost:
 
     def _remake(self, env: int) -> None:
         """Put a new environment in the place of one: its next episode depends on its seed and its actions alone."""
-        call(env, "close", self.envs[env].close)
+        call(env, "close", self._run, self.envs[env].close)
         self.envs[env] = self._maker.make(env)
         self._require_same_spaces(env)
-        self._steps[env] = self.envs[env].step
+        self._steps[env] = partial(self._run, self.envs[env].step)
 
     def step_requested(self, requested: dict[str, NDArray[Any]]) -> None:
         """The step that stands in the shared frame."""
@@ -133,7 +135,7 @@ class SyncHost:
             busy_with[0] = env + 1
             try:
                 returned = steps[env](asked[env])
-            except Exception as error:
+            except BaseException as error:
                 raise raised(env, "step", error) from None
             try:
                 obs, reward, terminated, truncated, info = admit_step(returned)
@@ -172,7 +174,7 @@ class SyncHost:
     def close(self) -> None:
         """Close all environments."""
         for env, environment in enumerate(self.envs):
-            call(env, "close", environment.close)
+            call(env, "close", self._run, environment.close)
 
 
 class NativeHost:
@@ -185,7 +187,7 @@ class NativeHost:
 
     def __init__(self, settings: EnvironmentSettings, num_envs: int) -> None:
         self.num_envs, maker, env_id = num_envs, EnvironmentMaker(settings), settings.env_id
-        self.vector = maker.make_vector(num_envs)
+        self.vector, self._run = maker.make_vector(num_envs), maker.run
         mode = self.vector.metadata.get("autoreset_mode")
         if mode != gymnasium.vector.AutoresetMode.NEXT_STEP:
             raise ContractViolation("autoreset_mode", "NEXT_STEP", shown(mode), 0)
@@ -200,6 +202,7 @@ class NativeHost:
         self.spec = _announced(maker, tree, self.action, None)
         self._action_dtype = action_space.dtype
         self._accept_checked_actions(self.vector.unwrapped.action_space)
+        self._state = VectorState(self.vector, self)
 
     def _accept_checked_actions(self, space: gymnasium.Space[Any]) -> None:
         """Skip the environment's own check of actions that the contract has checked: a sixth of CartPole's step."""
@@ -217,7 +220,7 @@ class NativeHost:
         """Begin all episodes anew from the first seed; there is one random stream."""
         if seeds[0] is None or any(seed is not None for seed in seeds[1:]):
             raise ProtocolError("reset: expected a seed for row 0 alone: native environments share one random stream")
-        obs, _ = admit_reset(call(0, "reset", self.vector.reset, seed=seeds[0]))
+        obs, _ = admit_reset(call(0, "reset", self._run, self.vector.reset, seed=seeds[0]))
         self._write(obs)
         self.ended[:] = False
 
@@ -233,8 +236,8 @@ class NativeHost:
         try:
             # a copy: the environment may keep what it gets
             self.asked = actions.copy() if actions.dtype == self._action_dtype else actions.astype(self._action_dtype)
-            returned = self.vector.step(self.asked)
-        except Exception as error:
+            returned = self._run(self.vector.step, self.asked)
+        except BaseException as error:
             raise raised(0, "step", error) from None
         obs, rewards, terminated, truncated, _ = admit_step(returned)
         self._write(obs)
@@ -247,61 +250,25 @@ class NativeHost:
         np.logical_or(terminated, truncated, out=self.ended)
 
     def save(self) -> dict[str, Any]:
-        """The whole state as plain data: arrays, numbers, and the random stream's own state."""
-        environment = self.vector.unwrapped
-        fields = {
-            name: _array_to_json(value) if isinstance(value, np.ndarray) else _number_to_json(value)
-            for name, value in vars(environment).items()
-            if isinstance(value, np.ndarray) or type(value) in (bool, int, float)
-        }
-        return {
-            "fields": fields,
-            "random": environment.np_random.bit_generator.state,
-            "ended": _array_to_json(self.ended),
-            "rows": _array_to_json(self.rows),
-        }
+        """The whole state as plain data.
+
+        Raises:
+            ConfigError: The environment keeps part of it where it cannot be saved.
+        """
+        return {**self._state.save(), "ended": array_to_json(self.ended), "rows": array_to_json(self.rows)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `save` returned."""
-        environment = self.vector.unwrapped
-        stream = environment.np_random.bit_generator  # first: in a fresh environment this makes it, and sets `_np_random_seed`
-        for name, value in take(state, "fields", dict).items():
-            # by what was saved, not by what is there now: many fields of a fresh environment are still None
-            setattr(environment, name, _array_from_json(value) if "dtype" in value else _number_from_json(value))
-        try:
-            stream.state = take(state, "random", dict)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ProtocolError(f"random: expected a bit generator's state: {error}") from error
-        self.ended[...] = _array_from_json(take(state, "ended", dict))
-        self.rows[...] = _array_from_json(take(state, "rows", dict))
+        self._state.restore(state)
+        self.ended[...] = array_from_json(take(state, "ended", dict))
+        self.rows[...] = array_from_json(take(state, "rows", dict))
 
     def close(self) -> None:
         """Close the vector environment."""
-        call(0, "close", self.vector.close)
+        call(0, "close", self._run, self.vector.close)
 
 
 HOSTS: Final[dict[str, type[SyncHost] | type[NativeHost]]] = {"sync": SyncHost, "native": NativeHost}
-
-
-def _array_to_json(array: NDArray[Any]) -> dict[str, Any]:
-    return {"dtype": array.dtype.str, "shape": list(array.shape), "data": base64.b64encode(array.tobytes()).decode()}
-
-
-def _array_from_json(value: dict[str, Any]) -> NDArray[Any]:
-    shape = [int(size) for size in take(value, "shape", list)]
-    data = base64.b64decode(take(value, "data", str), validate=True)
-    return np.frombuffer(data, np.dtype(take(value, "dtype", str))).reshape(shape).copy()
-
-
-def _number_to_json(value: float) -> dict[str, Any]:
-    return {"float": value.hex()} if type(value) is float else {"integer": value}  # hex: JSON has no infinities
-
-
-def _number_from_json(value: dict[str, Any]) -> float:
-    if "float" in value:
-        return float.fromhex(take(value, "float", str))
-    number: int = take(value, "integer", int, bool)
-    return number
 
 
 def _of_env(violation: ContractViolation, env: int) -> ContractViolation:

@@ -59,18 +59,11 @@ class InProcessWorker:
         """Let the worker do something.
 
         Raises:
-            WorkerExited: It was ended, or the environment wants to end its process, which is ours.
+            WorkerExited: It was ended.
         """
         if self._worker is None:
             raise WorkerExited(f"{self.name} had ended before {request}")
-        try:
-            function(self._worker)
-        except SystemExit as error:
-            at, outcome = busy(self.rows, self.replied), f"exited with status {error.code}"
-            self.kill()
-            exited = WorkerExited(f"{self.name} {outcome} while answering {request}", outcome, at.env)
-            exited.in_next_reset = at.in_next_reset
-            raise exited from None
+        function(self._worker)
 
     def _received(self) -> dict[str, Any]:
         message = protocol.decode(self._sent.pop(0))
@@ -109,10 +102,7 @@ class InProcessWorker:
         """Close the environments."""
         if self._worker is not None:
             self.post("close", deadline_s)
-            try:
-                self._call("close", lambda worker: worker.answer(self._request))
-            except WorkerExited:
-                pass  # it ends all the same
+            self._call("close", lambda worker: worker.answer(self._request))
             self.kill()
 
     def kill(self) -> None:

@@ -4,6 +4,7 @@ Whose fault it is, is decided here. What a person can put right in the settings 
 what the environment's own code raises is an `EnvironmentRaised`.
 """
 
+import contextvars
 import copy
 import difflib
 import importlib
@@ -35,6 +36,11 @@ _EXTRAS: Final = {
     "imageio_ffmpeg": ("play", "imageio[ffmpeg]"),
 }
 
+_OF_OLD_GYM: Final = (
+    "for an environment of the old gym run: pip install 'shimmy[gym-v26]', and use env_id=GymV26Environment-v0 with "
+    "env_kwargs={env_id: ID}, or return shimmy.GymV26CompatibilityV0(env=ENV); for gym 0.21 gym-v21 and GymV21 in their place"
+)
+
 
 class EnvironmentMaker:
     """Makes environments of one kind.
@@ -49,19 +55,21 @@ class EnvironmentMaker:
 
     def __init__(self, settings: EnvironmentSettings) -> None:
         self.settings = settings
+        # environment code runs in a context of its own: the error state of numpy that it sets is not ours
+        self.run: Callable[..., Any] = contextvars.copy_context().run
         sys.path[:0] = [entry for entry in settings.env_path or [] if entry not in sys.path]
         self._env_id, self._kwargs = f"env_id={settings.env_id}", settings.env_kwargs or {}
         self._given = f"env_kwargs={shown(self._kwargs)}" if self._kwargs else self._env_id
         self.name: str | None = None  # in Gymnasium's registry; None for a factory
         self._factory = self._found()
-        self._wrappers = [_wrapper(wrapper, settings.is_training) for wrapper in settings.wrappers or []]
+        self._wrappers = [self._wrapper(wrapper, settings.is_training) for wrapper in settings.wrappers or []]
 
     def _found(self) -> Callable[..., Any]:
         """What makes an environment, once its module is imported; notes its registered name."""
         module_name, _, name = self.settings.env_id.rpartition(":")
         package = module_name or package_of(name)
-        module = _imported(package, self._env_id) if package else None
-        if module_name and name not in gymnasium.registry and callable(factory := getattr(module, name, None)):
+        module = self._imported(package, self._env_id) if package else None
+        if module_name and name not in gymnasium.registry and callable(factory := self._member(module, name, self._env_id)):
             return factory  # type: ignore[no-any-return]
         try:
             gymnasium.spec(name)
@@ -72,6 +80,13 @@ class EnvironmentMaker:
                     hint = f"Did you mean: `{similar[0]}`?"
                 elif package:
                     hint = f"{package} is there, but registers no such id with Gymnasium {gymnasium.__version__}"
+                    functions = [key for key, value in vars(module).items() if key.startswith("register") and callable(value)]
+                    if functions:
+                        hint += (
+                            f"; call {package}.{functions[0]}() in a module of your own, and name that: env_id=module:{name}"
+                        )
+                    if "gym" in sys.modules:
+                        hint += f"; {_OF_OLD_GYM}"
                 else:
                     hint = "If a package registers it, name its module as well: env_id=module:EnvId"
                 message = f"{message if message.endswith('?') else message.rstrip('.') + '.'} {hint}"
@@ -135,47 +150,59 @@ class EnvironmentMaker:
     def call(self, row: int, setting: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call into the environment's code while it is made; its exceptions become ours."""
         try:
-            return function(*args, **kwargs)
+            return self.run(function, *args, **kwargs)
         except (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled) as error:
             _refuse_missing(error, self._env_id)
         except TypeError as error:
             if (reason := _refused_arguments(error)) is not None:
+                if "'render_mode'" in reason:
+                    reason += "; to be seen or recorded, the environment takes it, and renders accordingly"
                 raise ValueError(f"{setting}: {reason}") from None
             raise raised(row, "make", error) from None
-        except Exception as error:
+        except BaseException as error:
             raise raised(row, "make", error) from None
 
+    def _wrapper(self, wrapper: str | dict[str, Any], is_training: bool) -> tuple[str, Callable[..., Any], dict[str, Any]]:
+        """Import path, what it names, and the arguments besides the environment."""
+        path: str = wrapper if isinstance(wrapper, str) else wrapper["class_path"]
+        arguments: dict[str, Any] = {} if isinstance(wrapper, str) else dict(wrapper.get("init_args") or {})
+        module_name, dot, name = _SHORT_NAMES.get(path, path).replace(":", ".").rpartition(".")
+        if not dot:
+            known = ", ".join(_SHORT_NAMES)
+            raise ValueError(f"wrappers: expected an import path such as my_package.MyWrapper, or one of {known}, got {path}")
+        module = self._imported(module_name, f"wrappers: {path}")
+        function = self._member(module, name, f"wrappers: {path}")
+        if not callable(function):
+            similar = difflib.get_close_matches(name, dir(module), 1)
+            hint = f" (did you mean {module_name}.{similar[0]}?)" if similar else ""
+            raise ValueError(f"wrappers: {path}: there is no class or function {name} in {module_name}{hint}")
+        if "is_training" in inspect.signature(function).parameters:
+            arguments.setdefault("is_training", is_training)
+        return path, function, arguments
 
-def _wrapper(wrapper: str | dict[str, Any], is_training: bool) -> tuple[str, Callable[..., Any], dict[str, Any]]:
-    """Import path, what it names, and the arguments besides the environment."""
-    path: str = wrapper if isinstance(wrapper, str) else wrapper["class_path"]
-    arguments: dict[str, Any] = {} if isinstance(wrapper, str) else dict(wrapper.get("init_args") or {})
-    module_name, dot, name = _SHORT_NAMES.get(path, path).replace(":", ".").rpartition(".")
-    if not dot:
-        known = ", ".join(_SHORT_NAMES)
-        raise ValueError(f"wrappers: expected an import path such as my_package.MyWrapper, or one of {known}, got {path}")
-    module = _imported(module_name, f"wrappers: {path}")
-    function = getattr(module, name, None)
-    if not callable(function):
-        similar = difflib.get_close_matches(name, dir(module), 1)
-        hint = f" (did you mean {module_name}.{similar[0]}?)" if similar else ""
-        raise ValueError(f"wrappers: {path}: there is no class or function {name} in {module_name}{hint}")
-    if "is_training" in inspect.signature(function).parameters:
-        arguments.setdefault("is_training", is_training)
-    return path, function, arguments
+    def _imported(self, name: str, setting: str) -> ModuleType:
+        try:
+            module: ModuleType = self.run(importlib.import_module, name)
+            return module
+        except ModuleNotFoundError as error:
+            root = (error.name or "").partition(".")[0]
+            if root not in _EXTRAS and f"{name}.".startswith(f"{error.name}."):
+                path = ", ".join(sys.path[:3])
+                raise ValueError(
+                    f"{setting}: there is no module {error.name} in {path}; name its directory in env_path"
+                ) from None
+            _refuse_missing(error, setting)
+        except BaseException as error:
+            raise raised(0, "import", error) from None
 
-
-def _imported(name: str, setting: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        root = (error.name or "").partition(".")[0]
-        if root not in _EXTRAS and f"{name}.".startswith(f"{error.name}."):
-            path = ", ".join(sys.path[:3])
-            raise ValueError(f"{setting}: there is no module {error.name} in {path}; name its directory in env_path") from None
-        _refuse_missing(error, setting)
-    except Exception as error:
-        raise raised(0, "import", error) from None
+    def _member(self, module: ModuleType | None, name: str, setting: str) -> Any:
+        """What a module has by this name, which it may import only now; None if it has nothing."""
+        try:
+            return self.run(getattr, module, name, None)
+        except ModuleNotFoundError as error:
+            _refuse_missing(error, setting)
+        except BaseException as error:
+            raise raised(0, "import", error) from None
 
 
 def _refuse_missing(error: Exception, setting: str) -> NoReturn:
@@ -226,4 +253,8 @@ def _refused_arguments(error: BaseException) -> str | None:
 
 def _require_environment(made: object, setting: str) -> None:
     if not isinstance(made, gymnasium.Env):
-        raise ValueError(f"{setting}: expected it to return a gymnasium.Env, got {type(made).__module__}.{type(made).__name__}")
+        is_old = any(base.__module__.partition(".")[0] == "gym" for base in type(made).__mro__)
+        raise ValueError(
+            f"{setting}: expected it to return a gymnasium.Env, got {type(made).__module__}.{type(made).__name__}"
+            + (f"; {_OF_OLD_GYM}" if is_old else "")
+        )

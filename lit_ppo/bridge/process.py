@@ -38,6 +38,7 @@ from lit_ppo.errors import (
     ContractViolation,
     EnvironmentRaised,
     ProtocolError,
+    WorkerDefect,
     WorkerExited,
     WorkerTimeout,
     shown,
@@ -46,7 +47,7 @@ from lit_ppo.errors import (
 STEPS_PER_DRAIN: Final = 2048  # doorbells that were polled for stay in the pipe until then
 # What a shell, a supervisor or the kernel's killer for want of memory sends; a program that fails gets another signal.
 _SENT_BY_OTHERS: Final = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_ANSWERED_ERRORS: Final = (ConfigError, ContractViolation, EnvironmentRaised)
+_ANSWERED_ERRORS: Final = (ConfigError, ContractViolation, EnvironmentRaised, WorkerDefect)
 
 
 # What a worker owes us. Strings rather than an Enum, whose hash is computed anew in each of the two look-ups of a step.

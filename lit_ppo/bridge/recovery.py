@@ -21,6 +21,7 @@ from lit_ppo.errors import (
     EnvironmentRaised,
     ProtocolError,
     WorkerExited,
+    WorkerTimeout,
 )
 from lit_ppo.spaces import EnvSpec
 
@@ -128,6 +129,8 @@ class Recovery:
         reason = self._budget.spend(self._journal.steps, crashed)
         if reason is None:
             return
+        if isinstance(error, WorkerTimeout) and error.is_start:
+            reason = "no other worker started in time"
         if is_killed:
             reason += (
                 "; such a signal comes from another process, from the kernel if memory is short, or from the environment itself"
@@ -146,14 +149,7 @@ class Recovery:
         self._on_event(f"{part.worker.name} is replaced: {why}")
         part.worker.kill()
         sleep(self._budget.back_off_s)
-        part.replace()
-        if self.spec is None:
-            return  # the start itself is tried again
-        spec = part.await_made()
-        if spec != self.spec:
-            violation = ContractViolation("spaces", f"those of the first handshake: {self.spec}", str(spec))
-            violation.where = {"worker": part.index}  # not of one row, so that no episode is abandoned for it
-            raise violation
+        part.replace(self.spec)
 
     def _recover(self, part: WorkerSlice, error: Exception, active: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
         """Bring the environments of one slice back to where they were before this step; the rows that are to be stepped."""

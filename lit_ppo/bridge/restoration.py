@@ -21,10 +21,11 @@ from lit_ppo.bridge.settings import BridgeSettings, Vectorization
 from lit_ppo.bridge.worker_slice import WorkerSlice
 from lit_ppo.contract import Contract
 from lit_ppo.errors import BridgeError, CheckpointError, ConfigError, ContractViolation, EnvironmentFault, EnvironmentRaised
+from lit_ppo.random_actions import random_actions
 from lit_ppo.spaces import Row
 
 STEPS_PER_SNAPSHOT: Final = 4096  # bounds what a failed worker has to be stepped again, and the journal
-_PROBE_STEPS: Final = 3
+PROBE_STEPS: Final = 64, 512  # random ones before and after a snapshot: at least the first, at most the second, until one ends
 Requested = tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None]  # next seeds and rows to step, shape (N,) each
 _NOTHING_REQUESTED: Final[Requested] = (None, None)
 
@@ -266,21 +267,46 @@ class Snapshots:
         return [first, *[None] * (part.rows.stop - part.rows.start - 1)]
 
     def after_reset(self, part: WorkerSlice) -> None:
-        """Take a first snapshot that is known to work: the environment goes the same way again from it."""
+        """Take a first snapshot; in the first worker, prove before that the environment can be restored."""
         snapshot = part.save()
-        actions = np.stack([self._recorded.contract.spec.action.neutral()] * (part.rows.stop - part.rows.start))
-        seen = [part.replay_step(actions)[0] for _ in range(_PROBE_STEPS)]
-        part.restore(snapshot)
-        again = [part.replay_step(actions)[0] for _ in range(_PROBE_STEPS)]
-        part.restore(snapshot)
-        if not np.array_equal(seen, again):
-            raise ConfigError(f"data.vectorization=native: {self._recorded.env_id} cannot be saved as plain data; use sync")
+        if part.index == 0:
+            self._require_restorable(part)
+            part.restore(snapshot)
         self._snapshots = [
             *self._snapshots[: part.index],
             snapshot,
             *self._snapshots[part.index + 1 :],
         ]  # marks keep the old one
         self._ended_before, self._saved_at = bytes(self._journal.num_envs), self._journal.steps
+
+    def _require_restorable(self, part: WorkerSlice) -> None:
+        """Compare how the environment goes on with how it does in a fresh process, where state of modules and classes is lost.
+
+        Raises:
+            ConfigError: It goes another way there.
+        """
+        spec, generator = self._recorded.contract.spec, np.random.default_rng(0)
+        obs = self._recorded.row.views(part.obs_rows())
+
+        def until_one_ends() -> list[tuple[NDArray[Any], NDArray[np.uint64], NDArray[np.bool_]]]:
+            steps: list[tuple[NDArray[Any], NDArray[np.uint64], NDArray[np.bool_]]] = []
+            least, most = PROBE_STEPS
+            while len(steps) < least or (len(steps) < most and not any(ended.any() for _, _, ended in steps)):
+                actions = random_actions(spec, obs, generator)
+                steps.append((actions, *part.replay_step(actions)))
+            return steps
+
+        until_one_ends()
+        snapshot = part.save()
+        expected = until_one_ends()
+        part.replace(spec)
+        part.restore(snapshot)
+        if any(not np.array_equal(part.replay_step(actions), answers) for actions, *answers in expected):
+            raise ConfigError(
+                f"data.vectorization=native: expected {self._recorded.env_id} to go on alike from its saved state in a fresh "
+                "process, got other observations, rewards or ends: it is not deterministic, or keeps state where it cannot be "
+                "saved; use data.vectorization=sync"
+            )
 
     def before_step(self, active: NDArray[np.uint8] | None) -> Requested:
         if active is not None:

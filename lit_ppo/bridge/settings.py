@@ -177,8 +177,8 @@ class BridgeSettings:
         rlimits: Resource limits of a worker by their names in the `resource` module, such as `as` (bytes of address space),
             `nofile`, `fsize`; None for those of the trainer.
         worker_env: Names of environment variables that the workers get besides the harmless ones; None for no others.
-        worker_cwd: Working directory of the workers; None for an empty one that is removed at the end. The training process
-            must not import from it.
+        worker_cwd: Working directory of the workers, such as `.` for files that the environment names by relative paths; None
+            for an empty one that is removed at the end. With a sandbox the training process must not import from it.
         show_output: Show what the environments print, each line behind the name of its worker. The last lines are shown with
             every fault anyway.
     """
@@ -226,7 +226,8 @@ class BridgeSettings:
                 object.__setattr__(self, name, paths)
         if self.worker_cwd is not None:
             object.__setattr__(self, "worker_cwd", _absolute("data.worker_cwd", self.worker_cwd))
-            _require_no_imports_from("data.worker_cwd", self.worker_cwd)
+            if self.sandbox != "off":  # without a sandbox workers can write anywhere
+                _require_no_imports_from("data.worker_cwd", self.worker_cwd)
         for path in self.sandbox_write or []:
             _require_no_imports_from("data.sandbox_write", path)
         if self.bridge == "inprocess":

@@ -19,6 +19,7 @@ import argparse
 import gc
 import mmap
 import os
+import signal
 import sys
 from enum import Enum
 from time import perf_counter
@@ -46,7 +47,7 @@ from lit_ppo.bridge.gymnasium_checker import remarks_on
 from lit_ppo.bridge.hosts import HOSTS, NativeHost, SyncHost
 from lit_ppo.bridge.settings import EnvironmentSettings
 from lit_ppo.bridge.typed import shown_rows, typed_actions
-from lit_ppo.errors import ContractViolation, EnvironmentRaised, ProtocolError, shown
+from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentRaised, ProtocolError, shown
 from lit_ppo.spaces import Row, spec_to_json
 
 _READ_BYTES: Final = 1 << 16
@@ -150,7 +151,7 @@ class Worker:
             request = protocol.decode(line, checksum=self.is_program)
             encoded_reply = self.encoded(request, self.follow(request))  # NaN is no JSON: that is an answer as well
             if len(encoded_reply) > protocol.MAX_LINE_BYTES:
-                raise ValueError(f"an answer of {len(encoded_reply)} bytes; expected at most {protocol.MAX_LINE_BYTES}")
+                raise ConfigError(f"an answer of {len(encoded_reply)} bytes; expected at most {protocol.MAX_LINE_BYTES}")
         except Exception as error:  # the trainer decides what it means
             self.reply(request, error_to_json(error))
             return True
@@ -162,7 +163,7 @@ class Worker:
 
         Raises:
             ProtocolError: The request is malformed, or not possible now.
-            ValueError, ContractViolation, EnvironmentRaised: It could not be done.
+            ConfigError, ContractViolation, EnvironmentRaised: It could not be done.
         """
         command = protocol.take(request, "cmd", str)
         if command not in _COMMANDS:
@@ -177,7 +178,10 @@ class Worker:
     def encoded(self, request: dict[str, Any], body: dict[str, Any]) -> bytes:
         if type(request.get("seq")) is int:
             body = {"seq": request["seq"], **body}
-        return protocol.encode(body, checksum=self.is_program)
+        try:
+            return protocol.encode(body, checksum=self.is_program)
+        except ValueError as error:
+            raise ConfigError(f"the answer: {error}") from error
 
     def reply(self, request: dict[str, Any], body: dict[str, Any]) -> None:
         self.send(self.encoded(request, body))
@@ -190,14 +194,17 @@ class Worker:
     def make(self, request: dict[str, Any]) -> dict[str, Any]:
         """Make the environments."""
         if "error" in self.confined:
-            raise ValueError(self.confined["error"])
+            raise ConfigError(self.confined["error"])
         protocol.take(request, "env_id", str)
         vectorization, num_envs = request.get("vectorization", "sync"), request.get("num_envs", 1)
         if vectorization not in HOSTS or type(num_envs) is not int or num_envs < 1:
             raise ProtocolError("make: expected vectorization sync or native, num_envs >= 1")
-        self.host: SyncHost | NativeHost = HOSTS[vectorization](EnvironmentSettings.of(request), num_envs)
-        self.row, action = Row(self.host.spec.observation), self.host.action
-        self.layout = FrameLayout(num_envs, self.row.size, action.shape, action.dtype, self.host.resets_within_step)
+        try:
+            self.host: SyncHost | NativeHost = HOSTS[vectorization](EnvironmentSettings.of(request), num_envs)
+            self.row, action = Row(self.host.spec.observation), self.host.action
+            self.layout = FrameLayout(num_envs, self.row.size, action.shape, action.dtype, self.host.resets_within_step)
+        except ValueError as error:  # which says what does not fit
+            raise ConfigError(str(error)) from error
         self._write_results_to(self.layout.reply_views(bytearray(self.layout.reply_bytes), 0))
         return self.describe({})
 
@@ -225,7 +232,7 @@ class Worker:
     def check(self, request: dict[str, Any]) -> dict[str, Any]:
         """What Gymnasium's own checker says of the first environment, which is of no use afterwards."""
         if not isinstance(self.host, SyncHost):
-            raise ValueError("vectorization=native: Gymnasium checks ordinary environments only; use vectorization=sync")
+            raise ConfigError("vectorization=native: Gymnasium checks ordinary environments only; use vectorization=sync")
         return {"remarks": remarks_on(self.host.envs[0])}
 
     def attach(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -327,6 +334,8 @@ def main(arguments: list[str] | None = None, confined: dict[str, str] | None = N
     parser.add_argument("--action-mask", help="info:KEY or obs:PATH")
     parser.add_argument("--frame-fd", type=int, help="descriptor of the shared frame (set by the trainer)")
     options = parser.parse_args(arguments)
+    sys.argv[:] = [""]  # packages that parse it find a program without arguments
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # so a KeyboardInterrupt is an exception of the environment's, and no signal
     requests_fd, replies_fd = os.dup(0), os.dup(1)  # private: a child that an environment starts does not inherit them
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # environments that read standard input must not take the requests

@@ -14,7 +14,16 @@ from lit_ppo.bridge.history import Slot
 from lit_ppo.bridge.interpreter import refusal, refusal_after_failure
 from lit_ppo.bridge.journal import digest_rows
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
-from lit_ppo.errors import BridgeError, ConfigError, ProtocolError, WorkerExited, one_line, shown
+from lit_ppo.errors import (
+    BridgeError,
+    ConfigError,
+    ContractViolation,
+    ProtocolError,
+    WorkerExited,
+    WorkerTimeout,
+    one_line,
+    shown,
+)
 from lit_ppo.spaces import EnvSpec, Row, spec_from_json
 
 
@@ -113,6 +122,10 @@ class WorkerSlice:
         settings, worker = self._settings, self.worker
         try:
             announced = worker.reply("make", settings.start_timeout_s)
+        except WorkerTimeout as late:
+            late.args = (f"{self.name} took longer than data.start_timeout_s={settings.start_timeout_s:g} to start; raise it",)
+            late.is_start = True
+            raise
         except (WorkerExited, ProtocolError) as error:
             can_be_refused = settings.python is not None or settings.rlimits
             if can_be_refused and (refused := refusal_after_failure(settings.python, settings.rlimits)) is not None:
@@ -138,10 +151,22 @@ class WorkerSlice:
         worker.attach(layout, settings.start_timeout_s)
         return spec
 
-    def replace(self) -> None:
-        """Kill the worker and start a fresh one."""
+    def replace(self, expected: EnvSpec | None) -> None:
+        """Kill the worker and start a fresh one.
+
+        Args:
+            expected: What the old one announced; None if it did not come to that, and the start itself is tried again.
+
+        Raises:
+            ContractViolation: The fresh one announces something else.
+            As `await_made`.
+        """
         self.worker.kill()
         self.worker = self._spawn()
+        if expected is not None and (spec := self.await_made()) != expected:
+            violation = ContractViolation("spaces", f"those of the first handshake: {expected}", str(spec))
+            violation.where = {"worker": self.index}  # not of one row, so that no episode is abandoned for it
+            raise violation
 
     def reset(self, seeds: list[int | None]) -> NDArray[np.uint8]:
         """Begin episodes where a seed is given; a copy of the observations to act on, as `obs_rows`."""

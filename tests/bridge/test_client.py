@@ -357,7 +357,6 @@ def test_a_run_goes_on_bit_for_bit_after(strike: str, num_workers: int) -> None:
 
 CRASHES = {
     "exit 7": "exited with status 7",
-    "sys.exit": "exited with status 3",
     "kill": "was killed by SIGKILL",
     "segv": "was killed by SIGSEGV",
     "real-time signal": f"was killed by signal {signal.SIGRTMIN + 3}",

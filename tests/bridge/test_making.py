@@ -496,3 +496,63 @@ def test_variables_that_are_let_through_are_part_of_what_a_worker_is(monkeypatch
     assert through == without | {"MY_LEVEL": "7"} and "7" not in command[-1]  # the command has names only
     monkeypatch.setenv("MY_LEVEL", "8")
     assert worker_command(None, {"env": ["MY_LEVEL"]}) != (command, through)
+
+
+CONVENTIONS = {
+    "old gym": (
+        "import sys, types\nsys.modules.setdefault('gym', types.ModuleType('gym'))\n"
+        "Old = type('Old', (), {'__module__': 'gym.core'})\nclass Env(Old): pass",
+        "make",
+        r"got conventional\.Env; for an environment of the old gym run: pip install 'shimmy\[gym-v26\]'",
+    ),
+    "registered by a function": (
+        "def register_robots(): pass",
+        "make",
+        r"call conventional\.register_robots\(\) in a module of your own, and name that: env_id=module:Env",
+    ),
+    "lazily imported": (
+        "def __getattr__(name):\n    import nowhere_to_be_found",
+        "make",
+        r"has no package nowhere_to_be_found; run: .* -m pip install 'nowhere_to_be_found'",
+    ),
+    "raising when asked for": ("def __getattr__(name): raise SystemExit(0)", "make", "raised in import: SystemExit: 0"),
+    "reset without seed": (
+        "from tests.toy_envs import IdentityEnv\nclass Env(IdentityEnv):\n    def reset(self): pass",
+        "reset",
+        r"unexpected keyword argument 'seed'; Gymnasium calls reset\(seed=\.\.\., options=\.\.\.\)",
+    ),
+    "four values": (
+        "import gymnasium\nfrom tests.toy_envs import IdentityEnv\nclass Old(IdentityEnv):\n"
+        "    def step(self, action): return super().step(action)[:4]\ndef Env(): return gymnasium.wrappers.TimeLimit(Old(), 9)",
+        "step",
+        r"Gymnasium's step returns \(obs, reward, terminated, truncated, info\)",
+    ),
+    "imported in step": (
+        "from tests.toy_envs import IdentityEnv\nclass Env(IdentityEnv):\n"
+        "    def step(self, action): import nowhere_to_be_found",
+        "step",
+        r"No module named 'nowhere_to_be_found'; install it for the interpreter that runs the environments",
+    ),
+}
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_known_conventions_get_their_sentence(convention: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, call, expected = CONVENTIONS[convention]
+    (tmp_path / "conventional.py").write_text(f"{source}\n")
+    monkeypatch.delitem(sys.modules, "conventional", raising=False)
+    monkeypatch.setitem(sys.modules, "gym", sys.modules.get("gym"))  # put back afterwards
+    monkeypatch.delitem(sys.modules, "gym")
+    environment = EnvironmentSettings("conventional:Env", env_path=[str(tmp_path)])
+    settings = BridgeSettings(bridge="inprocess")
+    with EnvBridge(environment, 1, lambda env, episode: episode, settings=settings) as bridge:
+        if call == "step":
+            bridge.reset()
+        with pytest.raises((ConfigError, EnvironmentRaised), match=expected) as raised:
+            bridge.step(np.zeros(1, np.int64)) if call == "step" else bridge.reset()
+    assert call == "make" or raised.value.during == call  # type: ignore[union-attr]
+
+
+def test_a_factory_that_takes_no_render_mode_is_told_so() -> None:
+    with pytest.raises(ValueError, match="unexpected keyword argument 'render_mode'; to be seen or recorded, the environment"):
+        made("tests.toy_envs:IdentityEnv", {"render_mode": "rgb_array"})

@@ -103,9 +103,10 @@ def test_directory_that_the_trainer_imports_from_is_no_place_for_workers_to_writ
     for directory in (tmp_path, tmp_path / "modules"):
         value: Any = str(directory) if setting == "worker_cwd" else [str(directory)]
         with pytest.raises(ConfigError, match=f"data.{setting}={directory}: expected a directory from which the training"):
-            BridgeSettings(**{setting: value})
+            BridgeSettings(sandbox="strict", **{setting: value})
+    assert BridgeSettings(worker_cwd=str(tmp_path)).worker_cwd == str(tmp_path)  # without a sandbox they write anywhere
     (tmp_path / "modules" / "inside").mkdir()  # no module there is found by its own name
-    BridgeSettings(worker_cwd=str(tmp_path / "modules" / "inside"))
+    BridgeSettings(sandbox="strict", worker_cwd=str(tmp_path / "modules" / "inside"))
 
 
 def test_path_that_is_not_there_is_refused_and_one_at_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
