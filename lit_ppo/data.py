@@ -26,7 +26,7 @@ from lit_ppo.bridge import sandbox
 from lit_ppo.bridge.checkpoint import BridgeMark, dealt
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.reports import Fault
-from lit_ppo.bridge.settings import LARGEST_COUNT, BridgeSettings, EnvironmentSettings
+from lit_ppo.bridge.settings import EVALUATION_LIMIT, LARGEST_COUNT, BridgeSettings, EnvironmentSettings
 from lit_ppo.callables import plain
 from lit_ppo.checkpoint_io import is_of_its_directory, read_checkpoint
 from lit_ppo.checkpoint_structure import require_data
@@ -88,7 +88,8 @@ class RolloutDataModule(LightningDataModule):
         env_kwargs: Passed to `gymnasium.make`, or to the factory.
         wrappers: Wrappers of the environment in their order, each an import path, or a mapping of `class_path` and `init_args`;
             `atari` is Atari's usual preprocessing. They are imported and made in the environment process.
-        max_episode_steps: Time limit in steps of the agent, instead of the environment's own; None for that.
+        max_episode_steps: Time limit in steps of the agent, instead of the environment's own; None for that. If there is
+            neither, greedy episodes are cut after 30,000 steps: such a one counts with its return so far, and never as solved.
         frame_stack: Number of observations that are joined to one; None for the newest alone.
         obs_keys: Paths of the parts of a Dict or Tuple observation that are used; None for all of them.
         action_mask: Where the mask of possible actions is: `info:KEY` or `obs:KEY`; None if all actions always are possible.
@@ -193,6 +194,7 @@ class RolloutDataModule(LightningDataModule):
         self.metrics: dict[str, float] = {}  # of the newest rollout
         self.results: EpisodeResults | None = None  # of the newest validate or test
         self.reward_threshold: float | None = None  # the environment's own; None until `spec` is read
+        self._has_no_limit = self._has_told_of_limit = False  # of an episode's steps
         self._bridge: EnvBridge | None = None
         self._player: GreedyPlayer | None = None
         self._standpoint: Standpoint | None = None  # None before the first rollout
@@ -238,7 +240,7 @@ class RolloutDataModule(LightningDataModule):
             raise ConfigError(str(error) if str(error).startswith("data.") else f"data.{error}") from error
         if self.reward_threshold is None and (missing := sandbox.missing(bridge.sandbox_layers)):
             log.warning("data.sandbox=%s: %s", self.bridge_settings.sandbox, missing)
-        self.reward_threshold = spec.reward_threshold
+        self.reward_threshold, self._has_no_limit = spec.reward_threshold, spec.max_episode_steps is None
         return spec
 
     @property
@@ -282,7 +284,18 @@ class RolloutDataModule(LightningDataModule):
                 cells[: len(values)] = torch.as_tensor(values)
         # (S, 2, K) -> (2, K * S): episode k * S + s was the k-th of shard s
         totals, lengths = self.ranks.gather(table).permute(1, 2, 0).flatten(1).numpy()[:, :num_episodes]
-        return results_of(totals, lengths.astype(np.int64))
+        results = results_of(totals, lengths.astype(np.int64))
+        if self.is_cut(results) and not self._has_told_of_limit:
+            self._has_told_of_limit = True
+            log.warning(
+                f"a greedy episode has not ended after {EVALUATION_LIMIT:,} steps, and the environment has no time limit: it is cut "
+                "there and counts with its return so far, never as solved; --data.max_episode_steps=N sets a limit"
+            )
+        return results
+
+    def is_cut(self, results: EpisodeResults) -> bool:
+        """Whether `EVALUATION_LIMIT` has ended one of the episodes, so that they say nothing of whole episodes."""
+        return self._has_no_limit and max(results.lengths) >= EVALUATION_LIMIT
 
     @contextmanager
     def _together(self) -> Iterator[None]:

@@ -11,13 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_ppo import evaluation
+from lit_ppo import data, evaluation
+from lit_ppo.bridge import making
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
+from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
+from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.contract import VectorStep
 from lit_ppo.distributions import Categorical
 from lit_ppo.errors import ConfigError, EnvironmentFault, EnvironmentRaised
 from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
+from tests.runs import fit, small_data
 from tests.specs import box, discrete, policy_of, spec_of
+from tests.toy_envs import EPISODE_STEPS
 
 SEEDS = [11, 5, 99, 2**31 - 1, 0]
 CPU = torch.device("cpu")
@@ -139,12 +144,46 @@ def test_results_know_their_mean_and_spread() -> None:
     assert results.std == pytest.approx((8 / 3) ** 0.5)  # of the whole population: ((-2)^2 + 0 + 2^2) / 3
 
 
-@pytest.mark.parametrize(("least", "is_advised"), [(5, True), (13, False)])
-def test_episode_that_does_not_end_says_how_to_end_it(least: int, is_advised: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "_STEPS_BEFORE_ADVICE", least)
-    _, events = played([1, 2, 3], 1, {})  # episodes of 12 steps at most, 13 steps and more in all
-    advice = "a greedy episode has not ended after {} steps; --data.max_episode_steps=N sets a limit"
-    assert (advice.format(least) in events) == is_advised == bool(events)
+ENDLESS = "tests.toy_envs:IdentityEnv"  # a class: nothing but a setting limits its episodes
+
+
+@pytest.mark.parametrize(
+    ("env_id", "settings", "length", "is_cut"),
+    [
+        (ENDLESS, {}, 30, True),
+        (ENDLESS, {"wrappers": ["gymnasium.wrappers.OrderEnforcing"], "frame_stack": 2}, 30, True),
+        (ENDLESS, {"remake_each_episode": True, "evaluation_envs": 1}, 30, True),
+        (ENDLESS, {"max_episode_steps": 40}, 40, False),  # longer, since it was asked for
+        (ENDLESS, {"max_episode_steps": 30}, 30, False),
+        ("tests.toy_envs:Identity-v0", {}, EPISODE_STEPS, False),
+        ("tests.toy_envs:Identity-v0", {"max_episode_steps": 40}, 40, False),
+        ("tests.toy_envs:Identity-v0", {"env_kwargs": {"max_episode_steps": -1}}, 30, True),  # how Gymnasium takes a limit off
+        ("tests.toy_envs:Identity-v0", {"env_kwargs": {"max_episode_steps": 40}}, 40, False),
+        ("tests.toy_envs:Anything-v0", {"env_kwargs": {"action": "discrete"}}, 7, False),  # ends by itself
+    ],
+)
+def test_greedy_episode_that_nothing_ends_is_cut_and_no_other(
+    env_id: str, settings: dict[str, Any], length: int, is_cut: bool, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    for module in (making, data):
+        monkeypatch.setattr(module, "EVALUATION_LIMIT", 30)
+    with contextlib.closing(small_data(env_id, bridge="inprocess", **settings)) as environments:
+        spec = environments.spec
+        results = [environments.play(policy_of(spec), "test", 3, CPU) for _ in range(2)]
+    assert results[0] == results[1] and max(results[0].lengths) == length
+    assert all(environments.is_cut(each) == is_cut for each in results)
+    said = [record.getMessage() for record in caplog.records if "--data.max_episode_steps=N" in record.getMessage()]
+    assert len(said) == is_cut and all("has not ended after 30 steps" in line for line in said)
+
+
+def test_task_without_an_end_is_trained_on_and_never_counts_as_solved(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (making, data):
+        monkeypatch.setattr(module, "EVALUATION_LIMIT", 30)
+    evaluation, solved = GreedyEvaluation(every_env_steps=1, num_episodes=2), StopWhenSolved(0.0, margin=0.0)
+    _, environments = fit(2, evaluation, solved, data=small_data(ENDLESS, bridge="inprocess"))
+    assert environments.update == 2 and solved.solved_at is None
+    assert evaluation.latest is not None
+    assert evaluation.latest.results.mean >= 0 and evaluation.latest.results.lengths == (30, 30)
 
 
 def test_native_environments_are_refused_for_evaluation() -> None:

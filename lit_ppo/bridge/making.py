@@ -18,7 +18,7 @@ import gymnasium
 
 from lit_ppo.bridge.faults import message_of, raised
 from lit_ppo.bridge.frame_stack import FrameStack
-from lit_ppo.bridge.settings import EnvironmentSettings, package_of
+from lit_ppo.bridge.settings import EVALUATION_LIMIT, EnvironmentSettings, package_of
 from lit_ppo.errors import shown
 
 _SHORT_NAMES: Final = {"atari": "lit_ppo.bridge.atari.atari"}
@@ -106,7 +106,15 @@ class EnvironmentMaker:
             _require_environment(env, f"wrappers: {path}")
         if self.settings.frame_stack is not None:
             env = FrameStack(env, self.settings.frame_stack, self.settings.action_mask)
+        if self.time_limit is None and not self.settings.is_training:
+            limit = EVALUATION_LIMIT
         return env if limit is None else gymnasium.wrappers.TimeLimit(env, limit)
+
+    @property
+    def time_limit(self) -> int | None:
+        """Steps of an episode, as the settings or the environment limit them; None for no limit."""
+        own: int | None = getattr(self.spec, "max_episode_steps", None)
+        return own if self.settings.max_episode_steps is None else self.settings.max_episode_steps
 
     def make_vector(self, num_envs: int) -> "gymnasium.vector.VectorEnv[Any, Any, Any]":
         """Gymnasium's own vector version of the environment.

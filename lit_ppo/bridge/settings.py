@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from lit_ppo.errors import ConfigError, shown
 
 LARGEST_COUNT: Final = 1_000_000  # of environments, steps of a rollout, episodes: more is a slip of the hand
+EVALUATION_LIMIT: Final = 30_000  # steps of a greedy episode that nothing else ends: longer than any game of Atari (27,000)
 _MOST_WORKERS: Final = 1024
 Vectorization = Literal["sync", "native"]
 SandboxLevel = Literal["off", "best-effort", "strict", "isolated"]
@@ -23,7 +24,8 @@ class EnvironmentSettings:
         env_id: Gymnasium id, `module:EnvId` or `module:factory`.
         env_kwargs: Passed to `gymnasium.make`, or to the factory.
         wrappers: Applied one after the other: import paths, or mappings with `class_path` and `init_args`; None for none.
-        max_episode_steps: Time limit outside all wrappers, in steps of the agent, instead of the environment's own.
+        max_episode_steps: Time limit outside all wrappers, in steps of the agent, instead of the environment's own. If there is
+            neither, episodes for evaluation end after `EVALUATION_LIMIT` steps, those of training never.
         frame_stack: Number of observations that are joined to one; None for the newest alone.
         obs_keys: Names of the parts of a Dict or Tuple observation that are used; None for all.
         action_mask: Where the environment says which actions are possible: `info:KEY` or `obs:PATH`; None for nowhere.
