@@ -4,7 +4,6 @@ The dataset goes to the Trainer without a DataLoader, which would draw from torc
 It has a length (1), so Lightning fetches nothing ahead.
 """
 
-import dataclasses
 import logging
 import os
 import warnings
@@ -250,7 +249,7 @@ class RolloutDataModule(LightningDataModule):
             self._player = GreedyPlayer(
                 self.environment,
                 self.evaluation_envs,
-                settings=_for_evaluation(self.bridge_settings),
+                settings=self.bridge_settings.for_evaluation(self.evaluation_envs),
                 contract=self.contract_settings,
                 on_event=self._tell,
                 on_warning=self._warn_of_space,
@@ -288,7 +287,7 @@ class RolloutDataModule(LightningDataModule):
         if self.is_cut(results) and not self._has_told_of_limit:
             self._has_told_of_limit = True
             log.warning(
-                f"a greedy episode has not ended after {EVALUATION_LIMIT:,} steps, and the environment has no time limit: it is cut "
+                f"a greedy episode has not ended after {EVALUATION_LIMIT:,} steps, and there is no time limit: it is cut "
                 "there and counts with its return so far, never as solved; --data.max_episode_steps=N sets a limit"
             )
         return results
@@ -606,8 +605,3 @@ class RolloutDataModule(LightningDataModule):
             if owner is not None:
                 owner.close()
         self._bridge, self._player, self._standpoint, self._boundary = None, None, None, None
-
-
-def _for_evaluation(settings: BridgeSettings) -> BridgeSettings:
-    """The same settings with one worker and ordinary environments, which take a seed for each episode."""
-    return dataclasses.replace(settings, vectorization="sync", num_workers=1)

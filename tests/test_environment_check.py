@@ -88,7 +88,7 @@ def test_command_prints_and_writes_the_report(tmp_path: Path, capsys: pytest.Cap
     [
         ([FAULTY, "--env_kwargs={fault: raise, at_step: 2}", "--steps=5"], 3, f"{FAULTY}: not fit for training as it is"),
         (["Absent-v7"], 2, "env_id=Absent-v7"),
-        (["CartPole-v1", "--env_kwargs={"], 2, "expected a value in YAML"),
+        (["CartPole-v1", "--env_kwargs={"], 2, "data.env_kwargs: expected a mapping or null, got {"),
     ],
 )
 def test_command_ends_with_one_line_and_whose_fault_it_is(

@@ -1,6 +1,7 @@
 """Greedy episodes: the same numbers however many are played at a time, and those of gymnasium in this process."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_ppo import data, evaluation
-from lit_ppo.bridge import making
+from lit_ppo.bridge import dealing, making
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
@@ -59,10 +60,17 @@ def in_process(seeds: list[int]) -> EpisodeResults:
     return EpisodeResults(tuple(returns), tuple(lengths))
 
 
-@pytest.fixture(scope="module", params=[1, 3, 7])
+@pytest.fixture(scope="module", params=[(1, 1), (3, 3), (7, 1), (4, 2), (6, "auto")])
 def player(request: pytest.FixtureRequest) -> Iterator[GreedyPlayer]:
-    player = GreedyPlayer(EnvironmentSettings("CartPole-v1"), request.param, settings=BridgeSettings())
-    yield player
+    num_envs, num_workers = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dealing, "_LEAST_SHARE_S", 1e-9)  # `auto` then takes more workers in the midst of the first episodes
+        patch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
+        settings = BridgeSettings(num_workers=num_workers)
+        player = GreedyPlayer(EnvironmentSettings("CartPole-v1"), num_envs, settings=settings)
+        assert len(player.bridge.slices) == settings.first_workers
+        yield player
+        assert len(player.bridge.slices) == (3 if num_workers == "auto" else num_workers)
     player.close()
 
 
@@ -184,6 +192,18 @@ def test_task_without_an_end_is_trained_on_and_never_counts_as_solved(monkeypatc
     assert environments.update == 2 and solved.solved_at is None
     assert evaluation.latest is not None
     assert evaluation.latest.results.mean >= 0 and evaluation.latest.results.lengths == (30, 30)
+
+
+@pytest.mark.parametrize("num_workers", ["auto", 1, 2, 3, 4, 8, 1000])
+def test_evaluation_has_as_many_workers_as_share_its_environments_evenly(num_workers: Any) -> None:
+    for num_envs in range(1, 13):
+        settings = BridgeSettings(vectorization="native", num_workers=num_workers).for_evaluation(num_envs)
+        even = [
+            count
+            for count in range(1, num_envs + 1)
+            if num_workers != "auto" and count <= num_workers and num_envs % count == 0
+        ]
+        assert (settings.vectorization, settings.num_workers) == ("sync", max(even) if even else "auto")
 
 
 def test_native_environments_are_refused_for_evaluation() -> None:

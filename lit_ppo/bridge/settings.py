@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Literal
 
 from lit_ppo.errors import ConfigError, shown
@@ -202,6 +202,16 @@ class BridgeSettings:
     def first_workers(self) -> int:
         """Number of workers at the start."""
         return 1 if self.num_workers == "auto" else self.num_workers
+
+    def for_evaluation(self, num_envs: int) -> "BridgeSettings":
+        """The same for ordinary environments, which take a seed for each episode, in at most as many workers.
+
+        Args:
+            num_envs: Number of environments, which the workers share evenly.
+        """
+        most: int = num_envs if self.num_workers == "auto" else min(self.num_workers, num_envs)
+        shared = next(count for count in range(most, 0, -1) if num_envs % count == 0)
+        return replace(self, vectorization="sync", num_workers="auto" if self.num_workers == "auto" else shared)
 
     def __post_init__(self) -> None:
         for name, value in {"num_workers": self.first_workers, "restart_window": self.restart_window}.items():
