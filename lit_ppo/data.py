@@ -364,12 +364,14 @@ class RolloutDataModule(LightningDataModule):
                 settings=settings_of_rank(self.bridge_settings, self.shards),
                 contract=self.contract_settings,
                 phase="training" if self.ranks.count == 1 else f"training-rank{self.ranks.rank}",
-                num_cores=fair_cores(self.ranks),
                 on_event=self._tell,
                 on_warning=self._warn_of_space,
                 on_fault=self._report,
             )
             self._evaluation_spec = self.spec  # raises now if its spaces cannot be used
+        if (cores := fair_cores(self.ranks)) is not None:
+            for bridge in filter(None, (self._bridge, self.player.bridge)):
+                bridge.share_cores(cores)
         if self.trainer is not None:
             check_spaces(self._learner.spec, self.spec)
 

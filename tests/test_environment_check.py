@@ -1,16 +1,22 @@
 """check-env: what it finds out about an environment, and how it ends."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lit_ppo import cli, environment_check
-from lit_ppo.bridge.settings import EnvironmentSettings
+from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
+from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.environment_check import EnvironmentReport, check_environment
 from lit_ppo.errors import ConfigError
+from lit_ppo.policy import policy_for
+from lit_ppo.ppo_settings import PPOSettings
+from tests.runs import fit, small_data
 
 FAULTY = "tests.fault_envs:Faulty-v0"
 
@@ -66,6 +72,60 @@ def test_settings_follow_from_what_was_measured(monkeypatch: pytest.MonkeyPatch)
 
 def test_environment_that_never_ends_needs_a_time_limit() -> None:
     assert "data.max_episode_steps=STEPS" in checked("CliffWalking-v1", 20).settings
+
+
+@pytest.mark.parametrize("num_workers", ["auto", 2])
+@pytest.mark.parametrize("bears", ["any", "no state", "no other", "none on the machine"])
+def test_environment_that_bears_no_other_in_its_process_is_fit_with_one_in_each(bears: str, num_workers: Any) -> None:
+    environment = EnvironmentSettings("tests.toy_envs:Beside-v0", {"bears": bears, "name": f"lit_ppo-{os.getpid()}"})
+    report = check_environment(environment, BridgeSettings(num_workers=num_workers), num_steps=60)
+    assert report.fault is None and report.difference is None
+    is_alone = bears == "none on the machine"
+    assert report.is_fit is not is_alone and (report.apart is not None) is is_alone
+    is_disturbed = bears != "any" and num_workers == "auto"  # with more workers two are never in one process
+    assert (report.beside is not None) is is_disturbed
+    named = {"data.num_workers=8", "data.evaluation_envs=8"}
+    assert named & set(report.settings) == (named if is_disturbed and not is_alone else set())
+    assert "\n" not in f"{report.beside}{report.apart}"
+
+
+def test_one_environment_in_each_process_trains_and_is_evaluated_with_the_settings_that_are_named(tmp_path: Path) -> None:
+    kwargs = {"bears": "no other"}
+    data = small_data("tests.toy_envs:Beside-v0", num_envs=2, num_workers=2, evaluation_envs=2, env_kwargs=kwargs)
+    evaluation = GreedyEvaluation(every_env_steps=1, num_episodes=3)
+    _, data = fit(1, evaluation, data=data)
+    alone = small_data("tests.toy_envs:Beside-v0", num_envs=2, num_workers=2, evaluation_envs=1, env_kwargs=kwargs)
+    other = GreedyEvaluation(every_env_steps=1, num_episodes=3)
+    fit(1, other, data=alone)
+    assert evaluation.latest == other.latest and data.update == 1
+
+
+def test_what_gymnasiums_checker_says_is_a_remark(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["check-env", "tests.toy_envs:Sharing-v0", "--steps=20"])
+    said = capsys.readouterr().out
+    assert re.search(r"gymnasium +error: AssertionError: .* share an object", said) and "(remarks only: lit_ppo copies" in said
+    assert "policy " not in said  # small
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "wrapper"),
+    [
+        ({"shape": [210, 160, 3]}, "{class_path: gymnasium.wrappers.ResizeObservation, init_args: {shape: [84, 84]}}"),
+        ({"shape": [3, 210, 160]}, "WRAPPER"),  # which that one takes for 3 pixels
+        ({"shape": [120, 90], "in_parts": True}, "WRAPPER"),
+        ({"shape": [84, 84, 4]}, None),
+    ],
+)
+def test_large_images_are_named_with_what_makes_them_small_and_the_size_of_the_policy(
+    kwargs: dict[str, Any], wrapper: str | None
+) -> None:
+    report = checked("tests.toy_envs:Sharing-v0", 3, **kwargs)
+    assert report.is_fit
+    reasons = {name: reason for name, reason in report.settings.items() if name.startswith("data.wrappers=")}
+    assert list(reasons) == ([] if wrapper is None else [f"data.wrappers=[{wrapper}]"])
+    assert all("gymnasium.wrappers.ResizeObservation" in f"{name} {reason}" for name, reason in reasons.items())
+    expected = policy_for(report.spec.observation, report.spec.action, None, PPOSettings(), torch.Generator())
+    assert report.parameters == sum(parameter.numel() for parameter in expected.parameters())
 
 
 @pytest.mark.parametrize("arguments", [{"num_steps": 0}, {"seed": -1}])

@@ -198,12 +198,9 @@ def test_task_without_an_end_is_trained_on_and_never_counts_as_solved(monkeypatc
 def test_evaluation_has_as_many_workers_as_share_its_environments_evenly(num_workers: Any) -> None:
     for num_envs in range(1, 13):
         settings = BridgeSettings(vectorization="native", num_workers=num_workers).for_evaluation(num_envs)
-        even = [
-            count
-            for count in range(1, num_envs + 1)
-            if num_workers != "auto" and count <= num_workers and num_envs % count == 0
-        ]
-        assert (settings.vectorization, settings.num_workers) == ("sync", max(even) if even else "auto")
+        most = 0 if num_workers == "auto" else min(num_workers, num_envs)
+        even = [count for count in range(1, most + 1) if num_envs % count == 0]
+        assert (settings.vectorization, settings.num_workers) == ("sync", max(even, default="auto"))
 
 
 def test_native_environments_are_refused_for_evaluation() -> None:

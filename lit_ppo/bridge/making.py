@@ -168,8 +168,12 @@ def _wrapper(wrapper: str | dict[str, Any], is_training: bool) -> tuple[str, Cal
         similar = difflib.get_close_matches(name, dir(module), 1)
         hint = f" (did you mean {module_name}.{similar[0]}?)" if similar else ""
         raise ValueError(f"wrappers: {path}: there is no class or function {name} in {module_name}{hint}")
-    if "is_training" in inspect.signature(function).parameters:
-        arguments.setdefault("is_training", is_training)
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name == "is_training":
+            arguments.setdefault("is_training", is_training)
+        # YAML has no tuples, which ResizeObservation insists on
+        if type(given := arguments.get(parameter.name)) is list and str(parameter.annotation).startswith("tuple["):
+            arguments[parameter.name] = tuple(given)
     return path, function, arguments
 
 

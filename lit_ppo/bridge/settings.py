@@ -153,7 +153,8 @@ class BridgeSettings:
         bridge: `process` runs the environments in processes of their own; `inprocess` runs them inside the training process,
             for a debugger or a notebook: nothing isolates the run from them, and no wait for them has a limit.
         num_workers: Number of processes that share the N environments; `auto` begins with one and uses more if the first steps
-            show that the environments take long and there are cores for them. The results are the same.
+            show that the environments take long and there are cores for them. Evaluation has as many of its own, or fewer, so
+            that they share its environments evenly. The results are the same.
         python: Interpreter of the workers, such as another venv's; None for the trainer's own.
         start_timeout_s: Longest wait for a worker to start and make its environments, seconds.
         step_timeout_s: Longest time that one environment may take for a reset, or for a step and the reset after it, seconds;
