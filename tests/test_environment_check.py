@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lit_ppo import cli, environment_check
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.environment_check import EnvironmentReport, check_environment
 from lit_ppo.errors import ConfigError
-from lit_ppo.policy import policy_for
-from lit_ppo.ppo_settings import PPOSettings
 from tests.runs import fit, small_data
 
 FAULTY = "tests.fault_envs:Faulty-v0"
@@ -108,24 +105,31 @@ def test_what_gymnasiums_checker_says_is_a_remark(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "wrapper"),
+    ("kwargs", "wrapper", "channels", "last_sides"),
     [
-        ({"shape": [210, 160, 3]}, "{class_path: gymnasium.wrappers.ResizeObservation, init_args: {shape: [84, 84]}}"),
-        ({"shape": [3, 210, 160]}, "WRAPPER"),  # which that one takes for 3 pixels
-        ({"shape": [120, 90], "in_parts": True}, "WRAPPER"),
-        ({"shape": [84, 84, 4]}, None),
+        (
+            {"shape": [210, 160, 3]},
+            "{class_path: gymnasium.wrappers.ResizeObservation, init_args: {shape: [84, 84]}}",
+            3,
+            (22, 16),
+        ),
+        ({"shape": [3, 210, 160]}, "WRAPPER", 3, (22, 16)),  # which that one takes for sides of 3 and 210
+        ({"shape": [120, 90], "in_parts": True}, "WRAPPER", 1, (11, 7)),
+        ({"shape": [84, 84, 4]}, None, 4, (7, 7)),
     ],
 )
 def test_large_images_are_named_with_what_makes_them_small_and_the_size_of_the_policy(
-    kwargs: dict[str, Any], wrapper: str | None
+    kwargs: dict[str, Any], wrapper: str | None, channels: int, last_sides: tuple[int, int]
 ) -> None:
     report = checked("tests.toy_envs:Sharing-v0", 3, **kwargs)
     assert report.is_fit
     reasons = {name: reason for name, reason in report.settings.items() if name.startswith("data.wrappers=")}
     assert list(reasons) == ([] if wrapper is None else [f"data.wrappers=[{wrapper}]"])
     assert all("gymnasium.wrappers.ResizeObservation" in f"{name} {reason}" for name, reason in reasons.items())
-    expected = policy_for(report.spec.observation, report.spec.action, None, PPOSettings(), torch.Generator())
-    assert report.parameters == sum(parameter.numel() for parameter in expected.parameters())
+    # weights and biases of the three convolutions, of the layer behind them, and of two hidden layers
+    convolutions = 32 * (channels * 8 * 8 + 1) + 64 * (32 * 4 * 4 + 1) + 64 * (64 * 3 * 3 + 1)
+    torso = convolutions + 512 * (64 * last_sides[0] * last_sides[1] + 1) + 64 * (512 + 1) + 64 * (64 + 1)
+    assert report.parameters == 2 * torso + (3 + 1) * (64 + 1)  # of actor and critic; heads of three actions and a value
 
 
 @pytest.mark.parametrize("arguments", [{"num_steps": 0}, {"seed": -1}])

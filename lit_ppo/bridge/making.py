@@ -171,8 +171,9 @@ def _wrapper(wrapper: str | dict[str, Any], is_training: bool) -> tuple[str, Cal
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name == "is_training":
             arguments.setdefault("is_training", is_training)
-        # YAML has no tuples, which ResizeObservation insists on
-        if type(given := arguments.get(parameter.name)) is list and str(parameter.annotation).startswith("tuple["):
+        # YAML has no tuples, which Gymnasium's ResizeObservation insists on
+        wants_tuple = "tuple[" in (kind := str(parameter.annotation)) and "list[" not in kind
+        if wants_tuple and type(given := arguments.get(parameter.name)) is list:
             arguments[parameter.name] = tuple(given)
     return path, function, arguments
 
