@@ -4,7 +4,6 @@ The dataset goes to the Trainer without a DataLoader, which would draw from torc
 It has a length (1), so Lightning fetches nothing ahead.
 """
 
-import dataclasses
 import logging
 import os
 import warnings
@@ -26,7 +25,7 @@ from lit_ppo.bridge import sandbox
 from lit_ppo.bridge.checkpoint import BridgeMark, dealt
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.reports import Fault
-from lit_ppo.bridge.settings import LARGEST_COUNT, BridgeSettings, EnvironmentSettings
+from lit_ppo.bridge.settings import EVALUATION_LIMIT, LARGEST_COUNT, BridgeSettings, EnvironmentSettings
 from lit_ppo.callables import plain
 from lit_ppo.checkpoint_io import is_of_its_directory, read_checkpoint
 from lit_ppo.checkpoint_structure import require_data
@@ -88,7 +87,8 @@ class RolloutDataModule(LightningDataModule):
         env_kwargs: Passed to `gymnasium.make`, or to the factory.
         wrappers: Wrappers of the environment in their order, each an import path, or a mapping of `class_path` and `init_args`;
             `atari` is Atari's usual preprocessing. They are imported and made in the environment process.
-        max_episode_steps: Time limit in steps of the agent, instead of the environment's own; None for that.
+        max_episode_steps: Time limit in steps of the agent, instead of the environment's own; None for that. If there is
+            neither, greedy episodes are cut after 30,000 steps: such a one counts with its return so far, and never as solved.
         frame_stack: Number of observations that are joined to one; None for the newest alone.
         obs_keys: Paths of the parts of a Dict or Tuple observation that are used; None for all of them.
         action_mask: Where the mask of possible actions is: `info:KEY` or `obs:KEY`; None if all actions always are possible.
@@ -193,6 +193,7 @@ class RolloutDataModule(LightningDataModule):
         self.metrics: dict[str, float] = {}  # of the newest rollout
         self.results: EpisodeResults | None = None  # of the newest validate or test
         self.reward_threshold: float | None = None  # the environment's own; None until `spec` is read
+        self._has_no_limit = self._has_told_of_limit = False  # of an episode's steps
         self._bridge: EnvBridge | None = None
         self._player: GreedyPlayer | None = None
         self._standpoint: Standpoint | None = None  # None before the first rollout
@@ -238,7 +239,7 @@ class RolloutDataModule(LightningDataModule):
             raise ConfigError(str(error) if str(error).startswith("data.") else f"data.{error}") from error
         if self.reward_threshold is None and (missing := sandbox.missing(bridge.sandbox_layers)):
             log.warning("data.sandbox=%s: %s", self.bridge_settings.sandbox, missing)
-        self.reward_threshold = spec.reward_threshold
+        self.reward_threshold, self._has_no_limit = spec.reward_threshold, spec.max_episode_steps is None
         return spec
 
     @property
@@ -248,7 +249,7 @@ class RolloutDataModule(LightningDataModule):
             self._player = GreedyPlayer(
                 self.environment,
                 self.evaluation_envs,
-                settings=_for_evaluation(self.bridge_settings),
+                settings=self.bridge_settings.for_evaluation(self.evaluation_envs),
                 contract=self.contract_settings,
                 on_event=self._tell,
                 on_warning=self._warn_of_space,
@@ -282,7 +283,18 @@ class RolloutDataModule(LightningDataModule):
                 cells[: len(values)] = torch.as_tensor(values)
         # (S, 2, K) -> (2, K * S): episode k * S + s was the k-th of shard s
         totals, lengths = self.ranks.gather(table).permute(1, 2, 0).flatten(1).numpy()[:, :num_episodes]
-        return results_of(totals, lengths.astype(np.int64))
+        results = results_of(totals, lengths.astype(np.int64))
+        if self.is_cut(results) and not self._has_told_of_limit:
+            self._has_told_of_limit = True
+            log.warning(
+                f"a greedy episode has not ended after {EVALUATION_LIMIT:,} steps, and there is no time limit: it is cut "
+                "there and counts with its return so far, never as solved; --data.max_episode_steps=N sets a limit"
+            )
+        return results
+
+    def is_cut(self, results: EpisodeResults) -> bool:
+        """Whether `EVALUATION_LIMIT` has ended one of the episodes, so that they say nothing of whole episodes."""
+        return self._has_no_limit and max(results.lengths) >= EVALUATION_LIMIT
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -352,12 +364,14 @@ class RolloutDataModule(LightningDataModule):
                 settings=settings_of_rank(self.bridge_settings, self.shards),
                 contract=self.contract_settings,
                 phase="training" if self.ranks.count == 1 else f"training-rank{self.ranks.rank}",
-                num_cores=fair_cores(self.ranks),
                 on_event=self._tell,
                 on_warning=self._warn_of_space,
                 on_fault=self._report,
             )
             self._evaluation_spec = self.spec  # raises now if its spaces cannot be used
+        if (cores := fair_cores(self.ranks)) is not None:
+            for bridge in filter(None, (self._bridge, self.player.bridge)):
+                bridge.share_cores(cores)
         if self.trainer is not None:
             check_spaces(self._learner.spec, self.spec)
 
@@ -593,8 +607,3 @@ class RolloutDataModule(LightningDataModule):
             if owner is not None:
                 owner.close()
         self._bridge, self._player, self._standpoint, self._boundary = None, None, None, None
-
-
-def _for_evaluation(settings: BridgeSettings) -> BridgeSettings:
-    """The same settings with one worker and ordinary environments, which take a seed for each episode."""
-    return dataclasses.replace(settings, vectorization="sync", num_workers=1)

@@ -4,6 +4,7 @@ import hashlib
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
@@ -15,16 +16,20 @@ from lit_ppo.bridge import protocol, sandbox
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.settings import LARGEST_COUNT, BridgeSettings, EnvironmentSettings
 from lit_ppo.contract import ContractSettings, VectorStep
-from lit_ppo.errors import ConfigError, EnvironmentFault, one_line
+from lit_ppo.errors import BridgeError, ConfigError, EnvironmentFault, ProtocolError, one_line
 from lit_ppo.leaf_rules import field_of
 from lit_ppo.random_actions import random_actions
-from lit_ppo.spaces import EnvSpec, Leaves, spec_to_json
+from lit_ppo.spaces import EnvSpec, Leaves, channel_order, spec_to_json
 
 _NUM_RESETS: Final = 5
 _DEFAULT_ENVS: Final = 8  # of `fit`
 _DEFAULT_HORIZON: Final = 32  # steps
 _ROLLOUT_S: Final = 10.0  # longest rollout that is no nuisance
 _LARGE: Final = 10.0  # observations beyond this are too large for networks as they are
+_STEPS_BESIDE: Final = 4  # one of so many random steps is made again with a second environment beside the first
+_MANY_INPUTS: Final = 10_000  # numbers of an observation; with fewer the default policy is small
+_LARGE_SIDE: Final = 100  # pixels
+_RESIZE: Final = "gymnasium.wrappers.ResizeObservation"
 
 
 @dataclass
@@ -51,7 +56,10 @@ class EnvironmentReport:
         fault: How it broke the contract or raised; None if it did not.
         remarks: Warnings of the contract, and which layers of the sandbox are missing.
         difference: Where the same actions from the same seeds, in a fresh process, came to something else; None if nowhere.
-        gymnasium: What Gymnasium's own checker says; the last may begin with `error: `.
+        beside: What happened when a second environment was made and stepped in the process of the first; None if nothing.
+        apart: What happened with each of the two in a process of its own, if they cannot share one; None if nothing.
+        parameters: Of the default policy, if the observations are large.
+        gymnasium: What Gymnasium's own checker says; the last may begin with `error: `. It does not count for `is_fit`.
         reset, step: What the calls cost.
         start_s: Seconds until a fresh process has made the environment.
         settings: Options of `fit` that follow, with the reasons.
@@ -64,6 +72,9 @@ class EnvironmentReport:
     fault: str | None = None
     remarks: list[str] = field(default_factory=list)
     difference: str | None = None
+    beside: str | None = None
+    apart: str | None = None
+    parameters: int | None = None
     gymnasium: list[str] = field(default_factory=list)
     reset: Cost | None = None
     step: Cost | None = None
@@ -72,9 +83,8 @@ class EnvironmentReport:
 
     @property
     def is_fit(self) -> bool:
-        """Whether the environment can be trained on with all that a run guarantees."""
-        has_error = any(text.startswith("error: ") for text in self.gymnasium)
-        return self.fault is None and self.difference is None and not has_error
+        """Whether the environment can be trained on, with `settings`, with all that a run guarantees."""
+        return self.fault is None and self.difference is None and self.apart is None
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -94,7 +104,7 @@ def check_environment(
 
     Args:
         environment: What to make.
-        settings: How its process is run.
+        settings: How its processes run; with `num_workers` above 1 two environments are not tried in one process.
         contract: Demands beyond the rules that always hold.
         num_steps: Random steps, and as many of the replay.
         seed: Of episodes and actions.
@@ -107,7 +117,8 @@ def check_environment(
         raise ConfigError(f"steps={num_steps}: expected at most {LARGEST_COUNT:,}")
     if num_steps < 1 or seed < 0:
         raise ConfigError(f"steps={num_steps}, seed={seed}: expected at least one step, and a seed of at least 0")
-    settings = replace(settings or BridgeSettings(), vectorization="sync", num_workers=1, max_restarts=0)
+    given = settings or BridgeSettings()
+    settings = replace(given, vectorization="sync", num_workers=1, max_restarts=0)
     remarks: list[str] = []
 
     def seeds(env: int, episode: int) -> int:
@@ -117,12 +128,14 @@ def check_environment(
         episode_seed: Callable[[int, int], int] = seeds,
         on_warning: Callable[[str], None] = lambda text: None,
         environment: EnvironmentSettings = environment,
+        num_envs: int = 1,
+        num_workers: int = 1,
     ) -> EnvBridge:
         return EnvBridge(
             environment,
-            1,
+            num_envs,
             episode_seed,
-            settings=settings,
+            settings=replace(settings, num_workers=num_workers),
             contract=contract,
             on_warning=on_warning,
         )
@@ -136,15 +149,24 @@ def check_environment(
             trial.play(first, seeds, report)
         except EnvironmentFault as fault:
             report.fault = str(fault)
+    if report.fault is None:
+        together, each_alone = (partial(bridge, num_envs=2, num_workers=num_workers) for num_workers in (1, 2))
+        if given.first_workers == 1:
+            report.beside = trial.disturbance(together)
+        if report.beside is not None or given.first_workers > 1:
+            report.apart = trial.disturbance(each_alone)
     start = perf_counter()
     with bridge(lambda env, episode: trial.seed_to_replay) as second:
         _ = second.spec
         report.start_s = perf_counter() - start
         if report.fault is None:
             report.difference = trial.difference(second)
+    if report.difference is not None:  # then two of them differ anyway
+        report.beside = report.apart = None
     with bridge() as third:
         _ = third.spec
         report.gymnasium = _gymnasium_remarks(third, settings)
+    report.parameters = _parameters(report.spec)
     report.settings = _settings_for(report, trial)
     if report.difference is not None and not environment.remake_each_episode:
         remade, again = replace(environment, remake_each_episode=True), _Trial(report.spec, num_steps, seed)
@@ -211,6 +233,33 @@ class _Trial:
             report.steps = len(steps)
             report.reset, report.step = (Cost.of(seconds) if seconds else None for seconds in (resets, steps))
 
+    def disturbance(self, make: Callable[[], EnvBridge]) -> str | None:
+        """How a second environment cannot be made or stepped beside the first, or changes it; None if neither.
+
+        Args:
+            make: Makes the two, whose seeds are those of `play`.
+        """
+        generator, num_steps = np.random.default_rng(1), -(-self._num_steps // _STEPS_BESIDE)
+        steps = [(episode, number) for episode in self._episodes for number in range(len(episode.actions) + 1)]
+        try:
+            with make() as bridge:
+                obs = bridge.reset()
+                found = None
+                for episode, number in steps[: num_steps + 1]:
+                    if found:
+                        break
+                    if number == 0:  # the step before has begun the episode
+                        found = _first_difference(f"reset of seed {episode.seed}", episode.answers[0], _digests(obs))
+                        continue
+                    actions = random_actions(self._spec, obs, generator)
+                    actions[0] = episode.actions[number - 1][0]
+                    step = bridge.step(actions)
+                    obs, where = step.obs, f"step {number} of the episode of seed {episode.seed}"
+                    found = _first_difference(where, episode.answers[number], _answer(step))
+        except (BridgeError, ProtocolError, EnvironmentFault, ConfigError) as failure:
+            return str(failure).partition("\n")[0]
+        return found
+
     def is_repeated(self, first: EnvBridge, second: EnvBridge, seeds: Callable[[int, int], int]) -> bool:
         """Whether a second process answers as the first one does; the arguments are those of `play` and `difference`."""
         try:
@@ -261,13 +310,14 @@ def _timed(seconds: list[float], call: Callable[[], Any]) -> Any:
 
 
 def _answer(step: VectorStep) -> dict[str, bytes]:
-    """Digests of what a step of one environment returned; where it ended the episode, of the last observation."""
-    values = {name: getattr(step, name).tobytes() for name in ("rewards", "terminated", "truncated")}
-    return {**_digests(step.final_obs if step.any_ended else step.obs), **values}
+    """Digests of what a step of the first environment returned; where it ended the episode, of the last observation."""
+    values = {name: getattr(step, name)[:1].tobytes() for name in ("rewards", "terminated", "truncated")}
+    has_ended = step.terminated[0] or step.truncated[0]
+    return {**_digests(step.final_obs if has_ended else step.obs), **values}
 
 
 def _digests(obs: Leaves) -> dict[str, bytes]:
-    return {field_of("obs", path): hashlib.blake2b(leaf.tobytes(), digest_size=16).digest() for path, leaf in obs.items()}
+    return {field_of("obs", path): hashlib.blake2b(leaf[:1].tobytes(), digest_size=16).digest() for path, leaf in obs.items()}
 
 
 def _first_difference(where: str, mine: dict[str, bytes], other: dict[str, bytes]) -> str | None:
@@ -278,6 +328,40 @@ def _first_difference(where: str, mine: dict[str, bytes], other: dict[str, bytes
 def _gymnasium_remarks(bridge: EnvBridge, settings: BridgeSettings) -> list[str]:
     reply = bridge.slices[0].worker.ask("check", settings.start_timeout_s)
     return [one_line(protocol.take({"remark": remark}, "remark", str)) for remark in protocol.take(reply, "remarks", list)]
+
+
+def _parameters(spec: EnvSpec) -> int | None:
+    """Number of parameters of the default policy; None where the observations are too small for it to matter."""
+    choices = ("discrete", "multi_discrete")
+    if sum(sum(leaf.choices) if leaf.kind in choices else leaf.num_components for leaf in spec.observation) <= _MANY_INPUTS:
+        return None
+    import torch  # here, since it takes longer than the rest of the check
+
+    from lit_ppo.policy import policy_for
+    from lit_ppo.ppo_settings import PPOSettings
+
+    try:
+        with torch.device("meta"):
+            policy = policy_for(spec.observation, spec.action, spec.mask, PPOSettings(), torch.Generator())
+    except ConfigError:  # of a mask with nothing beside it, or of actions without a distribution
+        return None
+    return sum(parameter.numel() for parameter in policy.parameters())
+
+
+def _wrappers_for(spec: EnvSpec, parameters: int | None) -> dict[str, str]:
+    """The option that makes large images small, with the reason; empty if there are none."""
+    images = [leaf for leaf in spec.observation if leaf.kind == "box" and leaf.dtype == "uint8" and len(leaf.shape) in (2, 3)]
+    for leaf in images:
+        if max(leaf.shape) > _LARGE_SIDE:
+            has_sides_first = channel_order(leaf.shape) != "first"
+            is_plain = leaf.path == "" and (leaf.low, leaf.high) == (0, 255) and has_sides_first
+            wrapper = f"{{class_path: {_RESIZE}, init_args: {{shape: [84, 84]}}}}" if is_plain else "WRAPPER"
+            many = "" if parameters is None else f", and {parameters:,} parameters see it"
+            as_usual = "" if is_plain else f"; a wrapper of your own can resize it as {_RESIZE} does"
+            return {
+                f"data.wrappers=[{wrapper}]": f"the image {leaf.shape} has a side above {_LARGE_SIDE} pixels{many}{as_usual}"
+            }
+    return {}
 
 
 def _settings_for(report: EnvironmentReport, trial: _Trial) -> dict[str, str]:
@@ -292,6 +376,10 @@ def _settings_for(report: EnvironmentReport, trial: _Trial) -> dict[str, str]:
             )
         if 10 * rare > BridgeSettings.step_timeout_s:
             found[f"data.step_timeout_s={10 * rare:.0f}"] = f"a step or reset may take {rare:.2f} s"
+    if report.beside is not None and report.apart is None:
+        found[f"data.num_workers={_DEFAULT_ENVS}"] = "as many as data.num_envs: one environment in each process"
+        found[f"data.evaluation_envs={_DEFAULT_ENVS}"] = "at most as many as data.num_workers, for the same in evaluation"
+    found |= _wrappers_for(spec, report.parameters)
     if trial.largest > _LARGE:
         found["model.normalize_observations=true"] = f"observations reach {trial.largest:.3g}"
     if spec.reward_threshold is None:

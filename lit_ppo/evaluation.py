@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,6 @@ from lit_ppo.errors import ConfigError, EnvironmentFault
 from lit_ppo.networks import seen_as
 from lit_ppo.policy import Policy
 from lit_ppo.spaces import Leaf, Leaves
-
-_STEPS_BEFORE_ADVICE: Final = 100_000  # longer than any game of Atari
 
 
 class EpisodeResults(NamedTuple):
@@ -43,6 +41,8 @@ class EpisodeResults(NamedTuple):
 class GreedyPlayer:
     """Plays greedy episodes in its own environments, separate from the training environments.
 
+    An episode that neither the task nor a time limit ends is cut after `EVALUATION_LIMIT` steps.
+
     Args:
         environment: What to make; its `is_training` is ignored, since these are for evaluation.
         contract, on_event, on_warning, on_fault: As in `EnvBridge`.
@@ -64,7 +64,7 @@ class GreedyPlayer:
     ) -> None:
         if settings.vectorization != "sync":
             raise ConfigError(f"vectorization={settings.vectorization}: evaluation needs sync, a seed for each episode")
-        self.num_envs, self._on_event = num_envs, on_event
+        self.num_envs = num_envs
         self._seeds: Sequence[int] = ()
         self._bridge = EnvBridge(
             dataclasses.replace(environment, is_training=False),
@@ -125,7 +125,7 @@ class GreedyPlayer:
         # number of the episode that each row plays; the bridge may have skipped some that could not begin
         playing = np.arange(n) + n * np.array(self._bridge.episodes)
         active = (playing < num_episodes).astype(np.uint8)
-        num_active, num_steps = int(active.sum()), 0
+        num_active = int(active.sum())
         totals, lengths = np.zeros(num_episodes), np.zeros(num_episodes, np.int64)
         row_totals, row_lengths = np.zeros(n), np.zeros(n, np.int64)
         state = policy.initial_state(num_used)
@@ -137,11 +137,6 @@ class GreedyPlayer:
             step = self._bridge.step(actions, None if num_active == n else active)
             row_totals += step.rewards
             row_lengths += step.valid
-            num_steps += 1
-            if num_steps % _STEPS_BEFORE_ADVICE == 0 and row_lengths.max() >= _STEPS_BEFORE_ADVICE:
-                self._on_event(
-                    f"a greedy episode has not ended after {row_lengths.max():,} steps; --data.max_episode_steps=N sets a limit"
-                )
             ended = (step.terminated | step.truncated) if step.any_ended else None
             # an active row that was not stepped has abandoned its episode
             if not step.all_valid and np.count_nonzero(step.valid) < num_active:

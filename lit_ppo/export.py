@@ -42,7 +42,7 @@ TOLERANCE: Final = 1e-5  # of outputs and states, absolute and relative
 NUM_CHECKED_STATES: Final = 1_000
 _STATE, _BEGINS = "state", "begins"
 _OPSET: Final = 18
-_NUM_ENVS: Final = 4  # in which the visited states are collected
+_NUM_ENVS: Final = 4  # in which the visited states are collected, if the run's evaluation has as many
 
 
 class GreedyActor(nn.Module):
@@ -264,11 +264,12 @@ def export_saved(saved: SavedPolicy, form: Format, path: Path, seed: int = 0, ot
     """
     module, data = saved.module, saved.make_data(**(other or {}))
     exported = ExportedPolicy(module.policy, module.spec, module.settings.action_bounds, data.contract_settings)
+    num_envs = min(_NUM_ENVS, data.evaluation_envs)
     with EnvBridge(
         dataclasses.replace(data.environment, is_training=False),
-        _NUM_ENVS,
+        num_envs,
         lambda env, episode: episode_seed(seed, "evaluation", 0, env, episode),
-        settings=dataclasses.replace(data.bridge_settings, vectorization="sync", num_workers=1),
+        settings=data.bridge_settings.for_evaluation(num_envs),
         contract=data.contract_settings,
         phase="evaluation",
     ) as bridge:

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lit_ppo import strict_yaml
 from lit_ppo.compat_lightning import option_names
 from lit_ppo.exit_codes import USAGE, fail
+from lit_ppo.setting_types import cut_short, words_of_names
 
 _VERBATIM: Final = "--data.env_kwargs"
 _ITEM_MARK: Final = "\0"  # cannot be part of a typed argument
@@ -25,18 +26,6 @@ _REPLACED: Final = {  # options and keys of earlier versions, and keys whose val
     "model.seed": "seed_everything",
     "data.seed": "seed_everything",
     "evaluation.every_n_updates": "evaluation.every_env_steps, in env steps (1 evaluates after every update)",
-}
-_TYPES: Final = {
-    "int": "an integer",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "NoneType": "null",
-    "collections.abc.Sequence": "a list",
-    "dict": "a mapping",
-    "dict[str, int]": "a mapping to integers",
-    "dict[str, lit_ppo.option_parser.Verbatim]": "a mapping",
-    "list[lit_ppo.option_parser.Verbatim]": "a list",
 }
 
 
@@ -57,7 +46,6 @@ register_type(
 
 
 _load_default: Final = get_loader("yaml")
-_LONGEST_MESSAGE: Final = 1000
 
 
 def _load(text: str) -> Any:
@@ -108,7 +96,7 @@ class OptionParser(LightningArgumentParser):
             longer = [option for option in options if option.startswith(f"{unknown[1]}_")]  # --seed for --seed_everything
             if similar := longer or difflib.get_close_matches(unknown[1], options, n=1):
                 text += f" (did you mean --{similar[0]}?)"
-        fail(text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}...", USAGE)
+        fail(cut_short(text), USAGE)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -164,9 +152,9 @@ def condensed(message: str) -> str:
         if part and "Callable[" in mismatch["types"]:  # the user's own code: why it cannot be used
             return f"{text.partition(': ')[0]}={given[1]}: {_of_code(part[1])}"
         kinds = re.split(r", (?![^\[]*\])", mismatch["types"])
-        return f"{text.partition(': ')[0]}: expected {_in_words(kinds)}, got {given[1]}"
+        return f"{text.partition(': ')[0]}: expected {words_of_names(kinds)}, got {given[1]}"
     return re.sub(
-        r"Expected an? (.+?)\. Got value: (.*)$", lambda match: f"expected {_in_words([match[1]])}, got {match[2]}", text
+        r"Expected an? (.+?)\. Got value: (.*)$", lambda match: f"expected {words_of_names([match[1]])}, got {match[2]}", text
     )
 
 
@@ -174,17 +162,6 @@ def _of_code(reason: str) -> str:
     """Why a class or function cannot be used, with what jsonargparse means by a function that returns something."""
     returns = re.match(r"Expected '[\w.]+' to be a (?:function that returns|subclass of) (?:[\w.]+\.)?(\w+)", reason)
     return f"expected a class of {returns[1]}, or a function annotated as returning one" if returns else reason
-
-
-def _in_words(kinds: Sequence[str]) -> str:
-    """The names of types in words: `null`, `an integer or null`, `warn, error or off`."""
-    words: list[str] = []
-    for kind in kinds:
-        literal = re.fullmatch(r"Literal\[(.*)\]", kind)
-        plain = _TYPES.get(kind, re.sub(r"[\w.]+\.", "", kind))
-        words += literal[1].replace("'", "").split(", ") if literal else [plain]
-    *others, last = dict.fromkeys(words)
-    return f"{', '.join(others)} or {last}" if others else last
 
 
 def add_verbatim_options(group: Any) -> None:

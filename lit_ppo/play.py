@@ -45,7 +45,7 @@ def play(
     """
     if not 1 <= num_episodes <= LARGEST_COUNT:
         raise ConfigError(f"num_episodes={num_episodes}: expected 1 to {LARGEST_COUNT:,}")
-    settings = {**saved.data, **(other or {})}
+    settings = {**saved.data, "step_timeout_s": _STEP_TIMEOUT_S, **(other or {})}
     settings["env_kwargs"] = {**(settings["env_kwargs"] or {}), "render_mode": "human" if record is None else "rgb_array"}
     if settings["bridge"] == "process":
         wanted = _OF_RENDERING if record is not None else _OF_A_DISPLAY + _OF_RENDERING
@@ -63,9 +63,7 @@ def play(
         if settings.get("sandbox", "off") != "off":
             settings["sandbox_write"] = [*(settings.get("sandbox_write") or []), str(record.resolve())]
     before = _videos(record)
-    data = saved.make_data(
-        **settings | {"evaluation_envs": 1, "seed": seed, "report_dir": None, "step_timeout_s": _STEP_TIMEOUT_S}
-    )
+    data = saved.make_data(**settings | {"evaluation_envs": 1, "seed": seed, "report_dir": None})
     try:
         data.spec  # noqa: B018  what cannot be made is refused here, in the words of the settings
         results = data.play(saved.module.policy, "evaluation", num_episodes, saved.module.device)

@@ -1,6 +1,7 @@
 """check-env: what it finds out about an environment, and how it ends."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import pytest
 
 from lit_ppo import cli, environment_check
-from lit_ppo.bridge.settings import EnvironmentSettings
+from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
+from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.environment_check import EnvironmentReport, check_environment
 from lit_ppo.errors import ConfigError
+from tests.runs import fit, small_data
 
 FAULTY = "tests.fault_envs:Faulty-v0"
 
@@ -68,6 +71,67 @@ def test_environment_that_never_ends_needs_a_time_limit() -> None:
     assert "data.max_episode_steps=STEPS" in checked("CliffWalking-v1", 20).settings
 
 
+@pytest.mark.parametrize("num_workers", ["auto", 2])
+@pytest.mark.parametrize("bears", ["any", "no state", "no other", "none on the machine"])
+def test_environment_that_bears_no_other_in_its_process_is_fit_with_one_in_each(bears: str, num_workers: Any) -> None:
+    environment = EnvironmentSettings("tests.toy_envs:Beside-v0", {"bears": bears, "name": f"lit_ppo-{os.getpid()}"})
+    report = check_environment(environment, BridgeSettings(num_workers=num_workers), num_steps=60)
+    assert report.fault is None and report.difference is None
+    is_alone = bears == "none on the machine"
+    assert report.is_fit is not is_alone and (report.apart is not None) is is_alone
+    is_disturbed = bears != "any" and num_workers == "auto"  # with more workers two are never in one process
+    assert (report.beside is not None) is is_disturbed
+    named = {"data.num_workers=8", "data.evaluation_envs=8"}
+    assert named & set(report.settings) == (named if is_disturbed and not is_alone else set())
+    assert "\n" not in f"{report.beside}{report.apart}"
+
+
+def test_one_environment_in_each_process_trains_and_is_evaluated_with_the_settings_that_are_named(tmp_path: Path) -> None:
+    kwargs = {"bears": "no other"}
+    data = small_data("tests.toy_envs:Beside-v0", num_envs=2, num_workers=2, evaluation_envs=2, env_kwargs=kwargs)
+    evaluation = GreedyEvaluation(every_env_steps=1, num_episodes=3)
+    _, data = fit(1, evaluation, data=data)
+    alone = small_data("tests.toy_envs:Beside-v0", num_envs=2, num_workers=2, evaluation_envs=1, env_kwargs=kwargs)
+    other = GreedyEvaluation(every_env_steps=1, num_episodes=3)
+    fit(1, other, data=alone)
+    assert evaluation.latest == other.latest and data.update == 1
+
+
+def test_what_gymnasiums_checker_says_is_a_remark(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["check-env", "tests.toy_envs:Sharing-v0", "--steps=20"])
+    said = capsys.readouterr().out
+    assert re.search(r"gymnasium +error: AssertionError: .* share an object", said) and "(remarks only: lit_ppo copies" in said
+    assert "policy " not in said  # small
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "wrapper", "channels", "last_sides"),
+    [
+        (
+            {"shape": [210, 160, 3]},
+            "{class_path: gymnasium.wrappers.ResizeObservation, init_args: {shape: [84, 84]}}",
+            3,
+            (22, 16),
+        ),
+        ({"shape": [3, 210, 160]}, "WRAPPER", 3, (22, 16)),  # which that one takes for sides of 3 and 210
+        ({"shape": [120, 90], "in_parts": True}, "WRAPPER", 1, (11, 7)),
+        ({"shape": [84, 84, 4]}, None, 4, (7, 7)),
+    ],
+)
+def test_large_images_are_named_with_what_makes_them_small_and_the_size_of_the_policy(
+    kwargs: dict[str, Any], wrapper: str | None, channels: int, last_sides: tuple[int, int]
+) -> None:
+    report = checked("tests.toy_envs:Sharing-v0", 3, **kwargs)
+    assert report.is_fit
+    reasons = {name: reason for name, reason in report.settings.items() if name.startswith("data.wrappers=")}
+    assert list(reasons) == ([] if wrapper is None else [f"data.wrappers=[{wrapper}]"])
+    assert all("gymnasium.wrappers.ResizeObservation" in f"{name} {reason}" for name, reason in reasons.items())
+    # weights and biases of the three convolutions, of the layer behind them, and of two hidden layers
+    convolutions = 32 * (channels * 8 * 8 + 1) + 64 * (32 * 4 * 4 + 1) + 64 * (64 * 3 * 3 + 1)
+    torso = convolutions + 512 * (64 * last_sides[0] * last_sides[1] + 1) + 64 * (512 + 1) + 64 * (64 + 1)
+    assert report.parameters == 2 * torso + (3 + 1) * (64 + 1)  # of actor and critic; heads of three actions and a value
+
+
 @pytest.mark.parametrize("arguments", [{"num_steps": 0}, {"seed": -1}])
 def test_settings_that_make_no_sense_are_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
@@ -88,7 +152,7 @@ def test_command_prints_and_writes_the_report(tmp_path: Path, capsys: pytest.Cap
     [
         ([FAULTY, "--env_kwargs={fault: raise, at_step: 2}", "--steps=5"], 3, f"{FAULTY}: not fit for training as it is"),
         (["Absent-v7"], 2, "env_id=Absent-v7"),
-        (["CartPole-v1", "--env_kwargs={"], 2, "expected a value in YAML"),
+        (["CartPole-v1", "--env_kwargs={"], 2, "data.env_kwargs: expected a mapping or null, got {"),
     ],
 )
 def test_command_ends_with_one_line_and_whose_fault_it_is(

@@ -1,6 +1,7 @@
 """Greedy episodes: the same numbers however many are played at a time, and those of gymnasium in this process."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_ppo import evaluation
+from lit_ppo import data, evaluation
+from lit_ppo.bridge import dealing, making
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
+from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
+from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.contract import VectorStep
 from lit_ppo.distributions import Categorical
 from lit_ppo.errors import ConfigError, EnvironmentFault, EnvironmentRaised
 from lit_ppo.evaluation import EpisodeResults, GreedyPlayer
+from tests.runs import fit, small_data
 from tests.specs import box, discrete, policy_of, spec_of
+from tests.toy_envs import EPISODE_STEPS
 
 SEEDS = [11, 5, 99, 2**31 - 1, 0]
 CPU = torch.device("cpu")
@@ -54,10 +60,17 @@ def in_process(seeds: list[int]) -> EpisodeResults:
     return EpisodeResults(tuple(returns), tuple(lengths))
 
 
-@pytest.fixture(scope="module", params=[1, 3, 7])
+@pytest.fixture(scope="module", params=[(1, 1), (3, 3), (7, 1), (4, 2), (6, "auto")])
 def player(request: pytest.FixtureRequest) -> Iterator[GreedyPlayer]:
-    player = GreedyPlayer(EnvironmentSettings("CartPole-v1"), request.param, settings=BridgeSettings())
-    yield player
+    num_envs, num_workers = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dealing, "_LEAST_SHARE_S", 1e-9)  # `auto` then takes more workers in the midst of the first episodes
+        patch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
+        settings = BridgeSettings(num_workers=num_workers)
+        player = GreedyPlayer(EnvironmentSettings("CartPole-v1"), num_envs, settings=settings)
+        assert len(player.bridge.slices) == settings.first_workers
+        yield player
+        assert len(player.bridge.slices) == (3 if num_workers == "auto" else num_workers)
     player.close()
 
 
@@ -139,12 +152,55 @@ def test_results_know_their_mean_and_spread() -> None:
     assert results.std == pytest.approx((8 / 3) ** 0.5)  # of the whole population: ((-2)^2 + 0 + 2^2) / 3
 
 
-@pytest.mark.parametrize(("least", "is_advised"), [(5, True), (13, False)])
-def test_episode_that_does_not_end_says_how_to_end_it(least: int, is_advised: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "_STEPS_BEFORE_ADVICE", least)
-    _, events = played([1, 2, 3], 1, {})  # episodes of 12 steps at most, 13 steps and more in all
-    advice = "a greedy episode has not ended after {} steps; --data.max_episode_steps=N sets a limit"
-    assert (advice.format(least) in events) == is_advised == bool(events)
+ENDLESS = "tests.toy_envs:IdentityEnv"  # a class: nothing but a setting limits its episodes
+
+
+@pytest.mark.parametrize(
+    ("env_id", "settings", "length", "is_cut"),
+    [
+        (ENDLESS, {}, 30, True),
+        (ENDLESS, {"wrappers": ["gymnasium.wrappers.OrderEnforcing"], "frame_stack": 2}, 30, True),
+        (ENDLESS, {"remake_each_episode": True, "evaluation_envs": 1}, 30, True),
+        (ENDLESS, {"max_episode_steps": 40}, 40, False),  # longer, since it was asked for
+        (ENDLESS, {"max_episode_steps": 30}, 30, False),
+        ("tests.toy_envs:Identity-v0", {}, EPISODE_STEPS, False),
+        ("tests.toy_envs:Identity-v0", {"max_episode_steps": 40}, 40, False),
+        ("tests.toy_envs:Identity-v0", {"env_kwargs": {"max_episode_steps": -1}}, 30, True),  # how Gymnasium takes a limit off
+        ("tests.toy_envs:Identity-v0", {"env_kwargs": {"max_episode_steps": 40}}, 40, False),
+        ("tests.toy_envs:Anything-v0", {"env_kwargs": {"action": "discrete"}}, 7, False),  # ends by itself
+    ],
+)
+def test_greedy_episode_that_nothing_ends_is_cut_and_no_other(
+    env_id: str, settings: dict[str, Any], length: int, is_cut: bool, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    for module in (making, data):
+        monkeypatch.setattr(module, "EVALUATION_LIMIT", 30)
+    with contextlib.closing(small_data(env_id, bridge="inprocess", **settings)) as environments:
+        spec = environments.spec
+        results = [environments.play(policy_of(spec), "test", 3, CPU) for _ in range(2)]
+    assert results[0] == results[1] and max(results[0].lengths) == length
+    assert all(environments.is_cut(each) == is_cut for each in results)
+    said = [record.getMessage() for record in caplog.records if "--data.max_episode_steps=N" in record.getMessage()]
+    assert len(said) == is_cut and all("has not ended after 30 steps" in line for line in said)
+
+
+def test_task_without_an_end_is_trained_on_and_never_counts_as_solved(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (making, data):
+        monkeypatch.setattr(module, "EVALUATION_LIMIT", 30)
+    evaluation, solved = GreedyEvaluation(every_env_steps=1, num_episodes=2), StopWhenSolved(0.0, margin=0.0)
+    _, environments = fit(2, evaluation, solved, data=small_data(ENDLESS, bridge="inprocess"))
+    assert environments.update == 2 and solved.solved_at is None
+    assert evaluation.latest is not None
+    assert evaluation.latest.results.mean >= 0 and evaluation.latest.results.lengths == (30, 30)
+
+
+@pytest.mark.parametrize("num_workers", ["auto", 1, 2, 3, 4, 8, 1000])
+def test_evaluation_has_as_many_workers_as_share_its_environments_evenly(num_workers: Any) -> None:
+    for num_envs in range(1, 13):
+        settings = BridgeSettings(vectorization="native", num_workers=num_workers).for_evaluation(num_envs)
+        most = 0 if num_workers == "auto" else min(num_workers, num_envs)
+        even = [count for count in range(1, most + 1) if num_envs % count == 0]
+        assert (settings.vectorization, settings.num_workers) == ("sync", max(even, default="auto"))
 
 
 def test_native_environments_are_refused_for_evaluation() -> None:

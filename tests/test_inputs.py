@@ -66,7 +66,7 @@ def test_input_that_no_run_can_use_ends_in_one_line_and_exit_code_2(run: Run) ->
 
 
 OF_OTHER_COMMANDS = {
-    "check-env CartPole-v1 --env_kwargs={'a':1,'a':2}": "expected a value in YAML, got .*: expected every key once, .*",
+    "check-env CartPole-v1 --env_kwargs={'a':1,'a':2}": r"data\.env_kwargs: expected a mapping or null, got {'a':1,'a':2}",
     "check-env CartPole-v1 --steps=10000000": "steps=10+: expected at most 1,000,000",
     "rollout export --env_id=CartPole-v1 --out=x.json --num_envs=10000000": "num_envs=10+: expected at most 1,000,000",
     "rollout export --env_id=CartPole-v1 --out=x.json --steps=10000000": "steps=10+: expected at most 1,000,000",

@@ -1,5 +1,6 @@
 """Environments whose right answer is known, for the worker process; imported there as `tests.toy_envs:Identity-v0`."""
 
+import socket
 from typing import Any
 
 import gymnasium
@@ -80,6 +81,60 @@ class LeakyEnv(IdentityEnv):
         return super().step(action)
 
 
+class BesideEnv(IdentityEnv):
+    """Does not bear a second one beside it.
+
+    Args:
+        bears: `any` that does, `no state` of another in its process, `no other` there, or `none on the machine` of its name.
+        name: Of the machine's only one.
+    """
+
+    seen, count = np.zeros(NUM_CHOICES, np.float32), 0
+
+    def __init__(self, bears: str = "any", name: str = "") -> None:
+        super().__init__()
+        self.bears, self.lock = bears, socket.socket(socket.AF_UNIX)
+        BesideEnv.count += 1
+        if bears == "no other" and BesideEnv.count > 1:
+            raise RuntimeError("Cannot create multiple emulator instances per process")
+        if bears == "none on the machine":
+            self.lock.bind(f"\0{name}")
+
+    def _observation(self) -> np.ndarray:
+        BesideEnv.seen[:] = BesideEnv.seen * (self.bears == "no state") + super()._observation()
+        return np.minimum(BesideEnv.seen, 1.0)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        BesideEnv.seen[:] = 0
+        return super().reset(seed=seed)
+
+    def close(self) -> None:
+        self.lock.close()
+
+
+class SharingEnv(IdentityEnv):
+    """Returns the same array each time, of which Gymnasium's checker complains; episodes end by themselves.
+
+    Args:
+        shape: Of an image in place of a vector; None for that.
+        in_parts: Whether the image is part of a Dict.
+    """
+
+    def __init__(self, shape: tuple[int, ...] | None = None, in_parts: bool = False) -> None:
+        super().__init__()
+        self.kept: Any = np.zeros(NUM_CHOICES, np.float32)
+        if shape is not None:
+            self.observation_space = gymnasium.spaces.Box(0, 255, tuple(shape), np.uint8)  # type: ignore[assignment]
+            self.kept = np.zeros(shape, np.uint8)
+        if in_parts:
+            self.observation_space = gymnasium.spaces.Dict({"camera": self.observation_space})  # type: ignore[assignment]
+            self.kept = {"camera": self.kept}
+
+    def _observation(self) -> Any:
+        super()._observation()
+        return self.kept
+
+
 class AnythingEnv(gymnasium.Env[Any, Any]):
     """Observations and actions of one's choice. What is seen follows from seed and actions, bit for bit.
 
@@ -135,6 +190,8 @@ gymnasium.register("ConstantReward-v0", ConstantRewardEnv, max_episode_steps=EPI
 gymnasium.register("Verbatim-v0", VerbatimEnv, max_episode_steps=EPISODE_STEPS)
 gymnasium.register("Leaky-v0", LeakyEnv, max_episode_steps=EPISODE_STEPS)
 gymnasium.register("Anything-v0", AnythingEnv)
+gymnasium.register("Beside-v0", BesideEnv, max_episode_steps=EPISODE_STEPS)
+gymnasium.register("Sharing-v0", SharingEnv, max_episode_steps=EPISODE_STEPS)
 
 
 class RenderedEnv(gymnasium.Env[Any, Any]):

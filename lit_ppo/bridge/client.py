@@ -47,7 +47,6 @@ class EnvBridge:
         on_fault: Called with each fault of an environment, and with a failure of a worker that ends the run, once it has its
             place and its report.
         start_worker: Starts a worker; None for what `settings.bridge` says.
-        num_cores: Cores for the workers, if `settings.num_workers` is `auto`; None for those of this process.
 
     Raises:
         ConfigError: A setting is invalid, or the environment cannot be made or trained on (on first use).
@@ -66,7 +65,6 @@ class EnvBridge:
         on_warning: Callable[[str], None] | None = None,
         on_fault: Callable[[Fault], None] = lambda fault: None,
         start_worker: StartWorker | None = None,
-        num_cores: int | None = None,
     ) -> None:
         self.settings = settings or BridgeSettings()
         if num_envs < 1:
@@ -98,7 +96,7 @@ class EnvBridge:
         self._contract: Contract | None = None
         self._start_failure: Exception | None = None
         self._is_closed = self._was_reset = False
-        self._pool = WorkerPool(environment, num_envs, self.settings, phase, on_event, start_worker, num_cores)
+        self._pool = WorkerPool(environment, num_envs, self.settings, phase, on_event, start_worker)
         self.slices = self._pool.start(self.settings.first_workers)
 
     # -- what is known
@@ -199,6 +197,10 @@ class EnvBridge:
         self._restoration: Restoration = self._restoration_kind(self._recorded)
         # weakly: a bridge that is no longer used would wait for the garbage collector, with all of its history
         self._recovery.restoration = proxy(self._restoration)
+
+    def share_cores(self, num_cores: int) -> None:
+        """Count on these cores only for the workers that `num_workers=auto` may add."""
+        self._pool.share_cores(num_cores)
 
     # -- reset and step
 

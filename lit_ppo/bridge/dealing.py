@@ -22,7 +22,7 @@ class Dealing:
     """
 
     def __init__(self, num_envs: int, num_cores: int) -> None:
-        self._num_envs, self._num_cores = num_envs, num_cores
+        self._num_envs, self.num_cores = num_envs, num_cores
         self._measured: list[float] = []
 
     def workers_after(self, step_s: float) -> int | None:
@@ -38,5 +38,5 @@ class Dealing:
         is_enough = len(self._measured) >= _MEASURED_STEPS or sum(self._measured) >= _LONGEST_MEASUREMENT_S
         if not is_enough or len(self._measured) < _LEAST_MEASURED_STEPS:
             return None
-        most = min(self._num_cores, int(median(self._measured) / _LEAST_SHARE_S))
+        most = min(self.num_cores, int(median(self._measured) / _LEAST_SHARE_S))
         return next((count for count in range(most, 1, -1) if self._num_envs % count == 0), 1)

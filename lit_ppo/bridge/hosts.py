@@ -27,9 +27,8 @@ from lit_ppo.spaces import EnvSpec, Kind, Leaf, Row
 
 
 def _announced(maker: EnvironmentMaker, tree: ObservationTree, action: Leaf, mask: str | None) -> EnvSpec:
-    threshold, limit = getattr(maker.spec, "reward_threshold", None), getattr(maker.spec, "max_episode_steps", None)
-    if maker.settings.max_episode_steps is not None:
-        limit = maker.settings.max_episode_steps
+    threshold = getattr(maker.spec, "reward_threshold", None)
+    limit = maker.time_limit
     return EnvSpec(maker.settings.env_id, tree.leaves, action, mask, None if threshold is None else float(threshold), limit)
 
 

@@ -19,7 +19,7 @@ import gymnasium
 
 from lit_ppo.bridge.faults import message_of, raised
 from lit_ppo.bridge.frame_stack import FrameStack
-from lit_ppo.bridge.settings import EnvironmentSettings, package_of
+from lit_ppo.bridge.settings import EVALUATION_LIMIT, EnvironmentSettings, package_of
 from lit_ppo.errors import shown
 
 _SHORT_NAMES: Final = {"atari": "lit_ppo.bridge.atari.atari"}
@@ -121,7 +121,15 @@ class EnvironmentMaker:
             _require_environment(env, f"wrappers: {path}")
         if self.settings.frame_stack is not None:
             env = FrameStack(env, self.settings.frame_stack, self.settings.action_mask)
+        if self.time_limit is None and not self.settings.is_training:
+            limit = EVALUATION_LIMIT
         return env if limit is None else gymnasium.wrappers.TimeLimit(env, limit)
+
+    @property
+    def time_limit(self) -> int | None:
+        """Steps of an episode, as the settings or the environment limit them; None for no limit."""
+        own: int | None = getattr(self.spec, "max_episode_steps", None)
+        return own if self.settings.max_episode_steps is None else self.settings.max_episode_steps
 
     def make_vector(self, num_envs: int) -> "gymnasium.vector.VectorEnv[Any, Any, Any]":
         """Gymnasium's own vector version of the environment.
@@ -176,8 +184,13 @@ class EnvironmentMaker:
             similar = difflib.get_close_matches(name, dir(module), 1)
             hint = f" (did you mean {module_name}.{similar[0]}?)" if similar else ""
             raise ValueError(f"wrappers: {path}: there is no class or function {name} in {module_name}{hint}")
-        if "is_training" in inspect.signature(function).parameters:
-            arguments.setdefault("is_training", is_training)
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.name == "is_training":
+                arguments.setdefault("is_training", is_training)
+            # YAML has no tuples, which Gymnasium's ResizeObservation insists on
+            wants_tuple = "tuple[" in (kind := str(parameter.annotation)) and "list[" not in kind
+            if wants_tuple and type(given := arguments.get(parameter.name)) is list:
+                arguments[parameter.name] = tuple(given)
         return path, function, arguments
 
     def _imported(self, name: str, setting: str) -> ModuleType:

@@ -26,7 +26,6 @@ class WorkerPool:
         phase: Which part of the run the environments are for: in the workers' names.
         on_event: Called with a line of text if more workers cannot be used, and for what the environments print.
         start_worker: Starts a worker; None for what `settings.bridge` says.
-        num_cores: Cores for the workers; None for those of this process.
     """
 
     def __init__(
@@ -37,14 +36,13 @@ class WorkerPool:
         phase: str,
         on_event: Callable[[str], None],
         start_worker: StartWorker | None,
-        num_cores: int | None = None,
     ) -> None:
         self._environment, self._num_envs, self._settings = environment, num_envs, settings
         self._phase, self._on_event = phase, on_event
         self._start_worker = start_worker or _STARTERS[settings.bridge]
         self._restoration_kind = RESTORATIONS[settings.vectorization]
         is_open = settings.num_workers == "auto" and settings.vectorization == "sync" and settings.bridge == "process"
-        self._dealing = Dealing(num_envs, num_cores or len(os.sched_getaffinity(0))) if is_open else None
+        self._dealing = Dealing(num_envs, len(os.sched_getaffinity(0))) if is_open else None
 
     def start(self, num_workers: int) -> list[WorkerSlice]:
         """Deal the environments out to fresh workers."""
@@ -66,6 +64,11 @@ class WorkerPool:
     def is_measuring(self) -> bool:
         """Whether it is still open how many workers there will be."""
         return self._dealing is not None
+
+    def share_cores(self, num_cores: int) -> None:
+        """Count on these cores only, since other ranks use the others."""
+        if self._dealing is not None:
+            self._dealing.num_cores = num_cores
 
     def after_step(self, step_s: float, recorded: Recorded) -> list[WorkerSlice] | None:
         """Take in how long a step took, and start more workers when it is known that this pays.

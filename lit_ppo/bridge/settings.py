@@ -4,12 +4,13 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Literal
 
 from lit_ppo.errors import ConfigError, shown
 
 LARGEST_COUNT: Final = 1_000_000  # of environments, steps of a rollout, episodes: more is a slip of the hand
+EVALUATION_LIMIT: Final = 30_000  # steps of a greedy episode that nothing else ends: longer than any game of Atari (27,000)
 _MOST_WORKERS: Final = 1024
 Vectorization = Literal["sync", "native"]
 SandboxLevel = Literal["off", "best-effort", "strict", "isolated"]
@@ -23,7 +24,8 @@ class EnvironmentSettings:
         env_id: Gymnasium id, `module:EnvId` or `module:factory`.
         env_kwargs: Passed to `gymnasium.make`, or to the factory.
         wrappers: Applied one after the other: import paths, or mappings with `class_path` and `init_args`; None for none.
-        max_episode_steps: Time limit outside all wrappers, in steps of the agent, instead of the environment's own.
+        max_episode_steps: Time limit outside all wrappers, in steps of the agent, instead of the environment's own. If there is
+            neither, episodes for evaluation end after `EVALUATION_LIMIT` steps, those of training never.
         frame_stack: Number of observations that are joined to one; None for the newest alone.
         obs_keys: Names of the parts of a Dict or Tuple observation that are used; None for all.
         action_mask: Where the environment says which actions are possible: `info:KEY` or `obs:PATH`; None for nowhere.
@@ -157,7 +159,8 @@ class BridgeSettings:
         bridge: `process` runs the environments in processes of their own; `inprocess` runs them inside the training process,
             for a debugger or a notebook: nothing isolates the run from them, and no wait for them has a limit.
         num_workers: Number of processes that share the N environments; `auto` begins with one and uses more if the first steps
-            show that the environments take long and there are cores for them. The results are the same.
+            show that the environments take long and there are cores for them. Evaluation has as many of its own, or fewer, so
+            that they share its environments evenly. The results are the same.
         python: Interpreter of the workers, such as another venv's; None for the trainer's own.
         start_timeout_s: Longest wait for a worker to start and make its environments, seconds.
         step_timeout_s: Longest time that one environment may take for a reset, or for a step and the reset after it, seconds;
@@ -206,6 +209,16 @@ class BridgeSettings:
     def first_workers(self) -> int:
         """Number of workers at the start."""
         return 1 if self.num_workers == "auto" else self.num_workers
+
+    def for_evaluation(self, num_envs: int) -> "BridgeSettings":
+        """The same for ordinary environments, which take a seed for each episode, in at most as many workers.
+
+        Args:
+            num_envs: Number of environments, which the workers share evenly.
+        """
+        most: int = num_envs if self.num_workers == "auto" else min(self.num_workers, num_envs)
+        shared = next(count for count in range(most, 0, -1) if num_envs % count == 0)
+        return replace(self, vectorization="sync", num_workers="auto" if self.num_workers == "auto" else shared)
 
     def __post_init__(self) -> None:
         for name, value in {"num_workers": self.first_workers, "restart_window": self.restart_window}.items():

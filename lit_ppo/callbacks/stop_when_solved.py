@@ -62,13 +62,14 @@ class StopWhenSolved(Callback):
         if threshold is None or not evaluation.is_fresh(trainer):
             return
         assert evaluation.latest is not None
-        if evaluation.latest.results.mean < threshold or self._considered == evaluation.latest.update:
+        if self._considered == evaluation.latest.update or not _reaches(trainer, evaluation.latest.results, threshold):
             return
         self._considered = evaluation.latest.update
         if self.confirmation_episodes:
             results = self._confirmation(trainer, pl_module, threshold)
             self.confirmation = results
-            if results.mean - self.margin * results.std / len(results.returns) ** 0.5 < threshold:
+            margin = self.margin * results.std / len(results.returns) ** 0.5
+            if not _reaches(trainer, results, threshold, margin):
                 return
         self.solved_at = data_of(trainer).env_steps
         trainer.should_stop = True
@@ -78,7 +79,7 @@ class StopWhenSolved(Callback):
         half = (self.confirmation_episodes + 1) // 2
         results = play_greedily(trainer, module, "confirmation", half)
         rest = self.confirmation_episodes - half
-        if rest and results.mean >= threshold:
+        if rest and _reaches(trainer, results, threshold):
             results += play_greedily(trainer, module, "confirmation", rest, first_episode=half)
         return results
 
@@ -87,3 +88,8 @@ class StopWhenSolved(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.solved_at, self._considered = state_dict["solved_at"], state_dict["considered"]
+
+
+def _reaches(trainer: Trainer, results: EpisodeResults, threshold: float, margin: float = 0.0) -> bool:
+    """Whether whole episodes reach the threshold; what one would have brought after it was cut is not known."""
+    return results.mean - margin >= threshold and not data_of(trainer).is_cut(results)

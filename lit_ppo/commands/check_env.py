@@ -13,7 +13,11 @@ from lit_ppo.standard_streams import say
 if TYPE_CHECKING:
     from lit_ppo.environment_check import Cost, EnvironmentReport
 
-SUMMARY = "Check an environment: contract, determinism, Gymnasium's own checker, speed; and the settings that follow."
+SUMMARY = "Check an environment: contract, determinism, a second one beside it, speed; and the settings that follow."
+_ONLY_REMARKS = (
+    "(remarks only: lit_ppo copies what it is given and judges by contract and determinism; other libraries may not)"
+)
+_BYTES_OF_PARAMETER = 12  # itself, and the optimizer's two moments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the report; exit code 3 if the environment is not fit for training."""
+    """Print the report; exit code 3 if the environment is not fit for training, whatever the settings."""
     from lit_ppo.environment_check import check_environment
 
     environment = environment_of(options.env_id, options)
@@ -59,13 +63,31 @@ def _lines(report: "EnvironmentReport") -> list[tuple[str, str]]:
             "determinism",
             report.difference or ("not tried" if report.fault else "a fresh process answers the same bits"),
         ),
-        ("gymnasium", "no remarks" if not report.gymnasium else report.gymnasium[0]),
-        *(("", remark) for remark in report.gymnasium[1:]),
+        ("beside", _beside(report)),
+        *([] if report.apart is None else [("", f"with each in a process of its own: {report.apart}")]),
+        ("gymnasium", report.gymnasium[0] if report.gymnasium else "no remarks"),
+        *(("", remark) for remark in [*report.gymnasium[1:], *([_ONLY_REMARKS] if report.gymnasium else [])]),
         ("reset", _cost(report.reset)),
         ("step", _cost(report.step)),
         ("start", f"{report.start_s:.2f} s until a fresh process has made the environment"),
+        *([] if report.parameters is None else [("policy", _size(report.parameters))]),
         *(("setting", f"--{option}: {reason}") for option, reason in report.settings.items()),
     ]
+
+
+def _beside(report: "EnvironmentReport") -> str:
+    """Whether two of them can live in one process."""
+    if report.fault is not None or report.difference is not None:
+        return "not tried"
+    if report.beside is None:
+        return "a second one beside it changes nothing" if report.apart is None else "not with a second one"
+    cure = "; each in a process of its own is undisturbed" if report.apart is None else ""
+    return f"not with a second one in the same process: {report.beside}{cure}"
+
+
+def _size(parameters: int) -> str:
+    megabytes = parameters * _BYTES_OF_PARAMETER / 1e6
+    return f"{parameters:,} parameters with the default networks, and {megabytes:,.0f} MB in each checkpoint"
 
 
 def _cost(cost: "Cost | None") -> str:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from lit_ppo.commands.checkpoint_options import CKPT_PATH_HELP, add_runs_dir_option, add_trust_option, typed_checkpoint
-from lit_ppo.commands.environment_options import add_environment_options, typed_confinement, typed_environment
+from lit_ppo.commands.environment_options import add_environment_options, typed_settings
 from lit_ppo.exit_codes import USAGE, fail
 from lit_ppo.standard_streams import say
 
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
     from lit_ppo.export import NUM_CHECKED_STATES, TOLERANCE, export_saved
     from lit_ppo.saved_policy import load
 
-    settings = {**typed_environment(options), **typed_confinement(options)}
+    settings = typed_settings(options)
     try:
         saved = load(typed_checkpoint(options), settings, options.trust_checkpoint == "true")
         export_saved(saved, options.format, options.out, options.seed, settings)

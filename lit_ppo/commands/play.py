@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from lit_ppo.commands.checkpoint_options import CKPT_PATH_HELP, add_runs_dir_option, add_trust_option, typed_checkpoint
-from lit_ppo.commands.environment_options import add_environment_options, typed_confinement, typed_environment
+from lit_ppo.commands.environment_options import add_environment_options, typed_settings
 from lit_ppo.errors import ConfigError
 from lit_ppo.standard_streams import say
 
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
     from lit_ppo.play import play
     from lit_ppo.saved_policy import load
 
-    settings = {**typed_environment(options), **typed_confinement(options)}
+    settings = typed_settings(options)
     saved = load(typed_checkpoint(options), settings, options.trust_checkpoint == "true")
     results, videos = play(saved, options.num_episodes, options.seed, options.record, settings)
     for number, (total, length) in enumerate(zip(results.returns, results.lengths, strict=True), 1):

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from lit_ppo.commands.checkpoint_options import add_trust_option
-from lit_ppo.commands.environment_options import add_environment_options, typed_confinement, typed_environment
+from lit_ppo.commands.environment_options import add_environment_options, typed_settings
 from lit_ppo.errors import ConfigError, ProtocolError, one_line
 from lit_ppo.exit_codes import NOT_THE_SAME, USAGE, WORKER, fail
 from lit_ppo.standard_streams import say
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
     """Print the reported fault and whether the same one happens again."""
     from lit_ppo.replay import is_same, read_report, replay
 
-    typed = {**typed_environment(options), **typed_confinement(options)}
+    typed = typed_settings(options)
     if options.env_id is not None:
         typed["env_id"] = options.env_id
     try:

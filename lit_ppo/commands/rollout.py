@@ -11,8 +11,7 @@ from lit_ppo.commands.environment_options import (
     add_environment_options,
     environment_of,
     processes_of,
-    typed_confinement,
-    typed_environment,
+    typed_settings,
 )
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.exit_codes import ENVIRONMENT, fail
@@ -97,7 +96,7 @@ def _random(spec: "EnvSpec", seed: int) -> "Choose":
 
 
 def _policy_of(options: argparse.Namespace) -> "tuple[EnvironmentSettings, BridgeSettings, Choose]":
-    """The environment of a checkpoint's run and its sandbox, except for what was typed, and its greedy policy."""
+    """The environment of a checkpoint's run and how its processes run, except for what was typed, and its greedy policy."""
     from lit_ppo.compat_torch import defer_dynamo
 
     defer_dynamo()
@@ -106,8 +105,7 @@ def _policy_of(options: argparse.Namespace) -> "tuple[EnvironmentSettings, Bridg
     from lit_ppo.networks import seen_as
     from lit_ppo.saved_policy import load
 
-    typed = {**typed_environment(options), **typed_confinement(options)}
-    saved = load(typed_checkpoint(options), typed, options.trust_checkpoint == "true")
+    saved = load(typed_checkpoint(options), typed_settings(options), options.trust_checkpoint == "true")
     policy = saved.module.policy
     state = policy.initial_state(options.num_envs)
 
@@ -118,7 +116,7 @@ def _policy_of(options: argparse.Namespace) -> "tuple[EnvironmentSettings, Bridg
         chosen, state = policy.act(seen, state, None if state is None else torch.from_numpy(begins), None)
         return policy.distribution.to_env(chosen.numpy())
 
-    return EnvironmentSettings.of({**saved.data, **typed_environment(options)}), processes_of(options, saved.data), choose
+    return environment_of(saved.data["env_id"], options, saved.data), processes_of(options, saved.data), choose
 
 
 def _check(options: argparse.Namespace) -> None:

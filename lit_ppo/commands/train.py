@@ -314,7 +314,8 @@ class LitPPOCLI(LightningCLI):
             ("max", f"{max(results.returns):.2f}"),
         ]
         if threshold is not None:
-            rows.append((f"solved (mean >= {threshold:g})", "yes" if results.mean >= threshold else "no"))
+            is_solved = results.mean >= threshold and not self.datamodule.is_cut(results)
+            rows.append((f"solved (mean >= {threshold:g})", "yes" if is_solved else "no"))
         width = max(len(name) for name, _ in rows)
         say(*(f"{name:<{width}}  {value:>8}" for name, value in rows))
 

@@ -54,6 +54,14 @@ def test_wrappers_are_applied_in_their_order_with_their_arguments_and_know_what_
     assert episode(made(wrappers=[repeat, scale], is_training=False)) == [1.0 * 3] * (EPISODE_STEPS // 2)
 
 
+def test_list_is_a_tuple_to_a_wrapper_that_asks_for_one() -> None:
+    reshape = {"class_path": "gymnasium.wrappers.ReshapeObservation", "init_args": {"shape": [3, 1]}}
+    with pytest.raises((AssertionError, TypeError)):
+        gymnasium.wrappers.ReshapeObservation(IdentityEnv(), [3, 1])  # type: ignore[arg-type]
+    assert made(IDENTITY, wrappers=[reshape]).observation_space.shape == (3, 1)
+    assert reshape["init_args"] == {"shape": [3, 1]}  # as it is saved
+
+
 def test_time_limit_replaces_that_of_the_id_and_counts_the_steps_of_the_agent() -> None:
     repeat = [f"{TOYS}.Repeat"]
     for wrappers, limit, steps in ((None, None, 10), (None, 12, 12), (repeat, None, 5), (repeat, 7, 7), (repeat, 3, 3)):

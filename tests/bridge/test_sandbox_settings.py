@@ -1,7 +1,5 @@
 """What the settings of the sandbox allow, and which of them are refused."""
 
-import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,6 @@ import pytest
 from lit_ppo.bridge import landlock
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
-from lit_ppo.commands.check_env import add_arguments
-from lit_ppo.commands.environment_options import processes_of
 from lit_ppo.errors import ConfigError, EnvironmentRaised
 
 READER = """
@@ -115,12 +111,3 @@ def test_path_that_is_not_there_is_refused_and_one_at_home_is_found(tmp_path: Pa
     assert BridgeSettings(sandbox_read=["~/data"]).sandbox_read == [str(tmp_path / "data")]
     with pytest.raises(ConfigError, match=r"data\.sandbox_read='~/none': expected a file or directory that exists"):
         BridgeSettings(sandbox_read=["~/none"])
-
-
-def test_sandbox_of_a_checkpoints_run_holds_unless_another_is_typed() -> None:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    saved = {"sandbox": "strict", "sandbox_read": [os.sep], "python": "/elsewhere"}
-    inherited, typed = (processes_of(parser.parse_args(["X", *more]), saved) for more in ([], ["--sandbox=isolated"]))
-    assert (inherited.sandbox, inherited.sandbox_read, inherited.python) == ("strict", [os.sep], None)
-    assert typed.sandbox == "isolated" and processes_of(parser.parse_args(["X"])).sandbox == "off"
