@@ -1,5 +1,6 @@
 """Errors that cross the wire: the worker's half makes them plain data, the trainer's half makes exceptions of them again."""
 
+import os
 import traceback
 from typing import Any, Final
 
@@ -9,19 +10,48 @@ from lit_ppo.errors import ConfigError, ContractViolation, EnvironmentFault, Env
 
 _TRACEBACK_CHARACTERS: Final = 16_000
 _MESSAGE_CHARACTERS: Final = 400
+_ENVIRONMENT_PROCESS: Final = "LIT_PPO_ENVIRONMENT_PROCESS"  # its number, for itself and for all that it starts
+
+
+class _RunInEnvironment(RuntimeError):
+    """Code of an environment makes a run, or environments in other processes."""
+
+
+def mark_environment_process() -> None:
+    """Note that this process is for environments, before any of their code is imported."""
+    os.environ[_ENVIRONMENT_PROCESS] = str(os.getpid())
+
+
+def require_outside_environments(name: str) -> None:
+    """Refuse what would start environment processes from within one, whose code would start more, without end.
+
+    Args:
+        name: Of what was made or called.
+
+    Raises:
+        ConfigError: This is a process that an environment has started.
+    """
+    if (number := os.environ.get(_ENVIRONMENT_PROCESS)) is not None:
+        message = (
+            f"env_id: {name} in an environment process, which imports the module that trains; put the run behind "
+            "`if __name__ == '__main__':`, or the environment into a module of its own"
+        )
+        raise _RunInEnvironment(message) if number == str(os.getpid()) else ConfigError(message)
 
 
 # -- the worker's half
 
 
-def raised(env: int, during: str, error: BaseException) -> EnvironmentRaised:
-    """What environment code raised, with its own traceback.
+def raised(env: int, during: str, error: BaseException) -> EnvironmentRaised | ValueError:
+    """What environment code raised, with its own traceback; a setting's fault if it would have started a run.
 
     Args:
         env: Number of the environment in its worker.
         during: The call that raised.
         error: What it raised.
     """
+    if isinstance(error, _RunInEnvironment):
+        return ValueError(str(error))
     text = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
     return EnvironmentRaised(during, f"{type(error).__name__}: {message_of(error)}", text, env)
 
