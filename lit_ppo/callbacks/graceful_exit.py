@@ -76,9 +76,11 @@ class GracefulExit(Callback):
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore()
         if isinstance(exception, KeyboardInterrupt):
+            # Lightning ignores SIGINT by now; before `setup`, Python's own handler has raised it
+            self._handlers = self._handlers or {signal.SIGINT: signal.default_int_handler}
             end_with_keyboard_interrupt(trainer, exception)
+        self._restore()
 
     def _restore(self) -> None:
         if self._watch is not None:
