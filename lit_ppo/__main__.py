@@ -20,11 +20,13 @@ _WORKERS = {"fit": 2, "validate": 1, "test": 1}  # of each command that trains o
 
 def start_workers(command: str) -> None:
     """Start the environment processes that the command needs, before the heavy imports: they boot meanwhile."""
+    from lit_ppo.bridge.faults import require_outside_environments
     from lit_ppo.bridge.process import start_ahead
     from lit_ppo.errors import ConfigError
 
     if not {"-h", "--help", "--print_config"} & set(sys.argv):
         try:
+            require_outside_environments(command)
             start_ahead(_WORKERS[command])
         except ConfigError:
             pass  # raised again, and reported, when the bridge starts its workers

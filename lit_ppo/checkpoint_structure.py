@@ -19,6 +19,7 @@ from lit_ppo.spaces import EnvSpec, spec_from_json
 Structure = Callable[[Any, str], None]  # raises CheckpointError unless a value, which has this key, is as it must be
 RUN_LENGTH_KEY: Final = "lit_ppo_run_env_steps"
 RUNNING_RETURNS_KEY: Final = "lit_ppo_running_returns"
+WEIGHTS_ONLY_KEY: Final = "lit_ppo_weights_only"  # in a checkpoint that was saved where there was no update boundary
 _SETTINGS_KEY: Final = "lit_ppo_config"  # of a run of the command line, which has all callbacks
 _SEEDS: Final = 1 << 63
 _DIGESTS: Final = 1 << 64
@@ -173,6 +174,11 @@ class Continuation:
         Raises:
             CheckpointError: Names the key, and says what was expected there.
         """
+        if self.is_fit and WEIGHTS_ONLY_KEY in checkpoint:
+            raise CheckpointError(
+                "the checkpoint holds weights only, so no run can continue from it; "
+                "use PPOModule.load_from_checkpoint, and fit without ckpt_path"
+            )
         parts: dict[str, Structure] = {"epoch": _whole(), "global_step": _whole()}
         if self.parameters:
             parts["state_dict"] = _mapping({name: _like_tensor(tensor) for name, tensor in self.parameters.items()})

@@ -9,8 +9,9 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -92,6 +93,70 @@ def step_without_hooks(trainer: Trainer, optimizer: LightningOptimizer, closure:
     else:
         optimizer.optimizer.step(closure)
     progress.increment_completed()
+
+
+def epochs_made(trainer: Trainer) -> int:
+    """Updates that the Trainer has counted, also in earlier fits."""
+    total: Any = trainer.fit_loop.epoch_progress.total
+    return cast(int, total.processed)
+
+
+def is_restoring(trainer: Trainer) -> bool:
+    """Whether the state of a checkpoint is in use in part only: optimizers and loops get theirs after `on_fit_start`."""
+    return bool(trainer._checkpoint_connector._loaded_checkpoint)
+
+
+def averages_weights(trainer: Trainer) -> bool:
+    """Whether the weights of a WeightAveraging callback replace those that learn when training ends."""
+    return any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+class TrainingState(NamedTuple):
+    """What the update from a boundary changes, as it was there, in memory of its own."""
+
+    update: int  # number of the next update
+    parameters: dict[str, Any]
+    optimizers: list[Any]
+    schedulers: list[Any]
+    optimizer_steps: dict[str, Any]  # Lightning's counts
+
+
+def training_state(trainer: Trainer, module: LightningModule, update: int) -> TrainingState:
+    """The state of this moment, at the boundary before an update."""
+    progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+    schedulers = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
+    optimizers = [optimizer.state_dict() for optimizer in trainer.optimizers]
+    return TrainingState(update, *deepcopy((dict(module.state_dict()), optimizers, schedulers, progress.state_dict())))
+
+
+def move_to_boundary(checkpoint: dict[str, Any], epochs: int, env_steps: int, state: TrainingState | None) -> None:
+    """Let Lightning's part of a checkpoint be that of the newest update boundary, as it is saved at the end of an epoch.
+
+    Args:
+        checkpoint: As Lightning has made it, at any moment.
+        epochs: Updates up to the boundary, as the Trainer counts them.
+        env_steps: Transitions collected up to the boundary.
+        state: The training state there; None if it has not changed since.
+    """
+    if state is not None:
+        # where a WeightAveraging callback puts the weights that learn
+        learning = "current_model_state" if "current_model_state" in checkpoint else "state_dict"
+        checkpoint[learning], checkpoint["optimizer_states"] = state.parameters, state.optimizers
+        checkpoint["lr_schedulers"] = state.schedulers
+    loop = checkpoint["loops"]["fit_loop"]
+    steps = "epoch_loop.manual_optimization.optim_step_progress"
+    if state is not None:
+        loop[steps] = state.optimizer_steps
+    completed, in_epoch = max(epochs - 1, 0), min(epochs, 1)
+    made = {"ready": epochs, "completed": epochs, "started": epochs, "processed": epochs}
+    loop["epoch_progress"] = {"total": {**made, "completed": completed}, "current": {**made, "completed": completed}}
+    loop["epoch_loop.batch_progress"] = {
+        "total": made,
+        "current": dict.fromkeys(made, in_epoch),
+        "is_last_batch": bool(in_epoch),
+    }
+    loop["epoch_loop.state_dict"] = {"_batches_that_stepped": env_steps}
+    checkpoint["epoch"], checkpoint["global_step"] = completed, loop[steps]["total"]["completed"]
 
 
 class RankStrategy(DDPStrategy):
@@ -196,6 +261,23 @@ def unfit_for_ranks(trainer: Trainer) -> str | None:
     if any(getattr(strategy, name, None) is not None for name in ("_ddp_comm_hook", "_model_averaging_period")):
         return "expected ddp without ddp_comm_hook and model_averaging_period, which would be ignored"
     return None
+
+
+def end_with_keyboard_interrupt(trainer: Trainer, interrupt: KeyboardInterrupt) -> None:
+    """Let the stage that ends raise what has interrupted it, once all of it is torn down; Lightning ends the process instead.
+
+    With ranks that Lightning has started, it does, since it must kill them.
+    """
+    connector = trainer._signal_connector
+    restore = connector.teardown
+
+    def restore_and_raise() -> None:  # the last that is called before `sys.exit`
+        del connector.teardown
+        restore()
+        raise interrupt
+
+    if trainer.strategy.launcher is None:
+        connector.teardown = restore_and_raise  # type: ignore[method-assign]
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:

@@ -24,6 +24,7 @@ from lit_ppo import elastic, exit_codes, seeding
 from lit_ppo.bridge import sandbox
 from lit_ppo.bridge.checkpoint import BridgeMark, dealt
 from lit_ppo.bridge.client import EnvBridge
+from lit_ppo.bridge.faults import require_outside_environments
 from lit_ppo.bridge.reports import Fault
 from lit_ppo.bridge.settings import EVALUATION_LIMIT, LARGEST_COUNT, BridgeSettings, EnvironmentSettings
 from lit_ppo.callables import plain
@@ -99,7 +100,8 @@ class RolloutDataModule(LightningDataModule):
         horizon: Steps of each environment in one rollout, T.
         shards: Number of groups of environments whose numbers are computed apart and then summed in order, S. Any number of
             ranks that divides it computes the same, bit for bit. None: the number of ranks at the start of the run.
-        seed: Seed of the episodes and of the sampled actions.
+        seed: Seed of the episodes and of the sampled actions. None for that of the module, if one was typed there; else
+            Lightning's, if `seed_everything` was called, else 0. So one seed that is typed serves both.
         contract: Rules for the environment's values in addition to those that always hold.
         evaluation_envs: Number of environments for greedy episodes, which play that many at a time.
         validation_episodes: Number of greedy episodes played by `validate`.
@@ -128,7 +130,7 @@ class RolloutDataModule(LightningDataModule):
         num_envs: int = 8,
         horizon: int = 256,
         shards: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         contract: ContractSettings = ContractSettings(),  # noqa: B008  frozen, so sharing it is safe
         evaluation_envs: int = 10,
         validation_episodes: int = 20,
@@ -139,6 +141,7 @@ class RolloutDataModule(LightningDataModule):
         **bridge: Any,
     ) -> None:
         super().__init__()
+        require_outside_environments(type(self).__name__)
         if isinstance(contract, Mapping):  # from a checkpoint, which holds plain data
             contract = ContractSettings(**contract)
         settings = {
@@ -148,13 +151,16 @@ class RolloutDataModule(LightningDataModule):
             "validation_episodes": validation_episodes,
             "test_episodes": test_episodes,
         }
-        require_settings({**bridge, **settings}, {**kinds_of(BridgeSettings), **dict.fromkeys(settings, int)}, "data")
+        kinds = {**kinds_of(BridgeSettings), **dict.fromkeys(settings, int), "seed": int | None}
+        require_settings({**bridge, **settings, "seed": seed}, kinds, "data")
         processes = BridgeSettings(**bridge)
         for name, value in settings.items():
             if value < 1:
                 raise ConfigError(f"data.{name}={value}: expected at least 1")
             if value > LARGEST_COUNT:
                 raise ConfigError(f"data.{name}={value}: expected at most {LARGEST_COUNT:,}")
+        self.seed_origin: seeding.SeedOrigin = "default" if seed is None else "typed"
+        seed = seeding.seed_of_run(seed)
         if seed < 0:
             raise ConfigError(f"data.seed={seed}: expected at least 0")
         if num_envs % processes.first_workers:
@@ -198,6 +204,7 @@ class RolloutDataModule(LightningDataModule):
         self._player: GreedyPlayer | None = None
         self._standpoint: Standpoint | None = None  # None before the first rollout
         self._boundary: _Boundary | None = None  # the one before the newest rollout
+        self._ended: tuple[_Boundary, EnvBridge] | None = None  # the last boundary of a fit that has ended
         self._has_warned_of_space = False
         self.is_waiting = False  # for an environment; a signal may interrupt it without loss
         self._stage: str | None = None
@@ -356,7 +363,8 @@ class RolloutDataModule(LightningDataModule):
             check_run(self.trainer, self.trainer.lightning_module)
             self._join(self.trainer)
         if stage == "fit" and self._bridge is None:
-            own = self.shards.own_envs
+            self._ended, own = None, self.shards.own_envs
+            self.interrupt = self._agreed_interrupt = None
             self._bridge = EnvBridge(
                 self.environment,
                 own.stop - own.start,
@@ -374,6 +382,20 @@ class RolloutDataModule(LightningDataModule):
                 bridge.share_cores(cores)
         if self.trainer is not None:
             check_spaces(self._learner.spec, self.spec)
+            if stage == "fit":
+                self._share_seed(self._learner)
+
+    def _share_seed(self, learner: Learner) -> None:
+        """Let a seed that was typed on one side alone, here or for the module, serve both."""
+        origins = self.seed_origin, learner.seed_origin
+        if origins == ("default", "typed"):
+            self._use_seed(learner.run_seed)
+        elif origins == ("typed", "default") and learner.run_seed != self.seed:
+            learner.take_seed(self.seed)
+
+    def _use_seed(self, seed: int) -> None:
+        self.seed = seed
+        self.save_hyperparameters({"seed": seed}, logger=False)
 
     def __str__(self) -> str:
         """In one line; Lightning would ask for the dataloaders, which play."""
@@ -508,17 +530,18 @@ class RolloutDataModule(LightningDataModule):
         """Counters, statistics, and every unfinished episode as its journal: plain data.
 
         Always the state at an update boundary. While a rollout is collected, and until the module has learnt from it, that is
-        the boundary before the rollout: if the environments or the update fail, the run continues from there.
+        the boundary before the rollout: if the environments or the update fail, the run continues from there. After `fit` it is
+        its last boundary.
         """
-        boundary = self._last_boundary
+        boundary, bridge = self._ended or (self._last_boundary, self._bridge)
         state: dict[str, Any] = {"update": boundary.update, "env_steps": boundary.env_steps, "seed": self.seed}
         state["shards"] = self.shards.num_shards
-        if boundary.standpoint is not None and self._bridge is not None:
+        if boundary.standpoint is not None and bridge is not None:
             state["statistics"] = boundary.statistics
             begins, remembered = torch.from_numpy(boundary.standpoint.begins), boundary.standpoint.state
             state["begins"] = self.ranks.gather(begins).tolist()
             state["policy_state"] = None if remembered is None else self.ranks.gather(remembered)
-            own = self._bridge.state_dict(boundary.mark)
+            own = bridge.state_dict(boundary.mark)
             state["bridge"] = own if self.ranks.count == 1 else joined_of_ranks(self.ranks, own)
         return state
 
@@ -526,6 +549,11 @@ class RolloutDataModule(LightningDataModule):
     def boundary_update(self) -> int:
         """The update whose boundary `state_dict` is of."""
         return self._last_boundary.update
+
+    @property
+    def can_continue(self) -> bool:
+        """Whether `state_dict` says where the environments of a run are: while `fit` runs, and after it."""
+        return self._bridge is not None or self._ended is not None
 
     @property
     def _last_boundary(self) -> _Boundary:
@@ -545,8 +573,11 @@ class RolloutDataModule(LightningDataModule):
         is_fit = self._stage == "fit"
         nothing_remembered = self._learner.policy.initial_state(1) if is_fit else None
         require_data(state, nothing_remembered, is_fit=is_fit, has_more=type(self) is not RolloutDataModule)
-        self.update, self.env_steps = state["update"], state["env_steps"]
+        self.update, self.env_steps, self._ended = state["update"], state["env_steps"], None
         self._continue_shards(state.get("shards", 1), is_fit=is_fit)
+        if is_fit and self.seed_origin == "default":  # a resumed run keeps the seed that it had
+            self._use_seed(state["seed"])
+        self.seed_origin = "loaded"
         if not is_fit or "bridge" not in state:
             return
         max_epochs = -1 if self.trainer is None else self.trainer.max_epochs
@@ -603,6 +634,9 @@ class RolloutDataModule(LightningDataModule):
 
     def close(self) -> None:
         """End the environment processes; safe to call more than once."""
+        if self._bridge is not None and self._standpoint is not None:
+            boundary = self._last_boundary
+            self._ended = boundary._replace(mark=boundary.mark or self._bridge.mark()), self._bridge
         for owner in (self._bridge, self._player):
             if owner is not None:
                 owner.close()

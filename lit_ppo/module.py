@@ -4,6 +4,7 @@ Each Lightning epoch is one rollout, one batch and one update: `training_step` m
 minibatches, with manual optimisation. So Lightning can write a checkpoint at update boundaries only.
 """
 
+import dataclasses
 import hashlib
 import inspect
 import logging
@@ -26,15 +27,28 @@ from torch import Tensor, nn
 from lit_ppo import functional, seeding
 from lit_ppo.callables import PartOfCheckpoint, plain
 from lit_ppo.checkpoint_io import require_archive
-from lit_ppo.checkpoint_structure import RUN_LENGTH_KEY, RUNNING_RETURNS_KEY, Continuation, checked_tensors, saved_spec
+from lit_ppo.checkpoint_structure import (
+    RUN_LENGTH_KEY,
+    RUNNING_RETURNS_KEY,
+    WEIGHTS_ONLY_KEY,
+    Continuation,
+    checked_tensors,
+    saved_spec,
+)
 from lit_ppo.compat_lightning import (
+    TrainingState,
     attached_trainer,
+    averages_weights,
+    epochs_made,
     hide_missing_length,
+    is_restoring,
     log_over_env_steps,
+    move_to_boundary,
     needs_optimizer_hooks,
     publish_metrics,
     step_without_hooks,
     tell_of_evaluation,
+    training_state,
 )
 from lit_ppo.compilation import gradients_for
 from lit_ppo.diagnostics import measured
@@ -44,7 +58,7 @@ from lit_ppo.networks import Observation
 from lit_ppo.normalization import Moments
 from lit_ppo.optimization import LearningRate, decay_of, make_optimizer, make_scheduler
 from lit_ppo.passes import Passes, columns_of
-from lit_ppo.policy import policy_for, require_finite
+from lit_ppo.policy import Policy, policy_for, require_finite
 from lit_ppo.ppo_settings import PARTS, PPOSettings
 from lit_ppo.prediction import ObservationReader, predicted
 from lit_ppo.rollout import Batch, Outcomes, Rollout, RolloutSource, make_batch
@@ -76,8 +90,10 @@ class PPOModule(LightningModule):
             raise ConfigError(f"spec: expected RolloutDataModule(env_id).spec, got {type(spec).__name__} {shown(spec)}")
         self.spec = spec if isinstance(spec, EnvSpec) else spec_from_json(spec)
         self.save_hyperparameters({"spec": self.spec, **vars(ppo)})
-        weights = seeding.generator(ppo.seed, "weights")
-        self.policy = policy_for(self.spec.observation, self.spec.action, self.spec.mask, ppo, weights)
+        is_typed = "seed" in settings and settings["seed"] is not None
+        self.seed_origin: seeding.SeedOrigin = "typed" if is_typed else "default"
+        self._seed_conflict = ""  # why the data's seed cannot be taken
+        self.policy = self._drawn(ppo)
         self.metrics: dict[str, float] = {}  # of the newest update, and of its evaluation
         self._is_evaluated = False  # the newest update, and callbacks have not been told
         self._reader: ObservationReader | None = None  # made when `predict` is first called
@@ -91,6 +107,40 @@ class PPOModule(LightningModule):
         self.run_env_steps: int | None = None  # length of the run, for the schedules; None: unknown, and nothing decays
         self._running_returns: Tensor | None = None  # (N,) discounted, for the normalisation of rewards; None for zeros
         self._run_env_steps_before: int | None = None  # the same in the checkpoint of a resumed run
+        self._at_boundary: TrainingState | None = None  # kept only where a callback can save when it has changed
+        self._epochs_before: int | None = None  # epochs that the Trainer counts before update 0; None until this fit trains
+        self._has_warned_of_weights = False
+
+    def _drawn(self, settings: PPOSettings) -> Policy:
+        """A policy with fresh weights."""
+        spec, weights = self.spec, seeding.generator(settings.seed, "weights")
+        return policy_for(spec.observation, spec.action, spec.mask, settings, weights)
+
+    @property
+    def run_seed(self) -> int:
+        """Seed of the weights and of the minibatches."""
+        return cast(int, self.settings.seed)
+
+    def take_seed(self, seed: int) -> None:
+        """Use the data's seed, and draw the weights anew; refused when `fit` starts if they are no fresh draw any more.
+
+        Args:
+            seed: Another than the module's, which was not typed.
+        """
+        settings = dataclasses.replace(self.settings, seed=seed)
+        drawn, own = self._drawn(self.settings).state_dict(), self.policy.state_dict()
+        if drawn.keys() == own.keys() and all(own[name].equal(value.to(own[name])) for name, value in drawn.items()):
+            self.policy.load_state_dict(self._drawn(settings).state_dict())
+            self._use_seed(seed)
+        else:
+            self._seed_conflict = (
+                f"model.seed={self.run_seed}, data.seed={seed}: expected one seed, or both typed, since the weights of the "
+                "module are no fresh draw, and cannot be drawn anew"
+            )
+
+    def _use_seed(self, seed: int) -> None:
+        self.settings = dataclasses.replace(self.settings, seed=seed)
+        self.save_hyperparameters({"seed": seed})
 
     def save_hyperparameters(
         self,
@@ -225,8 +275,11 @@ class PPOModule(LightningModule):
         """Check the settings against the Trainer and the data, and compile if asked to.
 
         Raises:
-            ConfigError: A minibatch is larger than a rollout, a schedule has no length, or the checkpoint lacks a part.
+            ConfigError: Module and data have two seeds, a minibatch is larger than a rollout, a schedule has no length, or the
+                checkpoint lacks a part.
         """
+        if self._seed_conflict:
+            raise ConfigError(self._seed_conflict)
         self._prepare_optimization()
         source = self._source
         log_over_env_steps(self.trainer, lambda: source.env_steps)
@@ -246,7 +299,7 @@ class PPOModule(LightningModule):
             if num_shards > 1:
                 least = f"model.sequence_length * data.shards = {length} * {num_shards} = {length * num_shards}"
             raise ConfigError(f"model.minibatch_size={self.settings.minibatch_size}: expected at least {least}")
-        self.learnt_update = None
+        self.learnt_update, self.is_updating, self._at_boundary, self._epochs_before = None, False, None, None
         self.run_env_steps = self._run_length(transitions)
         self._calls_hooks = needs_optimizer_hooks(self.trainer, self)
         num_sequences = transitions // length // num_shards
@@ -319,9 +372,30 @@ class PPOModule(LightningModule):
         return length
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the length of the run, and the discounted returns of the unfinished episodes."""
-        checkpoint[RUN_LENGTH_KEY] = self.run_env_steps
-        checkpoint[RUNNING_RETURNS_KEY] = self._running_returns
+        """Let a checkpoint of any moment be that of the newest update boundary; one without a boundary is marked.
+
+        Mid-way through an update there is one only if Lightning's hooks are called there. Before `fit`, in a stage without it,
+        and while a run is being restored, there is none.
+        """
+        source, trainer = self._source, self.trainer
+        data: dict[str, Any] = checkpoint[type(source).__qualname__]
+        checkpoint[RUN_LENGTH_KEY], checkpoint[RUNNING_RETURNS_KEY] = self.run_env_steps, None
+        is_asked_for = "optimizer_states" not in checkpoint
+        state = self._at_boundary
+        if state is not None and state.update != data["update"]:
+            state = None
+        is_between = self.is_updating and state is None
+        if is_asked_for or is_between or not trainer.optimizers or not source.can_continue or is_restoring(trainer):
+            checkpoint[WEIGHTS_ONLY_KEY] = True
+            if not (is_asked_for or self._has_warned_of_weights):
+                self._has_warned_of_weights = True
+                log.warning("a checkpoint that is saved where no environments run, or in an update, holds weights only")
+            return
+        if "bridge" in data:
+            checkpoint[RUNNING_RETURNS_KEY] = self._running_returns
+        before = self._epochs_before
+        epochs = epochs_made(trainer) if before is None else before + data["update"]
+        move_to_boundary(checkpoint, epochs, data["env_steps"], state)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is whole, before anything of it is used, and read what `on_save_checkpoint` saved.
@@ -336,6 +410,10 @@ class PPOModule(LightningModule):
             if (spec := saved_spec(checkpoint)) is not None:
                 check_spaces(spec, self.spec, owner="the checkpoint", other="")
             self._continuation(trainer).require(checkpoint)
+        seed = checkpoint.get("hyper_parameters", {}).get("seed")
+        if self.seed_origin == "default" and type(seed) is int:  # a resumed run keeps the seed that it had
+            self._use_seed(seed)
+        self.seed_origin, self._seed_conflict = "loaded", ""
         require_finite(checked_tensors(checkpoint.get("state_dict"), self.state_dict()).items())
         self._run_env_steps_before = checkpoint.get(RUN_LENGTH_KEY)
         self._running_returns = checkpoint.get(RUNNING_RETURNS_KEY)
@@ -377,6 +455,13 @@ class PPOModule(LightningModule):
         if len(set(self._source.ranks.gather_bytes(digest.digest()))) > 1:
             raise ConfigError("trainer.devices: expected the same parameters in every rank; use one file and one version")
         self._stop_at_the_end()
+        self._epochs_before = epochs_made(self.trainer) - self._source.update
+        self._keep_boundary()
+
+    def _keep_boundary(self) -> None:
+        """Keep the state of this moment, a boundary, if a callback can save when an update or an average has changed it."""
+        if self._calls_hooks or averages_weights(self.trainer):
+            self._at_boundary = training_state(self.trainer, self, self._source.update)
 
     def _stop_at_the_end(self) -> None:
         total = self.settings.total_env_steps
@@ -475,6 +560,7 @@ class PPOModule(LightningModule):
         if self._is_evaluated:
             tell_of_evaluation(self.trainer, self)
         self._stop_at_the_end()
+        self._keep_boundary()
 
     def _step(self, optimizer: LightningOptimizer, closure: Callable[[], Tensor] | None) -> None:
         """One step of the optimizer; `closure` computes the loss again, for an optimizer that asks for it."""

@@ -14,6 +14,7 @@ from lit_ppo.callables import PartOfCheckpoint, is_description
 from lit_ppo.distributions import ActionBounds
 from lit_ppo.errors import ConfigError
 from lit_ppo.networks import Activation, ImageNetwork, MemoryKind
+from lit_ppo.seeding import seed_of_run
 from lit_ppo.spaces import ChannelOrder
 
 Decay = Literal["linear", "constant"]
@@ -82,7 +83,8 @@ class PPOSettings:
             compiled.
         total_env_steps: Env steps of the whole run, over which learning rate and clip range decay; the run stops at the first
             update that reaches them. None: `trainer.max_epochs` rollouts.
-        seed: Seed of the initial weights and of the minibatches.
+        seed: Seed of the initial weights and of the minibatches. None for that of the data, if one was typed there; else
+            Lightning's, if `seed_everything` was called, else 0.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -129,7 +131,7 @@ class PPOSettings:
     target_kl: float | None = None
     compile: bool = False
     total_env_steps: int | None = None
-    seed: int = 0
+    seed: int | None = None  # once made, the number
 
     def __post_init__(self) -> None:
         for name, most in _LARGEST.items():
@@ -163,7 +165,8 @@ class PPOSettings:
         for name in ("learning_rate", "adam_epsilon", *limits):
             limit = getattr(self, name)
             self._require(name, limit is None or 0 < limit < math.inf, "a number above 0, or null")
-        self._require("seed", self.seed >= 0, "at least 0")
+        object.__setattr__(self, "seed", seed_of_run(self.seed))
+        self._require("seed", self.seed is not None and self.seed >= 0, "at least 0")
         for name in PARTS:
             part = getattr(self, name)
             if is_description(part):  # of a checkpoint; only the torso is needed to rebuild the policy

@@ -23,6 +23,7 @@ from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.networks import Observation, seen_as
 from lit_ppo.policy import Policy, PolicyOutputs
 from lit_ppo.ranks import Ranks
+from lit_ppo.seeding import SeedOrigin
 from lit_ppo.shards import Shards
 from lit_ppo.spaces import EnvSpec, Leaves
 
@@ -155,6 +156,14 @@ class Learner(Protocol):
     """What a datamodule needs of the run's LightningModule."""
 
     spec: EnvSpec  # of the environment that the policy is for
+    seed_origin: SeedOrigin
+
+    @property
+    def run_seed(self) -> int:
+        """Seed of the weights and of the minibatches."""
+
+    def take_seed(self, seed: int) -> None:
+        """Use another seed, which was typed for the data, unless the weights are no fresh draw any more."""
 
     @property
     def policy(self) -> Policy:
@@ -177,12 +186,17 @@ class RolloutSource(Protocol):
     num_envs: int  # of all ranks
     metrics: dict[str, float]  # diagnostics of the newest rollout
     env_steps: int  # transitions collected in the run so far
+    update: int  # rollouts collected in the run so far
     shards: Shards  # fixed once fit has started
     ranks: Ranks
 
     @property
     def has_invalid_rows(self) -> bool:
         """Whether a rollout may contain rows that are not transitions."""
+
+    @property
+    def can_continue(self) -> bool:
+        """Whether its state in a checkpoint says where the environments of a run are."""
 
 
 class EndedEpisodes(NamedTuple):

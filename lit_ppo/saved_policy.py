@@ -36,7 +36,7 @@ class SavedPolicy(NamedTuple):
         Raises:
             ConfigError: A setting is invalid.
         """
-        return RolloutDataModule(**{**self.data, **other})
+        return RolloutDataModule(**{"seed": 0, **self.data, **other})
 
 
 def load(

@@ -1,12 +1,15 @@
 """Evaluation, stop when solved, checkpoints, curve, progress: when they act, and what they leave."""
 
+import contextlib
 import io
 import json
 import logging
 import math
 import os
 import re
+import signal
 import termios
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,18 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from lit_ppo.callbacks.curve_export import CurveExport, slug
+from lit_ppo.callbacks.graceful_exit import GracefulExit
 from lit_ppo.callbacks.greedy_evaluation import Evaluation, GreedyEvaluation, data_of, next_evaluation, spacing_of
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.run_progress import RunProgress
 from lit_ppo.callbacks.run_summary import RunSummary
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.curve import TrainLog
-from lit_ppo.errors import CheckpointError, ConfigError
+from lit_ppo.data import RolloutDataModule
+from lit_ppo.errors import CheckpointError, ConfigError, RunInterrupted
 from lit_ppo.evaluation import EpisodeResults
 from lit_ppo.module import PPOModule
+from lit_ppo.rollout import Rollout
 from tests.runs import ScriptedPlay, bare_trainer, fit, parameters, same, small_data, small_module
 from tests.specs import vector_spec
 
@@ -504,3 +510,95 @@ def test_progress_bar_is_not_drawn_into_a_file(monkeypatch: pytest.MonkeyPatch) 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     fit(1, RunProgress(), data=scripted([]))
     assert file.getvalue() == ""
+
+
+# -- signals, in a program of one's own
+
+ALL_SIGNALS = sorted(signal.valid_signals())
+SILENT = ("on_exception", "on_sanity", "on_validation", "on_test", "on_predict", "on_save", "on_load", "on_before_zero_grad")
+CALLED_IN_FIT = [name for name in vars(Callback) if re.match("on_|setup|teardown", name) and not name.startswith(SILENT)]
+
+
+class Does(Callback):
+    """Does something when a hook is called for the first time."""
+
+    def __init__(self, hook: str, act: Callable[[], None]) -> None:
+        acts = iter([act])
+        call = lambda *arguments, **named: next(acts, lambda: None)()  # noqa: E731
+        self.__class__ = type("Does", (Does,), {hook: call})  # Lightning looks for hooks that a class overrides
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+def signals(*numbers: int) -> Callable[[], None]:
+    return lambda: [signal.raise_signal(number) for number in numbers] and None
+
+
+class Signalled(RolloutDataModule):
+    """Gets a signal when it collects its first rollout."""
+
+    def next_rollout(self) -> Rollout:
+        signal.raise_signal(signal.SIGTERM)
+        return super().next_rollout()
+
+
+HANGING = {
+    "cls": Signalled,
+    "env_id": "tests.fault_envs:Faulty-v0",
+    "env_kwargs": {"fault": "hang", "at_reset": 0},
+    "step_timeout_s": 1000.0,
+}
+WAYS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "normal": (None, None, {}),
+    "refused": (None, ConfigError, {"horizon": 2}),
+    **{
+        f"{type(error).__name__} in {hook}": ((hook, raising(error)), type(error), {})
+        for hook in CALLED_IN_FIT
+        for error in (OSError("of another"), KeyboardInterrupt())
+    },
+    **{f"signal {n}": (("on_train_epoch_start", signals(n)), None, {}) for n in (signal.SIGINT, signal.SIGTERM)},
+    **{
+        f"signals {a} and {b}": (("on_before_optimizer_step", signals(a, b)), KeyboardInterrupt, {})
+        for a in (signal.SIGINT, signal.SIGTERM)
+        for b in (signal.SIGINT, signal.SIGTERM)
+    },
+    "signal while environments hang": (None, RunInterrupted, HANGING),
+}
+
+
+@pytest.mark.parametrize("is_last", [True, False], ids=["callback after", "callback before"])
+@pytest.mark.parametrize("way", WAYS)
+def test_handlers_and_timer_of_the_program_are_back_however_fit_ends(way: str, is_last: bool) -> None:
+    if not is_last and "setup" not in way:
+        pytest.skip("the order of callbacks matters for what comes before the handlers are noted")
+    (act, error, settings), exits = WAYS[way], GracefulExit(grace_s=0.1)
+    callbacks = [exits] if act is None else [exits, Does(*act)] if is_last else [Does(*act), exits]
+    data = small_data(**({"bridge": "process" if "env_id" in settings else "inprocess"} | settings))
+    own = {signal.SIGALRM: signal.signal(signal.SIGALRM, lambda number, frame: None)}
+    own[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.setitimer(signal.ITIMER_REAL, 1e6, 7)
+    before = {number: signal.getsignal(number) for number in ALL_SIGNALS}
+    try:
+        with pytest.raises(error) if error else contextlib.nullcontext():
+            bare_trainer(2, *callbacks).fit(small_module(spec=data.spec, update_epochs=1), datamodule=data)
+        assert {number: signal.getsignal(number) for number in ALL_SIGNALS} == before
+        remaining, interval = signal.getitimer(signal.ITIMER_REAL)
+        assert remaining > 9e5 and interval == 7
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in own.items():
+            signal.signal(number, handler)
+    assert (exits.received is not None) == way.startswith("signal")
+
+
+def test_run_that_a_signal_has_ended_goes_on_when_it_is_fitted_again() -> None:
+    module, data, exits = small_module(), small_data(bridge="inprocess"), GracefulExit()
+    bare_trainer(5, exits, Does("on_train_batch_start", signals(signal.SIGINT))).fit(module, datamodule=data)
+    assert (data.update, exits.received) == (1, signal.SIGINT)
+    bare_trainer(3, exits).fit(module, datamodule=data)
+    assert (data.update, exits.received) == (4, None)

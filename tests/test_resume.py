@@ -1,17 +1,27 @@
 """Stop and resume: a run in two parts is the run in one part, bit for bit."""
 
+import contextlib
+import inspect
+import itertools
+import re
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 
 from lit_ppo.callbacks.curve_export import CurveExport
-from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, spacing_of
+from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation, data_of, spacing_of
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
+from lit_ppo.checkpoint_io import read_checkpoint
+from lit_ppo.checkpoint_structure import WEIGHTS_ONLY_KEY
 from lit_ppo.curve import TrainLog
+from lit_ppo.errors import CheckpointError
+from lit_ppo.module import PPOModule
 from tests.runs import KeptData, bare_trainer, cartpole_module, fit, parameters, same, small_data, small_module
 
 N = 3  # updates in each half
@@ -156,3 +166,116 @@ def test_checkpoint_of_a_validation_needs_no_environments_of_training() -> None:
     trainer, data = bare_trainer(1, RunCheckpoint("checkpoints")), small_data(validation_episodes=2)
     trainer.validate(small_module(), datamodule=data, ckpt_path=CKPT, verbose=False)
     assert isinstance(data, KeptData) and len(data.results.returns) == 2
+
+
+# -- checkpoints of any moment
+
+HOOKS = [name for name, value in vars(Callback).items() if inspect.isfunction(value) and re.match("on_|setup|teardown", name)]
+# That a checkpoint is saved or loaded is no moment of a run; the others are called in no run of ours.
+NO_MOMENTS = "on_(save|load)_checkpoint|on_sanity|on_before_zero_grad"
+MOMENTS = [name for name in HOOKS if not re.match(NO_MOMENTS, name)] + ["after fit", "after a failure"]
+UPDATES = 3
+
+
+class Saves(Callback):
+    """Saves a checkpoint when one hook is called: the first times, and once more in a later update.
+
+    Args:
+        hook: Name of the hook.
+    """
+
+    def __init__(self, hook: str) -> None:
+        self.files: list[str] = []
+        calls = itertools.count()
+
+        def save(trainer: Trainer, *arguments: Any, **named: Any) -> None:
+            if (number := next(calls)) in (0, 1, 2, 25):
+                self.files.append(f"{hook}-{number}.ckpt")
+                trainer.save_checkpoint(self.files[-1])
+
+        # bound, since Lightning looks for hooks that a class overrides
+        self.__class__ = type("Saves", (Saves,), {hook: lambda _, *arguments, **named: save(*arguments, **named)})
+
+
+class FailsAt(Callback):
+    """Raises at the end of an update.
+
+    Args:
+        update: Number of updates by then.
+    """
+
+    def __init__(self, update: int) -> None:
+        self.update = update
+
+    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        if data_of(trainer).update == self.update:
+            raise OSError("of another")
+
+
+def run_to_the_end(*callbacks: Callback, ckpt_path: str | None = None, **data: Any) -> tuple[Trainer, Any, Any, Any]:
+    """A run with memory, moments, running returns and a schedule; Trainer, module, data, and the curve of its evaluations."""
+    evaluation = GreedyEvaluation(every_env_steps=60, num_episodes=2)
+    curve = CurveExport("curve.json")
+    trainer = bare_trainer(UPDATES, *callbacks, evaluation, curve)
+    module = cartpole_module(
+        memory="gru", memory_size=8, sequence_length=5, normalize_observations=True, normalize_rewards=True
+    )
+    made = small_data("CartPole-v1", **({"bridge": "inprocess", "horizon": 25, "validation_episodes": 2} | data))
+    with contextlib.suppress(OSError):
+        trainer.fit(module, datamodule=made, ckpt_path=ckpt_path)
+    return trainer, module, made, curve.state_dict()
+
+
+def left_by(run: tuple[Trainer, Any, Any, Any]) -> list[Any]:
+    """What a run has come to: parameters, moments, optimizer, counts, unfinished episodes, curve."""
+    trainer, module, data, curve = run
+    trainer.save_checkpoint("left.ckpt")
+    left = read_checkpoint("left.ckpt")
+    others = {name: left[name] for name in left if name not in ("callbacks", "hyper_parameters", "loops")}
+    if data.update == UPDATES:  # Lightning calls nothing in a run that has nothing left to do, so nothing evaluates its end
+        curve = {name: values[:-1] if curve["steps"][-1] == data.env_steps else values for name, values in curve.items()}
+    return [parameters(module), curve, left["loops"]["fit_loop"], others]
+
+
+@cache
+def left_in_one_go(**data: Any) -> list[Any]:
+    return left_by(run_to_the_end(**data))
+
+
+@pytest.mark.filterwarnings("ignore:Be aware")
+@pytest.mark.parametrize(
+    ("moment", "data"),
+    [
+        *((moment, {}) for moment in MOMENTS),
+        *((moment, {"vectorization": "native", "bridge": "process"}) for moment in ("on_train_batch_start", "after fit")),
+    ],
+    ids=str,
+)
+def test_checkpoint_of_any_moment_is_exact_or_says_that_it_is_weights_only(
+    moment: str, data: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    straight = left_in_one_go(**data)
+    is_failing = moment in ("on_exception", "after a failure")
+    saves = Saves(moment)
+    trainer, module, made, _ = run_to_the_end(saves, *([FailsAt(2)] if is_failing else []), **data)
+    for stage in ("validate", "test", "predict"):
+        if moment.startswith(f"on_{stage[:5]}"):
+            getattr(trainer, stage)(module, datamodule=made)
+    if moment.startswith("after"):
+        saves.files = ["after.ckpt"]
+        trainer.save_checkpoint("after.ckpt")
+    if not is_failing:
+        assert differences(straight[0], parameters(module)) == []
+    assert saves.files
+    num_exact = 0
+    for file in saves.files:
+        PPOModule.load_from_checkpoint(file)
+        if WEIGHTS_ONLY_KEY in read_checkpoint(file):
+            with pytest.raises(CheckpointError, match="weights only"):
+                run_to_the_end(ckpt_path=file, **data)
+            continue
+        assert differences(straight, left_by(run_to_the_end(ckpt_path=file, **data))) == [], file
+        num_exact += 1
+    num_warnings = len([record for record in caplog.records if "weights only" in record.message])
+    expected = (0, 1) if moment == "setup" else (len(saves.files), 0)
+    assert (num_exact, num_warnings) == expected

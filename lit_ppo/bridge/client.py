@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lit_ppo.bridge.checkpoint import BridgeMark, require_same_environments, restored_rows
 from lit_ppo.bridge.episodes import Episodes
+from lit_ppo.bridge.faults import require_outside_environments
 from lit_ppo.bridge.history import History
 from lit_ppo.bridge.journal import Journal
 from lit_ppo.bridge.pool import WorkerPool
@@ -66,6 +67,7 @@ class EnvBridge:
         on_fault: Callable[[Fault], None] = lambda fault: None,
         start_worker: StartWorker | None = None,
     ) -> None:
+        require_outside_environments("EnvBridge")
         self.settings = settings or BridgeSettings()
         if num_envs < 1:
             raise ConfigError(f"num_envs={num_envs}: expected at least 1")

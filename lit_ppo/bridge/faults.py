@@ -37,13 +37,40 @@ _CONVENTIONS: Final = (
     ),
     ("", "^ModuleNotFoundError: ", "install it for the interpreter that runs the environments (data.python)"),
 )
+_ENVIRONMENT_PROCESS: Final = "LIT_PPO_ENVIRONMENT_PROCESS"  # its number, for itself and for all that it starts
+
+
+class _RunInEnvironment(RuntimeError):
+    """Code of an environment makes a run, or environments in other processes."""
+
+
+def mark_environment_process() -> None:
+    """Note that this process is for environments, before any of their code is imported."""
+    os.environ[_ENVIRONMENT_PROCESS] = str(os.getpid())
+
+
+def require_outside_environments(name: str) -> None:
+    """Refuse what would start environment processes from within one, whose code would start more, without end.
+
+    Args:
+        name: Of what was made or called.
+
+    Raises:
+        ConfigError: This is a process that an environment has started.
+    """
+    if (number := os.environ.get(_ENVIRONMENT_PROCESS)) is not None:
+        message = (
+            f"env_id: {name} in an environment process, which imports the module that trains; put the run behind "
+            "`if __name__ == '__main__':`, or the environment into a module of its own"
+        )
+        raise _RunInEnvironment(message) if number == str(os.getpid()) else ConfigError(message)
 
 
 # -- the worker's half
 
 
-def raised(env: int, during: str, error: BaseException) -> EnvironmentRaised:
-    """What environment code raised, with its own traceback.
+def raised(env: int, during: str, error: BaseException) -> EnvironmentRaised | ConfigError:
+    """What environment code raised, with its own traceback; a setting's fault if it would have started a run.
 
     Args:
         env: Number of the environment in its worker.
@@ -53,6 +80,8 @@ def raised(env: int, during: str, error: BaseException) -> EnvironmentRaised:
     Raises:
         KeyboardInterrupt, RunInterrupted: It was a signal to the process, which without a worker process is the trainer's.
     """
+    if isinstance(error, _RunInEnvironment):
+        return ConfigError(str(error))
     is_signal = isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_DFL
     if is_signal or isinstance(error, RunInterrupted):
         raise error

@@ -7,6 +7,7 @@ from typing import Any, Final
 import gymnasium
 
 from lit_ppo.bridge.faults import message_of, raised
+from lit_ppo.errors import EnvironmentRaised
 
 _COLORS: Final = re.compile(r"\x1b\[[0-9;]*m")
 _MAX_REMARKS: Final = 50
@@ -26,6 +27,7 @@ def remarks_on(environment: gymnasium.Env[Any, Any]) -> list[str]:
         try:
             check_env(environment.unwrapped, skip_render_check=True)
         except BaseException as failure:  # the checker's AssertionError, or an exception of the environment
-            error = [f"error: {raised(0, 'check', failure).exception}"]
+            fault = raised(0, "check", failure)
+            error = [f"error: {fault.exception if isinstance(fault, EnvironmentRaised) else fault}"]
     said = [_COLORS.sub("", message_of(warning.message)).removeprefix("WARN: ") for warning in caught]  # type: ignore[arg-type]
     return [" ".join(text.split()) for text in [*list(dict.fromkeys(said))[:_MAX_REMARKS], *error]]

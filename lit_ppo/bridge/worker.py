@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from lit_ppo.bridge import protocol
 from lit_ppo.bridge.doorbell import Doorbell
-from lit_ppo.bridge.faults import error_to_json
+from lit_ppo.bridge.faults import error_to_json, mark_environment_process
 from lit_ppo.bridge.frame import (
     MAGIC,
     MAGIC_WORD,
@@ -342,6 +342,7 @@ def main(arguments: list[str] | None = None, confined: dict[str, str] | None = N
     os.close(nothing)
     os.dup2(2, 1)  # what environments print must not reach the replies
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # else a worker that dies takes it along
+    mark_environment_process()
     worker = Worker(requests_fd, replies_fd, options.frame_fd, confined or {})
     if options.env_id is not None:
         request = {

@@ -3,12 +3,16 @@
 The first signal asks the Trainer to stop; the update under way is finished first, however long it takes. The grace period
 bounds the waits for environments and for readers of the output: after it, a wait for environments is interrupted (the
 parameters are still those of the last boundary, which `RunCheckpoint` saves), and output that waits for a reader is discarded.
-A second signal ends the process at once, without a checkpoint.
+Since a wait in the kernel goes on until a signal comes, a thread sends the signal once more then, and marks it as its own.
+
+A second signal of others goes to the program's handler, which on the command line ends the process at once, without a
+checkpoint. In a program of one's own it raises `KeyboardInterrupt`. No other signal and no timer of the program is touched.
 """
 
 import itertools
 import signal
-from time import monotonic
+import threading
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any, Final
 
@@ -16,11 +20,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_ppo import exit_codes
 from lit_ppo.callbacks.greedy_evaluation import data_of
+from lit_ppo.compat_lightning import end_with_keyboard_interrupt
 from lit_ppo.errors import ConfigError, RunInterrupted
 from lit_ppo.interrupts import SIGNALS
-from lit_ppo.standard_streams import discard_unread_output
+from lit_ppo.standard_streams import accepts, discard_unread_output
 
-_ALARM_INTERVAL_S: Final = 0.1
+_REPEAT_S: Final = 0.1
 
 
 class GracefulExit(Callback):
@@ -40,20 +45,26 @@ class GracefulExit(Callback):
         self.grace_s = grace_s
         self.received: int | None = None  # with several ranks, once all know
         self._signals = itertools.count()
-        self._deadline = 0.0
-        self._handlers: dict[int, Any] = {}
+        self._is_own_signal = False  # the next one that comes
+        self._handlers: dict[int, Any] = {}  # the program's
         self._trainer: Trainer | None = None
+        self._watch: threading.Thread | None = None
+        self._messages: SimpleQueue[int | None] = SimpleQueue()  # a handler may put into it, whatever it has interrupted
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Install the alarm's handler before Lightning notes all handlers, to which it returns when training ends."""
-        if stage == "fit" and not self._handlers:
-            self._trainer = trainer
-            self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._on_alarm)
+        """Note the program's handlers, before Lightning has put its own in their place."""
+        if stage == "fit" and threading.current_thread() is threading.main_thread():
+            self._trainer, self.received, self._signals = trainer, None, itertools.count()
+            self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's handlers, whose answer to SIGTERM is to leave training with exit code 0."""
-        for number in SIGNALS:
-            self._handlers[number] = signal.signal(number, self._on_signal)
+        if self._handlers:
+            # started now: a handler may not start it
+            self._watch = threading.Thread(target=self._repeat, args=(threading.get_ident(),), daemon=True)
+            self._watch.start()
+            for number in SIGNALS:
+                signal.signal(number, self._on_signal)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The boundary that the signal asked for, on every rank the same one."""
@@ -65,37 +76,59 @@ class GracefulExit(Callback):
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt):
+            # Lightning ignores SIGINT by now; before `setup`, Python's own handler has raised it
+            self._handlers = self._handlers or {signal.SIGINT: signal.default_int_handler}
+            end_with_keyboard_interrupt(trainer, exception)
         self._restore()
 
     def _restore(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if self._watch is not None:
+            self._messages.put(None)
+            self._watch.join()  # a signal that it has just sent comes now, or before a handler is replaced
+            self._watch = None
         for number, handler in self._handlers.items():
-            if signal.getsignal(number) in (self._on_signal, self._on_alarm):  # else Lightning has restored it
-                signal.signal(number, handler)
+            signal.signal(number, handler)
         self._handlers = {}
 
+    def _repeat(self, main_thread: int) -> None:
+        """Send the first signal once more to the main thread, as often as it waits longer than the grace period."""
+        number, wait_s = self._messages.get(), self.grace_s
+        while number is not None:
+            try:
+                if self._messages.get(timeout=wait_s) is None:  # training has ended
+                    return
+                wait_s = self.grace_s
+            except Empty:
+                wait_s = _REPEAT_S
+                if self._is_waiting() and signal.getsignal(number) == self._on_signal:
+                    self._is_own_signal = True
+                    signal.pthread_kill(main_thread, number)
+
+    def _is_waiting(self) -> bool:
+        """Whether the main thread waits for environments, or may wait for a reader of its output."""
+        assert self._trainer is not None
+        return data_of(self._trainer).is_waiting or not all(accepts(descriptor, 0.0) for descriptor in (1, 2))
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        assert self._trainer is not None
+        data = data_of(self._trainer)
+        if self._is_own_signal:
+            self._is_own_signal = False
+            if discard_unread_output(patience_s=0.0):  # the write that waited goes on, and gets a grace period of its own
+                self._messages.put(number)
+            elif data.is_waiting:
+                self.received = number
+                message = f"interrupted by {signal.Signals(number).name} while waiting for the environments"
+                raise RunInterrupted(message, exit_codes.of_signal(number))
+            return
         # counted in one call: the second signal may arrive in the first line of the first one's handler
         if next(self._signals) > 0:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        assert self._trainer is not None
-        data_of(self._trainer).interrupt = number
+            handler = self._handlers[number]
+            if callable(handler):
+                handler(number, frame)
+            raise KeyboardInterrupt
+        data.interrupt = number
         if self._trainer.world_size == 1:  # other ranks must hear of it first, or they would go on without this one
             self.received, self._trainer.should_stop = number, True
-        self._deadline = monotonic() + self.grace_s
-        signal.setitimer(signal.ITIMER_REAL, _ALARM_INTERVAL_S, _ALARM_INTERVAL_S)
-
-    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        # alarms repeat, since a signal that the kernel hands to another thread does not interrupt this one's wait
-        assert self._trainer is not None
-        if monotonic() < self._deadline:
-            return
-        if discard_unread_output(patience_s=0.0):  # the write that waited goes on, and gets a grace period of its own
-            self._deadline = monotonic() + self.grace_s
-        elif data_of(self._trainer).is_waiting:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            number = signal.Signals(data_of(self._trainer).interrupt or 0)
-            self.received = number
-            message = f"interrupted by {number.name} while waiting for the environments"
-            raise RunInterrupted(message, exit_codes.of_signal(number))
+        self._messages.put(number)

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lit_ppo import elastic, exit_codes, interrupts, standard_streams
+from lit_ppo.bridge.faults import require_outside_environments
 from lit_ppo.callbacks.graceful_exit import GracefulExit
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.run_config import RunConfig
@@ -83,6 +84,8 @@ class LitPPOCLI(LightningCLI):
         *,
         program: str | None = None,
     ) -> None:
+        with expected_errors() if run else nullcontext():
+            require_outside_environments(type(self).__name__)
         self._arguments, self._module_class, self._runs = args, module_class, run
         self._typed: dict[str, Any] = {}  # settings that were typed, without the defaults
         self._preset = PresetChoice()

@@ -564,3 +564,79 @@ def test_known_conventions_get_their_sentence(convention: str, tmp_path: Path, m
 def test_a_factory_that_takes_no_render_mode_is_told_so() -> None:
     with pytest.raises(ValueError, match="unexpected keyword argument 'render_mode'; to be seen or recorded, the environment"):
         made("tests.toy_envs:IdentityEnv", {"render_mode": "rgb_array"})
+
+
+# -- environment code that makes runs and environments itself
+
+NESTING = """
+import os, subprocess, sys
+from tests.toy_envs import ConstantRewardEnv
+
+def nested(place):
+    with open("starts", "a") as file:
+        file.write(place + "\\n")
+    if place == {place!r}:
+        {code}
+
+class Env(ConstantRewardEnv):
+    def __init__(self):
+        super().__init__()
+        nested("make")
+    def reset(self, **named):
+        nested("reset")
+        return super().reset(**named)
+    def step(self, action):
+        nested("step")
+        return super().step(action)
+
+nested("import")
+"""
+BRIDGE = "from lit_ppo import EnvBridge; EnvBridge('nesting:Env', 1, lambda env, episode: 0)"
+MAKES_A_RUN = {
+    "EnvBridge": BRIDGE,
+    "RolloutDataModule": "from lit_ppo import RolloutDataModule; RolloutDataModule('nesting:Env')",
+    "LitPPOCLI": "from lit_ppo import LitPPOCLI; LitPPOCLI(args=['fit', '--data.env_id=nesting:Env'])",
+    "fit": "from lit_ppo.__main__ import main; sys.argv = ['lit_ppo', 'fit', '--data.env_id=nesting:Env']; main()",
+}
+
+
+def played(directory: Path, place: str, code: str, **settings: Any) -> str:
+    """An episode of an environment whose code does something in one place; the refusal, and what was printed until then."""
+    (directory / "nesting.py").write_text(NESTING.format(place=place, code=code))
+    environment = EnvironmentSettings("nesting:Env", env_path=str(directory))
+    with EnvBridge(environment, 1, lambda env, episode: 0, settings=BridgeSettings(**settings)) as bridge:
+        refusal = ""
+        try:
+            bridge.reset()
+            bridge.step(np.zeros(1, np.int64))
+        except ConfigError as error:
+            refusal = str(error)
+        assert bridge.restarts == 0 and "\n" not in refusal
+        return refusal
+
+
+@pytest.mark.parametrize(
+    ("place", "made"),
+    [
+        *((place, "EnvBridge") for place in ("import", "make", "reset", "step")),
+        *(pytest.param("import", made, marks=pytest.mark.slow) for made in ("RolloutDataModule", "LitPPOCLI", "fit")),
+    ],
+)
+def test_run_that_environment_code_makes_is_refused_at_once(place: str, made: str, tmp_path: Path) -> None:
+    refusal = played(tmp_path, place, MAKES_A_RUN[made], worker_cwd=str(tmp_path))
+    assert refusal.startswith("env_id: ") and "put the run behind `if __name__ == '__main__':`" in refusal
+    assert (tmp_path / "starts").read_text().split().count(place) == 1  # and no other process has come so far
+
+
+def test_process_that_an_environment_starts_makes_no_environments_either(tmp_path: Path) -> None:
+    path = {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "lit_ppo", "check-env", "nesting:Env"]
+    code = f"subprocess.run({command}, env=os.environ | {path}, stderr=os.open('said', os.O_CREAT | os.O_WRONLY))"
+    assert played(tmp_path, "make", code, worker_cwd=str(tmp_path)) == ""
+    assert (tmp_path / "said").read_text().startswith("lit_ppo: error: env_id: EnvBridge in an environment process")
+
+
+def test_environment_in_the_process_of_the_run_may_make_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = BRIDGE.replace("nesting:Env", CONSTANT)
+    assert played(tmp_path, "make", f"{code}.close()", bridge="inprocess") == ""
