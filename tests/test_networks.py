@@ -108,17 +108,19 @@ def test_features_have_the_dtype_of_the_parameters(leaf: Leaf, precision: torch.
     assert inputs({"": torch.from_numpy(values)}).dtype == precision
 
 
-def test_floats_are_seen_in_the_precision_of_the_networks_and_all_else_as_it_is() -> None:
+def test_floats_are_seen_in_the_precision_of_the_networks_unless_normalised_and_all_else_as_it_is() -> None:
     for dtype, single, double in (
         ("float16", "float32", "float64"),
         ("float32", "float32", "float64"),
-        ("float64", "float32", "float64"),
+        ("float64", "float64", "float64"),
         ("uint8", "uint8", "uint8"),
         ("bool", "bool", "bool"),
         ("int64", "int64", "int64"),
     ):
         assert seen_as(np.dtype(dtype), torch.float32) == single
         assert seen_as(np.dtype(dtype), torch.float64) == double
+        rounded = "float32" if dtype == "float64" else single  # unless it is normalised, it is rounded at once
+        assert seen_as(np.dtype(dtype), torch.float32, is_normalized=False) == rounded
 
 
 def test_inputs_have_no_state_but_the_weights_of_images() -> None:
