@@ -1,6 +1,9 @@
 """From environments to a batch: on scripted bridges, where every number is known, and on CartPole behind a real one."""
 
+import contextlib
+import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -11,14 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import tests.toy_envs  # noqa: F401  registers the environments
 from lit_ppo import functional, rollout
 from lit_ppo.bridge.client import EnvBridge
-from lit_ppo.bridge.settings import EnvironmentSettings
+from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.contract import VectorStep
+from lit_ppo.data import RolloutDataModule
 from lit_ppo.distributions import Categorical
+from lit_ppo.errors import ConfigError
+from lit_ppo.evaluation import GreedyPlayer
+from lit_ppo.exchange import everywhere
+from lit_ppo.export import ExportedPolicy
+from lit_ppo.module import PPOModule
+from lit_ppo.networks import Inputs
 from lit_ppo.policy import Policy, PolicyOutputs
 from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.rollout import Batch, EpisodeStatistics, Rollout, Standpoint, collect_rollout, make_batch
+from lit_ppo.trainer_checks import check_run
 from tests.specs import box, discrete, generator, image, multi_discrete, policy_of, spec_of, vector_spec
 
 GAMMA = 0.5
@@ -202,6 +214,79 @@ def test_sequences_of_a_batch_are_taken_in_the_order_of_the_index() -> None:
     some = batch.sequences(torch.tensor([3, 0]))
     assert some.obs[""].tolist() == [[4], [1]] and some.old_values.tolist() == [4, 1]
     assert some.advantages.tolist() == batch.advantages[[3, 0]].tolist()
+
+
+# -- numbers far from zero
+
+
+def test_every_way_to_the_policy_keeps_what_float32_would_lose(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = gymnasium.make("Far-v0", disable_env_checker=True)
+    episode = [env.reset(seed=5)[0], *(env.step(0)[0] for _ in range(8))]
+    raw = {path: np.stack([obs[path] for obs in episode]) for path in ("metres", "time")}
+    metres = raw["metres"]
+    exact = np.hstack([(metres - metres.mean(0)) / np.sqrt(metres.var(0) + 1e-8), (raw["time"] - 1_700_000_000) / 100])
+    processes = BridgeSettings(bridge="inprocess")
+    far = EnvironmentSettings("tests.toy_envs:Far-v0")
+    seen: list[np.ndarray] = []
+    forward = Inputs.forward
+
+    def noted(inputs: Inputs, obs: dict[str, Tensor]) -> Tensor:
+        made = forward(inputs, obs)
+        if inputs is module.policy.actor.torso.inputs:
+            seen.append(made.detach().numpy().copy())
+        return made
+
+    def require_exact(num_rows: int = 9) -> None:
+        np.testing.assert_allclose(np.concatenate(seen)[:num_rows], exact[:num_rows], rtol=1e-5, atol=1e-6)
+        seen.clear()
+
+    with EnvBridge(far, 1, lambda env, episode: 5, settings=processes) as bridge:
+        module = PPOModule(bridge.spec, normalize_observations=True)
+        policy, normalizer = module.policy, module.policy.observation_normalizer
+        assert normalizer is not None
+        normalizer.commit(normalizer.updated(normalizer.moments_of({"metres": torch.from_numpy(metres)})))
+        monkeypatch.setattr(Inputs, "forward", noted)
+        noise = policy.draw_noise(10, 1, generator())
+        rollout = collect_rollout(bridge, start(bridge.reset()), policy, noise, update=0, env_steps=0)
+        require_exact()
+        make_batch(rollout, policy, gamma=GAMMA, gae_lambda=0.9, weighted=False)
+        require_exact()
+        ExportedPolicy(policy, bridge.spec, "clip").visit(bridge, 9)
+        require_exact()
+    module.predict(raw)
+    require_exact()
+    with contextlib.closing(GreedyPlayer(far, 1, settings=processes)) as player:
+        results = player.play(policy, [5], torch.device("cpu"))
+    require_exact()
+    ended = EpisodeStatistics(1).update(rollout.outcomes)
+    assert ended.returns == list(results.returns) == [9 * 16_777_217.0]
+    of_two_ranks: Any = SimpleNamespace(count=2, gather=lambda rows: torch.cat([rows, rows]))
+    outcomes, _ = everywhere(of_two_ranks, rollout.outcomes, [0])
+    assert EpisodeStatistics(2).update(outcomes).returns == 2 * ended.returns
+
+
+def test_rewards_are_rounded_only_on_devices_without_float64() -> None:
+    rollout = collected([line([3], [16_777_217.0])], [1])
+    data = RolloutDataModule()
+    for device, reward in (("mps", 16_777_216.0), ("cuda", 16_777_217.0), ("cpu", 16_777_217.0)):
+        data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(device=torch.device(device)))  # type: ignore[assignment]
+        sent = data.on_before_batch_transfer(rollout._replace(everywhere=rollout.outcomes), 0)
+        assert sent.rewards.item() == sent.outcomes.rewards.item() == reward
+        assert all(part.dtype != torch.float64 for part in tensors(sent)) is (device == "mps")
+
+
+@pytest.mark.parametrize("setting", ["trainer.precision=64-true", "model.normalize_observations", "model.normalize_rewards"])
+def test_float64_on_a_device_without_it_is_refused_by_name(setting: str) -> None:
+    name = setting.removeprefix("model.")
+    module = PPOModule(vector_spec(3, 2), **({} if name == setting else {name: True}))
+    trainer: Any = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("mps")),
+        precision="64-true" if name == setting else "32-true",
+        datamodule=RolloutDataModule(),
+        state=SimpleNamespace(fn=None),
+    )
+    with pytest.raises(ConfigError, match=rf"^{re.escape(setting)}: expected a device with float64, got mps; use"):
+        check_run(trainer, module)
 
 
 # -- observations of several leaves, actions of several components

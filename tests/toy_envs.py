@@ -137,6 +137,35 @@ gymnasium.register("Leaky-v0", LeakyEnv, max_episode_steps=EPISODE_STEPS)
 gymnasium.register("Anything-v0", AnythingEnv)
 
 
+class FarEnv(gymnasium.Env[Any, Any]):
+    """Numbers of which float32 sees only the offset: metres of a map, Unix time, rewards. Actions change nothing."""
+
+    REWARD = 16_777_217.0
+
+    def __init__(self) -> None:
+        spaces = gymnasium.spaces
+        metres = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+        time = spaces.Box(1_700_000_000, 1_700_000_100, (1,), np.int64)
+        self.observation_space = spaces.Dict({"metres": metres, "time": time})
+        self.action_space, self.steps = spaces.Discrete(2), 0
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        metres = np.array([6.4e6, -3e5]) + 0.5 * self.np_random.standard_normal(2)
+        return {"metres": metres, "time": np.array([1_700_000_000 + 7 * self.steps])}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return self._observation(), self.REWARD, self.steps == 9, False, {}
+
+
+gymnasium.register("Far-v0", FarEnv)
+
+
 class RenderedEnv(gymnasium.Env[Any, Any]):
     """Shows the number of the step as a shade of grey; episodes have 4 steps, and a test can see all of them in a video.
 
