@@ -25,6 +25,8 @@ _DEFAULT_ENVS: Final = 8  # of `fit`
 _DEFAULT_HORIZON: Final = 32  # steps
 _ROLLOUT_S: Final = 10.0  # longest rollout that is no nuisance
 _LARGE: Final = 10.0  # observations beyond this are too large for networks as they are
+_SHARE: Final = 0.01  # float32 must tell apart what differs by this share of the observed spread
+_LEAST_SPREAD: Final = 1e-4  # less than this is noise, to normalisation, too
 
 
 @dataclass
@@ -137,6 +139,7 @@ def check_environment(
         except EnvironmentFault as fault:
             report.fault = str(fault)
     start = perf_counter()
+    remarks += _blurred(trial)
     with bridge(lambda env, episode: trial.seed_to_replay) as second:
         _ = second.spec
         report.start_s = perf_counter() - start
@@ -181,6 +184,8 @@ class _Trial:
         self._episodes: list[_Episode] = []
         self._vectors = [leaf.path for leaf in spec.observation if leaf.dtype.startswith("float") and len(leaf.shape) < 3]
         self.largest = 0.0  # of all numbers in vectors of floats
+        self.wide = [leaf for leaf in spec.observation if np.promote_types(leaf.dtype, np.float32) == np.float64]
+        self.extremes: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}  # of these, by path, shape (1, *leaf.shape)
 
     def play(self, bridge: EnvBridge, seeds: Callable[[int, int], int], report: EnvironmentReport) -> None:
         """Make the steps, and note what the environment answers and how long it takes.
@@ -204,6 +209,9 @@ class _Trial:
                 obs = step.obs
                 for path in self._vectors:
                     self.largest = max(self.largest, float(np.abs(obs[path]).max()))
+                for path in (leaf.path for leaf in self.wide):
+                    lows, highs = self.extremes.get(path, (obs[path], obs[path]))
+                    self.extremes[path] = np.minimum(lows, obs[path]), np.maximum(highs, obs[path])
                 if step.any_ended:
                     report.episodes += 1
                     self._episodes.append(_Episode(seeds(0, bridge.episodes[0]), [], [_digests(obs)]))
@@ -278,6 +286,27 @@ def _first_difference(where: str, mine: dict[str, bytes], other: dict[str, bytes
 def _gymnasium_remarks(bridge: EnvBridge, settings: BridgeSettings) -> list[str]:
     reply = bridge.slices[0].worker.ask("check", settings.start_timeout_s)
     return [one_line(protocol.take({"remark": remark}, "remark", str)) for remark in protocol.take(reply, "remarks", list)]
+
+
+def _blurred(trial: _Trial) -> list[str]:
+    """Parts of the observation that float32 cannot tell apart as a policy sees them unless they are normalised."""
+    remarks = []
+    for leaf in trial.wide:
+        if leaf.kind != "box" or leaf.path not in trial.extremes:
+            continue
+        low, high, lows, highs = (ends.astype(np.float64) for ends in (*leaf.bounds(), *trial.extremes[leaf.path]))
+        spread = highs - lows
+        # whole numbers are scaled from their bounds to [0, 1]
+        spacing = (high - low) * 2.0**-24 if leaf.is_integer else np.spacing(np.maximum(-lows, highs).astype(np.float32))
+        blurred = (spread > _LEAST_SPREAD) & (spacing > _SHARE * spread)
+        if blurred.any():
+            first, last = float(lows[blurred][0]), float(highs[blurred][0])
+            use = f'["{leaf.path}"]' if leaf.is_integer else "true"
+            remarks.append(
+                f"{field_of('obs', leaf.path)}: float32 cannot tell apart what lies between {first!r} and {last!r}; "
+                f"use --model.normalize_observations={use}"
+            )
+    return remarks
 
 
 def _settings_for(report: EnvironmentReport, trial: _Trial) -> dict[str, str]:

@@ -138,14 +138,19 @@ gymnasium.register("Anything-v0", AnythingEnv)
 
 
 class FarEnv(gymnasium.Env[Any, Any]):
-    """Numbers of which float32 sees only the offset: metres of a map, Unix time, rewards. Actions change nothing."""
+    """Numbers of which float32 sees only the offset: metres of a map, Unix time, rewards. Actions change nothing.
+
+    Args:
+        has_bounds: Whether the space says between which times the environment is.
+    """
 
     REWARD = 16_777_217.0
 
-    def __init__(self) -> None:
+    def __init__(self, has_bounds: bool = True) -> None:
         spaces = gymnasium.spaces
         metres = spaces.Box(-np.inf, np.inf, (2,), np.float64)
-        time = spaces.Box(1_700_000_000, 1_700_000_100, (1,), np.int64)
+        first, last = (1_700_000_000, 1_700_000_100) if has_bounds else (-(2**63), 2**63 - 1)
+        time = spaces.Box(first, last, (1,), np.int64)
         self.observation_space = spaces.Dict({"metres": metres, "time": time})
         self.action_space, self.steps = spaces.Discrete(2), 0
 
