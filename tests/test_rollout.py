@@ -1,6 +1,7 @@
 """From environments to a batch: on scripted bridges, where every number is known, and on CartPole behind a real one."""
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -214,6 +215,94 @@ def test_sequences_of_a_batch_are_taken_in_the_order_of_the_index() -> None:
     some = batch.sequences(torch.tensor([3, 0]))
     assert some.obs[""].tolist() == [[4], [1]] and some.old_values.tolist() == [4, 1]
     assert some.advantages.tolist() == batch.advantages[[3, 0]].tolist()
+
+
+# -- whole batches
+
+
+@st.composite
+def random_rollouts(draw: st.DrawFn) -> tuple[Policy, Rollout]:
+    """A policy of any memory, with an action mask, and a rollout of it with endings, truncations and invalid rows."""
+    memory, length = draw(st.sampled_from([(None, 1), ("gru", 1), ("gru", 3), ("lstm", 2), ("lstm", 6)]))
+    options: dict[str, Any] = {"sequence_length": length, "memory_size": 5} if memory else {}
+    is_shared = draw(st.booleans())
+    layers = PPOSettings(shared_torso=is_shared, actor_hidden_sizes=(4,), critic_hidden_sizes=(4 if is_shared else 3,))
+    spec = spec_of(box(2, path="x"), box(5, path="mask", dtype="int8", low=0, high=1), action=multi_discrete(3, 2), mask="mask")
+    policy = policy_of(spec, dataclasses.replace(layers, memory=memory, **options), draw(st.integers(0, 9))).double()
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+
+    def observed() -> dict[str, np.ndarray]:
+        mask = random.integers(2, size=(3, 5), dtype=np.int8)
+        mask[:, [0, 4]] = 1
+        return {"x": random.standard_normal((3, 2)), "mask": mask}
+
+    steps, ended_before = [], np.zeros(3, np.bool_)
+    for kinds in (random.choice(4, 3, p=[0.5, 0.15, 0.25, 0.1]) for _ in range(6)):
+        # a row that is no transition follows an ending, as in native environments, or an abandoned episode
+        invalid = (kinds == 3) | (ended_before & (kinds == 0))
+        terminated, truncated = kinds == 1, kinds == 2
+        ended_before = terminated | truncated
+        any_ended = bool(ended_before.any())
+        rewards = random.standard_normal(3)
+        steps.append(VectorStep(observed(), observed(), rewards, terminated, truncated, ~invalid, any_ended, not invalid.any()))
+    begun = Standpoint(observed(), random.integers(2, size=3).astype(np.bool_), policy.initial_state(3))
+    if begun.state is not None:
+        begun = begun._replace(state=torch.from_numpy(random.standard_normal(begun.state.shape)))
+    noise = policy.draw_noise(6, 3, generator())
+    return policy, collect_rollout(ScriptedBridge(steps), begun, policy, noise, update=0, env_steps=0)  # type: ignore[arg-type]
+
+
+@given(random_rollouts(), st.sampled_from([0.0, 0.7, 1.0]))
+@settings(max_examples=40, deadline=None)
+def test_batch_is_what_a_walk_of_one_step_at_a_time_makes_of_a_rollout(
+    drawn: tuple[Policy, Rollout], gae_lambda: float
+) -> None:
+    policy, steps = drawn
+    batch = make_batch(steps, policy, gamma=GAMMA, gae_lambda=gae_lambda, weighted=True)
+    final_at, rows = steps.final_steps.tolist(), {}
+    for env in range(3):
+        state = None if steps.states is None else steps.states[0, env : env + 1]
+        forgets, walked = bool(steps.begins[env]), []
+        for t in range(6):
+            if forgets and state is not None:
+                state = torch.zeros_like(state)
+            now = {path: leaf[t, env][None] for path, leaf in steps.obs.items()}
+            outputs, value, after = seen_alone(policy, now, state)
+            terminated, truncated, valid = (bool(flags[t, env]) for flags in (steps.terminated, steps.truncated, steps.valid))
+            if terminated or truncated:
+                successor = {path: leaf[final_at.index(3 * t + env)][None] for path, leaf in steps.final_obs.items()}
+            else:
+                successor = {path: leaf[t + 1, env][None] for path, leaf in steps.obs.items()}
+            next_value = 0.0 if terminated else seen_alone(policy, successor, after)[1]  # with what is remembered of the step
+            chances = [
+                part.softmax(0)[choice] for part, choice in zip(outputs.split([3, 2]), steps.actions[t, env], strict=True)
+            ]
+            walked.append(
+                (value, steps.rewards[t, env].item() + GAMMA * next_value - value, sum(c.log().item() for c in chances))
+            )
+            forgets, state = terminated or truncated or not valid, after
+        advantage = 0.0
+        for t in reversed(range(6)):
+            value, delta, log_prob = walked[t]
+            goes_on = bool(steps.valid[t, env]) and not bool(steps.terminated[t, env] | steps.truncated[t, env])
+            advantage = (delta + GAMMA * gae_lambda * advantage * goes_on) * bool(steps.valid[t, env])
+            rows[env, t] = [log_prob, value, advantage, value + advantage, float(steps.valid[t, env])]
+    length = policy.sequence_length
+    order = [(env, s * length + k) for s in range(6 // length) for env in range(3) for k in range(length)]
+    assert batch.weights is not None
+    got = torch.stack([batch.old_log_probs, batch.old_values, batch.advantages, batch.returns, batch.weights.double()], dim=1)
+    np.testing.assert_allclose(got.numpy(), np.array([rows[place] for place in order]), rtol=1e-9, atol=1e-9)
+    for path, leaf in batch.obs.items():
+        assert leaf.tolist() == [steps.obs[path][t, env].tolist() for env, t in order]
+    assert batch.actions.tolist() == [steps.actions[t, env].tolist() for env, t in order]
+
+
+def seen_alone(policy: Policy, obs: dict[str, Tensor], state: Tensor | None) -> tuple[Tensor, float, Tensor | None]:
+    """The actor's outputs for one observation, shape (5,), the critic's value of it, and the next state."""
+    begins = None if state is None else torch.zeros(1, dtype=torch.bool)
+    with torch.no_grad():
+        outputs, values, states = policy(obs, state, begins)
+    return outputs[0], values.item(), states
 
 
 # -- numbers far from zero
