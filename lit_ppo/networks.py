@@ -254,18 +254,18 @@ class Scaled(nn.Module):
         middles = [_INT64_SIZE // 2 if span >= _INT64_SIZE // 2 else 0 for span in spans]
         # modulo 2^64, as int64 counts, so that uint64 has its offsets, too
         offsets = [_as_int64(low + middle) for low, middle in zip(lows, middles, strict=True)]
-        subtracts_as = torch.float32 if np.promote_types(leaf.dtype, np.float32) == np.float32 else torch.int64
+        self._is_wide = np.promote_types(leaf.dtype, np.float32) != np.float32
+        subtracts_as = torch.int64 if self._is_wide else torch.float32
         self.register_buffer("offset", torch.tensor(offsets).view(shape).to(subtracts_as), persistent=False)
-        self.register_buffer("span", torch.tensor(spans, dtype=torch.float64).view(shape).float(), persistent=False)
-        middle = torch.tensor(middles, dtype=torch.float64).view(shape).float() if any(middles) else None
-        self.register_buffer("middle", middle, persistent=False)
+        for name, numbers in (("span", spans), ("middle", middles)):
+            self.register_buffer(name, torch.tensor(numbers, dtype=torch.float64).view(shape).float(), persistent=False)
         self.then = then
 
     def forward(self, values: Tensor) -> Tensor:
         offset, span = cast(Tensor, self.offset), cast(Tensor, self.span)
-        numbers = (values.to(offset.dtype) - offset).to(span.dtype)
-        if self.middle is not None:
-            numbers = numbers + cast(Tensor, self.middle)
+        numbers = values.to(offset.dtype) - offset
+        if self._is_wide:
+            numbers = numbers.to(span.dtype) + cast(Tensor, self.middle)
         return self.then(numbers / span)
 
 
