@@ -41,7 +41,15 @@ from lit_ppo.rank_share import fair_cores, joined_of_ranks, settings_of_rank
 from lit_ppo.rank_watch import RankWatch
 from lit_ppo.ranks import Ranks
 from lit_ppo.replay import write_report
-from lit_ppo.rollout import EpisodeStatistics, Learner, Rollout, Standpoint, collect_rollout, standpoint_after
+from lit_ppo.rollout import (
+    DEVICES_WITHOUT_FLOAT64,
+    EpisodeStatistics,
+    Learner,
+    Rollout,
+    Standpoint,
+    collect_rollout,
+    standpoint_after,
+)
 from lit_ppo.setting_types import kinds_of, require_settings
 from lit_ppo.shards import Shards
 from lit_ppo.spaces import EnvSpec
@@ -443,6 +451,13 @@ class RolloutDataModule(LightningDataModule):
     def train_dataloader(self) -> OneItem[Rollout]:
         """One rollout in each epoch."""
         return OneItem(self.next_rollout)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Round the rewards of a rollout where the device has no float64; Lightning's hook before a batch goes there."""
+        if self._learner.device.type in DEVICES_WITHOUT_FLOAT64 and isinstance(batch, Rollout):
+            told = batch.everywhere and batch.everywhere._replace(rewards=batch.everywhere.rewards.float())
+            return batch._replace(rewards=batch.rewards.float(), everywhere=told)
+        return batch
 
     def val_dataloader(self) -> OneItem[EpisodeResults] | list[OneItem[EpisodeResults]]:
         """The episodes of `validate`; during `fit` the `GreedyEvaluation` callback evaluates instead."""

@@ -30,6 +30,8 @@ _STEPS_BESIDE: Final = 4  # one of so many random steps is made again with a sec
 _MANY_INPUTS: Final = 10_000  # numbers of an observation; with fewer the default policy is small
 _LARGE_SIDE: Final = 100  # pixels
 _RESIZE: Final = "gymnasium.wrappers.ResizeObservation"
+_SHARE: Final = 0.01  # float32 must tell apart what differs by this share of the observed spread
+_LEAST_SPREAD: Final = 1e-4  # less than this is noise, to normalisation, too
 
 
 @dataclass
@@ -156,6 +158,7 @@ def check_environment(
         if report.beside is not None or given.first_workers > 1:
             report.apart = trial.disturbance(each_alone)
     start = perf_counter()
+    remarks += _blurred(trial)
     with bridge(lambda env, episode: trial.seed_to_replay) as second:
         _ = second.spec
         report.start_s = perf_counter() - start
@@ -203,6 +206,8 @@ class _Trial:
         self._episodes: list[_Episode] = []
         self._vectors = [leaf.path for leaf in spec.observation if leaf.dtype.startswith("float") and len(leaf.shape) < 3]
         self.largest = 0.0  # of all numbers in vectors of floats
+        self.wide = [leaf for leaf in spec.observation if np.promote_types(leaf.dtype, np.float32) == np.float64]
+        self.extremes: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}  # of these, by path, shape (1, *leaf.shape)
 
     def play(self, bridge: EnvBridge, seeds: Callable[[int, int], int], report: EnvironmentReport) -> None:
         """Make the steps, and note what the environment answers and how long it takes.
@@ -226,6 +231,9 @@ class _Trial:
                 obs = step.obs
                 for path in self._vectors:
                     self.largest = max(self.largest, float(np.abs(obs[path]).max()))
+                for path in (leaf.path for leaf in self.wide):
+                    lows, highs = self.extremes.get(path, (obs[path], obs[path]))
+                    self.extremes[path] = np.minimum(lows, obs[path]), np.maximum(highs, obs[path])
                 if step.any_ended:
                     report.episodes += 1
                     self._episodes.append(_Episode(seeds(0, bridge.episodes[0]), [], [_digests(obs)]))
@@ -362,6 +370,27 @@ def _wrappers_for(spec: EnvSpec, parameters: int | None) -> dict[str, str]:
                 f"data.wrappers=[{wrapper}]": f"the image {leaf.shape} has a side above {_LARGE_SIDE} pixels{many}{as_usual}"
             }
     return {}
+
+
+def _blurred(trial: _Trial) -> list[str]:
+    """Parts of the observation that float32 cannot tell apart as a policy sees them unless they are normalised."""
+    remarks = []
+    for leaf in trial.wide:
+        if leaf.kind != "box" or leaf.path not in trial.extremes:
+            continue
+        low, high, lows, highs = (ends.astype(np.float64) for ends in (*leaf.bounds(), *trial.extremes[leaf.path]))
+        spread = highs - lows
+        # whole numbers are scaled from their bounds to [0, 1]
+        spacing = (high - low) * 2.0**-24 if leaf.is_integer else np.spacing(np.maximum(-lows, highs).astype(np.float32))
+        blurred = (spread > _LEAST_SPREAD) & (spacing > _SHARE * spread)
+        if blurred.any():
+            first, last = float(lows[blurred][0]), float(highs[blurred][0])
+            use = f'["{leaf.path}"]' if leaf.is_integer else "true"
+            remarks.append(
+                f"{field_of('obs', leaf.path)}: float32 cannot tell apart what lies between {first!r} and {last!r}; "
+                f"use --model.normalize_observations={use}"
+            )
+    return remarks
 
 
 def _settings_for(report: EnvironmentReport, trial: _Trial) -> dict[str, str]:

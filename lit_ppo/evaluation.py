@@ -14,7 +14,6 @@ from lit_ppo.bridge.reports import Fault
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.contract import ContractSettings
 from lit_ppo.errors import ConfigError, EnvironmentFault
-from lit_ppo.networks import seen_as
 from lit_ppo.policy import Policy
 from lit_ppo.spaces import Leaf, Leaves
 
@@ -121,7 +120,7 @@ class GreedyPlayer:
         num_used = min(n, num_episodes)  # the rows that play; the policy ignores the others
         obs: Leaves = self._bridge.reset()
         actions = np.stack([_idle_action(self._bridge.spec.action)] * n)
-        distribution, dtypes = policy.distribution, {path: seen_as(leaf.dtype, policy.dtype) for path, leaf in obs.items()}
+        distribution, dtypes = policy.distribution, {path: policy.seen_as(path, leaf.dtype) for path, leaf in obs.items()}
         # number of the episode that each row plays; the bridge may have skipped some that could not begin
         playing = np.arange(n) + n * np.array(self._bridge.episodes)
         active = (playing < num_episodes).astype(np.uint8)

@@ -1,7 +1,7 @@
 """A trained policy as a file that needs neither lit_ppo nor its environment: `torch.export` or ONNX.
 
 The file has the actor with its observation normaliser and memory. Inputs are the leaves of an observation by their paths, in
-the dtypes of `seen_as`, and with memory `state` and `begins`; the number of rows is free. Outputs are the environment's own
+the environment's dtypes, and with memory `state` and `begins`; the number of rows is free. Outputs are the environment's own
 greedy actions, the numbers that describe the distribution of actions, and with memory the next state. Every file is checked on
 observations that the policy visits, before it is written.
 
@@ -72,11 +72,13 @@ class GreedyActor(nn.Module):
         """Greedy actions of the environment, outputs of the actor, and with memory the next state.
 
         Args:
-            obs: By path, shape (R, *leaf.shape).
+            obs: By path, shape (R, *leaf.shape), in the environment's dtypes.
             state: Shape (R, state_size); None without memory.
             begins: Whether an episode begins with this observation, shape (R,), bool; None without memory.
         """
         seen = dict(obs) if self.observation_normalizer is None else self.observation_normalizer(obs)
+        parameters = self.actor.head.weight.dtype
+        seen = {path: leaf.to(parameters) if leaf.is_floating_point() else leaf for path, leaf in seen.items()}
         if self._mask is not None:  # runtimes compare few integer types
             seen[self._mask] = seen[self._mask].to(torch.int64)
         features, after = self.actor.torso(seen, state, begins)
@@ -145,7 +147,7 @@ class ExportedPolicy:
             {
                 "name": self.names[leaf.path],
                 "path": leaf.path,
-                "dtype": self._dtype_of(leaf).name,
+                "dtype": leaf.dtype,
                 "shape": ["rows", *leaf.shape],
             }
             for leaf in self.spec.observation
@@ -166,10 +168,8 @@ class ExportedPolicy:
 
     @property
     def _float(self) -> np.dtype[Any]:
+        """Of states: that of the parameters."""
         return seen_as(np.dtype(np.float32), self.policy.dtype)
-
-    def _dtype_of(self, leaf: Leaf) -> np.dtype[Any]:
-        return seen_as(np.dtype(leaf.dtype), self.policy.dtype)
 
     @torch.no_grad()
     def visit(self, bridge: EnvBridge, num_states: int = NUM_CHECKED_STATES) -> Visited:
@@ -194,7 +194,7 @@ class ExportedPolicy:
         seen_outputs, states = [], []
         with evaluation_mode(self.greedy):
             for _ in range(-(-num_states // size)):
-                inputs = {self.names[leaf.path]: obs[leaf.path].astype(self._dtype_of(leaf)) for leaf in self.spec.observation}
+                inputs = {self.names[leaf.path]: obs[leaf.path] for leaf in self.spec.observation}
                 if self.state_size:
                     inputs |= {_STATE: state, _BEGINS: begins}
                 _, outputs, *after = (part.numpy() for part in self.greedy(*self.arguments(inputs)))

@@ -33,6 +33,7 @@ Observation = Mapping[str, Tensor]  # by path, shape (R, *leaf.shape), in the dt
 Encoder = Callable[[Tensor], Tensor]  # (R, *shape) -> (R, F)
 _NATURE_SIDE: Final = 36  # smallest side of an image that fits the Nature network
 _SMALLEST_SIDE: Final = 3  # of an image; anything smaller is a table of numbers
+_INT64_SIZE: Final = 1 << 64  # how many numbers an int64 can be
 
 
 def _global_stream_kept() -> AbstractContextManager[None]:
@@ -235,6 +236,9 @@ def flat(values: Tensor) -> Tensor:
 class Scaled(nn.Module):
     """Whole numbers scaled from their bounds to [0, 1]: (R, *shape) to (R, F).
 
+    (x - low) / (high - low). The difference is exact: up to 16 bits in float32, of wider numbers in int64, where it becomes a
+    float only once the offset is gone. A difference that int64 cannot hold is taken from the middle of the range.
+
     Args:
         leaf: What is scaled.
         then: What makes features of the scaled numbers.
@@ -242,19 +246,39 @@ class Scaled(nn.Module):
 
     def __init__(self, leaf: Leaf, then: Encoder) -> None:
         super().__init__()
-        low, high = leaf.bounds()
+        ends = [bound if isinstance(bound, tuple) else (bound,) for bound in (leaf.low, leaf.high)]
         # of single numbers a single number, which costs an image less memory traffic
-        if not isinstance(leaf.low, tuple) and not isinstance(leaf.high, tuple):
-            low, high = low.ravel()[:1], high.ravel()[:1]
-        low, high = low.astype(np.float64), high.astype(np.float64)
-        span = np.where(high > low, high - low, 1.0)
-        self.register_buffer("low", torch.from_numpy(low).to(torch.float32), persistent=False)
-        self.register_buffer("span", torch.from_numpy(span).to(torch.float32), persistent=False)
+        size, shape = (leaf.num_components, leaf.shape) if max(map(len, ends)) > 1 else (1, (1,))
+        lows, highs = ([_within(leaf, end) for end in (bound * size if len(bound) == 1 else bound)] for bound in ends)
+        spans = [max(high - low, 1) for low, high in zip(lows, highs, strict=True)]
+        middles = [_INT64_SIZE // 2 if span >= _INT64_SIZE // 2 else 0 for span in spans]
+        # modulo 2^64, as int64 counts, so that uint64 has its offsets, too
+        offsets = [_as_int64(low + middle) for low, middle in zip(lows, middles, strict=True)]
+        self._is_wide = np.promote_types(leaf.dtype, np.float32) != np.float32
+        subtracts_as = torch.int64 if self._is_wide else torch.float32
+        self.register_buffer("offset", torch.tensor(offsets).view(shape).to(subtracts_as), persistent=False)
+        for name, numbers in (("span", spans), ("middle", middles)):
+            self.register_buffer(name, torch.tensor(numbers, dtype=torch.float64).view(shape).float(), persistent=False)
         self.then = then
 
     def forward(self, values: Tensor) -> Tensor:
-        low, span = cast(Tensor, self.low), cast(Tensor, self.span)
-        return self.then((values.to(low.dtype) - low) / span)
+        offset, span = cast(Tensor, self.offset), cast(Tensor, self.span)
+        numbers = values.to(offset.dtype) - offset
+        if self._is_wide:
+            numbers = numbers.to(span.dtype) + cast(Tensor, self.middle)
+        return self.then(numbers / span)
+
+
+def _within(leaf: Leaf, bound: float) -> int:
+    """A bound as a whole number that the leaf's dtype can hold; infinite ones become the ends of the dtype."""
+    if leaf.dtype == "bool":
+        return int(bound)
+    limits = np.iinfo(leaf.dtype)
+    return limits.min if bound < limits.min else limits.max if bound > limits.max else int(bound)
+
+
+def _as_int64(number: int) -> int:
+    return (number + _INT64_SIZE // 2) % _INT64_SIZE - _INT64_SIZE // 2
 
 
 class OneHot(nn.Module):
@@ -383,11 +407,15 @@ class Inputs(nn.Module):
         return features[0] if len(features) == 1 else torch.cat(features, dim=-1)
 
 
-def seen_as(dtype: np.dtype[Any], precision: torch.dtype) -> np.dtype[Any]:
-    """The dtype in which networks are given a leaf: its own, but floats as float64 or float32.
+def seen_as(dtype: np.dtype[Any], precision: torch.dtype, is_normalized: bool = True) -> np.dtype[Any]:
+    """The dtype in which a policy is given a leaf: whole numbers in their own, floats in that of the parameters.
 
     Args:
         dtype: The leaf's own.
         precision: Dtype of the networks' parameters.
+        is_normalized: Whether the leaf is normalised. Then float64 stays float64, and is converted once its mean is gone.
     """
-    return np.dtype(np.float64 if precision == torch.float64 else np.float32) if dtype.kind == "f" else dtype
+    if dtype.kind != "f":
+        return dtype
+    parameters = np.dtype(np.float64 if precision == torch.float64 else np.float32)
+    return np.promote_types(dtype, parameters) if is_normalized else parameters

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -119,21 +120,25 @@ class RunningMoments(Float64Buffers):
 
     Args:
         shape: Of one value.
+        is_wide: Whether values are more exact than float32. Then `center` is float64, too: it is subtracted before rounding.
     """
 
-    float64_buffers = ("count", "mean", "m2")
+    float64_buffers: tuple[str, ...] = ("count", "mean", "m2")
     count: Tensor
     mean: Tensor
     m2: Tensor
     center: Tensor  # (*shape)
     scale: Tensor  # (*shape)
 
-    def __init__(self, shape: Sequence[int]) -> None:
+    def __init__(self, shape: Sequence[int], is_wide: bool = False) -> None:
         super().__init__()
+        if is_wide:
+            self.float64_buffers = (*self.float64_buffers, "center")
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         for name in ("mean", "m2"):
             self.register_buffer(name, torch.zeros(tuple(shape), dtype=torch.float64))
-        self.register_buffer("center", torch.zeros(tuple(shape)), persistent=False)
+        center_dtype = torch.float64 if is_wide else None
+        self.register_buffer("center", torch.zeros(tuple(shape), dtype=center_dtype), persistent=False)
         self.register_buffer("scale", torch.ones(tuple(shape)), persistent=False)
         self.register_load_state_dict_post_hook(_derive_after_loading)  # type: ignore[no-untyped-call]
 
@@ -191,20 +196,23 @@ class ObservationNormalizer(nn.Module):
     def __init__(self, leaves: Sequence[Leaf], clip: float | None) -> None:
         super().__init__()
         # in a list, since a path may be "" or contain dots, which the name of a module may not
-        self.leaves = nn.ModuleList(RunningMoments(leaf.shape) for leaf in leaves)
-        self._paths = tuple(leaf.path for leaf in leaves)
+        is_wide = [np.promote_types(leaf.dtype, np.float32) == np.float64 for leaf in leaves]
+        self.leaves = nn.ModuleList(RunningMoments(leaf.shape, wide) for leaf, wide in zip(leaves, is_wide, strict=True))
+        self.paths = tuple(leaf.path for leaf in leaves)
         self._clip = clip
 
     def forward(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Normalised leaves in the dtype of the module, the others as they are; in the order of `obs`.
 
+        float64 and whole numbers of more than 16 bits are centred in float64, and only then rounded.
+
         Args:
             obs: By path, shape (B, *leaf.shape), any real dtype.
         """
         normalized, clip = dict(obs), self._clip
-        for path, moments in zip(self._paths, cast(list[RunningMoments], self.leaves), strict=True):
-            center = moments.center
-            numbers = (obs[path].to(center.dtype) - center) * moments.scale
+        for path, moments in zip(self.paths, cast(list[RunningMoments], self.leaves), strict=True):
+            center, scale = moments.center, moments.scale
+            numbers = (obs[path].to(center.dtype) - center).to(scale.dtype) * scale
             normalized[path] = numbers if clip is None else numbers.clamp(-clip, clip)
         return normalized
 
@@ -215,7 +223,7 @@ class ObservationNormalizer(nn.Module):
             obs: Not normalised, by path, shape (B, *leaf.shape), on the device of the module.
             weights: As in `moments_of`.
         """
-        return tuple(moments_of(obs[path], weights) for path in self._paths)
+        return tuple(moments_of(obs[path], weights) for path in self.paths)
 
     def updated(self, *more: Sequence[Moments]) -> tuple[Moments, ...]:
         """What the moments become after more observations, added in the order of the arguments; nothing is stored.

@@ -8,8 +8,9 @@ and returned, and never kept in a module.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from lit_ppo.networks import (
     Observation,
     OwnTorso,
     linear,
+    seen_as,
 )
 from lit_ppo.normalization import ObservationNormalizer, RewardNormalizer, normalized_leaves
 from lit_ppo.ppo_settings import PPOSettings
@@ -218,6 +220,11 @@ class Policy(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the parameters."""
         return self.critic.head.weight.dtype
+
+    def seen_as(self, path: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+        """The dtype in which a leaf of `obs` is given to this policy, from the leaf's own; see `networks.seen_as`."""
+        normalizer = self.observation_normalizer
+        return seen_as(dtype, self.dtype, normalizer is not None and path in normalizer.paths)
 
     def initial_state(self, num_sequences: int) -> Tensor | None:
         """The state in which nothing is remembered, shape (S, state_size); None without memory."""

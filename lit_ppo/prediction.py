@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lit_ppo.contract import Contract, ContractSettings
 from lit_ppo.errors import ContractViolation, shown
 from lit_ppo.leaf_rules import admit_leaf, field_of
-from lit_ppo.networks import seen_as
 from lit_ppo.policy import Policy
 from lit_ppo.spaces import EnvSpec, Leaf, Leaves
 
@@ -173,7 +172,7 @@ def predicted(
         raise ValueError(f"generator: expected a torch.Generator, got {type(generator).__name__} {shown(generator)}")
     parameter = next(policy.parameters())
     device, num_rows = parameter.device, len(next(iter(leaves.values())))
-    seen = {path: torch.from_numpy(leaf.astype(seen_as(leaf.dtype, policy.dtype))).to(device) for path, leaf in leaves.items()}
+    seen = {path: torch.from_numpy(leaf.astype(policy.seen_as(path, leaf.dtype))).to(device) for path, leaf in leaves.items()}
     before = _state_of(policy, state, num_rows)
     rows = np.zeros(num_rows, np.bool_) if begins is None else np.broadcast_to(np.asarray(begins), (num_rows,))
     if rows.dtype != np.bool_:

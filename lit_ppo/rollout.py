@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lit_ppo import functional
 from lit_ppo.bridge.client import EnvBridge
-from lit_ppo.networks import Observation, seen_as
+from lit_ppo.networks import Observation
 from lit_ppo.policy import Policy, PolicyOutputs
 from lit_ppo.ranks import Ranks
 from lit_ppo.seeding import SeedOrigin
@@ -29,12 +29,13 @@ from lit_ppo.spaces import EnvSpec, Leaves
 
 # What one pass of a network without gradients may read: a rollout of images would need many times its own memory.
 _BYTES_OF_A_PASS: Final = 1 << 26
+DEVICES_WITHOUT_FLOAT64: Final = ("mps",)
 
 
 class Outcomes(NamedTuple):
     """What T steps of all environments of a run brought; every rank knows those of all."""
 
-    rewards: Tensor  # (T, N) float32
+    rewards: Tensor  # (T, N) float64
     terminated: Tensor  # (T, N) bool
     truncated: Tensor  # (T, N) bool
     valid: Tensor  # (T, N) bool
@@ -56,7 +57,7 @@ class Rollout(NamedTuple):
 
     obs: dict[str, Tensor]  # (T + 1, N, *leaf.shape); the last row is where the next rollout begins
     actions: Tensor  # (T, N, *action_shape) as the policy drew them
-    rewards: Tensor  # (T, N) float32
+    rewards: Tensor  # (T, N) float64
     terminated: Tensor  # (T, N) bool
     truncated: Tensor  # (T, N) bool
     valid: Tensor  # (T, N) bool; False: this row is not a transition
@@ -246,10 +247,10 @@ def collect_rollout(
     obs, state = start.obs, start.state
     distribution, device, length = policy.distribution, noise.device, policy.sequence_length
     # not in inference mode: a layer could not save such a tensor for its backward pass
-    rows = {path: np.empty((horizon + 1, *now.shape), seen_as(now.dtype, policy.dtype)) for path, now in obs.items()}
+    rows = {path: np.empty((horizon + 1, *now.shape), policy.seen_as(path, now.dtype)) for path, now in obs.items()}
     stored = {path: torch.from_numpy(leaf_rows) for path, leaf_rows in rows.items()}  # the same memory, seen by torch
     actions = torch.empty(*steps, *distribution.action_shape, dtype=distribution.action_dtype)
-    action_rows, rewards = actions.numpy(), np.empty(steps, np.float32)
+    action_rows, rewards = actions.numpy(), np.empty(steps)
     terminated, truncated, valid = np.zeros(steps, np.bool_), np.zeros(steps, np.bool_), np.ones(steps, np.bool_)
     final_steps = [np.empty(0, np.int64)]
     final_obs = {path: [np.empty((0, *leaf_rows.shape[2:]), leaf_rows.dtype)] for path, leaf_rows in rows.items()}
@@ -322,12 +323,12 @@ def make_batch(rollout: Rollout, policy: Policy, *, gamma: float, gae_lambda: fl
     """Values, advantages and log-probabilities of a rollout, flattened.
 
     Args:
-        rollout: On the policy's device; its rewards are what the critic learns from.
+        rollout: On the policy's device; its rewards are what the critic learns from, in the precision of the networks.
         policy: Who acted.
         gamma, gae_lambda: As in `functional.generalized_advantages`.
         weighted: Whether rows may be no transitions, so that all have weights.
     """
-    length, begins_at = policy.sequence_length, begins_of(rollout)
+    length, begins_at, rewards = policy.sequence_length, begins_of(rollout), rollout.rewards.to(policy.dtype)
     obs = {path: _by_sequence(leaf[:-1], length) for path, leaf in rollout.obs.items()}
     actions, state, begins = _by_sequence(rollout.actions, length), None, None
     if rollout.states is not None:
@@ -338,7 +339,7 @@ def make_batch(rollout: Rollout, policy: Policy, *, gamma: float, gae_lambda: fl
         else:
             outputs, values, next_values = _with_memory(rollout, policy, obs, state, begins_at)
         advantages = functional.generalized_advantages(
-            rollout.rewards, values, next_values, rollout.terminated, rollout.truncated, rollout.valid, gamma, gae_lambda
+            rewards, values, next_values, rollout.terminated, rollout.truncated, rollout.valid, gamma, gae_lambda
         )
         log_probs, _ = policy.distribution.log_probs_and_entropies(outputs, actions)
         values, advantages = _by_sequence(values, length), _by_sequence(advantages, length)
@@ -351,7 +352,7 @@ def make_batch(rollout: Rollout, policy: Policy, *, gamma: float, gae_lambda: fl
         old_values=values.clone(),
         advantages=advantages.clone(),
         returns=returns.clone(),
-        weights=_by_sequence(rollout.valid, length).to(rollout.rewards.dtype) if weighted else None,
+        weights=_by_sequence(rollout.valid, length).to(rewards.dtype) if weighted else None,
         begins=begins,
         state=state,
     )
@@ -443,7 +444,7 @@ class EpisodeStatistics:
 
     def update(self, rollout: Outcomes) -> EndedEpisodes:
         """Count a rollout; returns the episodes that ended in it."""
-        rewards, valid = rollout.rewards.numpy().astype(np.float64), rollout.valid.numpy()
+        rewards, valid = rollout.rewards.double().numpy(), rollout.valid.numpy()
         boundaries = rollout.terminated.numpy() | rollout.truncated.numpy() | ~valid
         ended: list[tuple[int, int, float, int]] = []
         horizon, num_envs = valid.shape

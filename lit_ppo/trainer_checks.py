@@ -18,7 +18,7 @@ from lit_ppo import elastic
 from lit_ppo.checkpoint_io import VerifiedCheckpointIO
 from lit_ppo.compat_lightning import rank_strategy_of, unfit_for_ranks
 from lit_ppo.errors import ConfigError
-from lit_ppo.rollout import Learner, RolloutSource
+from lit_ppo.rollout import DEVICES_WITHOUT_FLOAT64, Learner, RolloutSource
 from lit_ppo.spaces import EnvSpec, Leaf
 
 _EVALUATIONS: Final = "has no effect on PPO updates; use --evaluation.every_env_steps"
@@ -106,7 +106,7 @@ def check_run(trainer: Trainer, module: LightningModule) -> None:
     Raises:
         ConfigError: Names what is refused, and what to use instead.
     """
-    _check_parts(trainer, module)
+    _check_float64(trainer, _check_parts(trainer, module))
     if trainer.state.fn == TrainerFn.FITTING:
         refuse_flags(trainer)
         _check_callbacks(trainer)
@@ -124,8 +124,8 @@ def check_run(trainer: Trainer, module: LightningModule) -> None:
         )
 
 
-def _check_parts(trainer: Trainer, module: LightningModule) -> None:
-    """The run must have our module and our datamodule."""
+def _check_parts(trainer: Trainer, module: LightningModule) -> Learner:
+    """The run must have our module, which is returned, and our datamodule."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     function = "fit" if trainer.state.fn is None else trainer.state.fn.value
     if not isinstance(data, RolloutSource):
@@ -139,6 +139,20 @@ def _check_parts(trainer: Trainer, module: LightningModule) -> None:
             f"trainer.{function}: RolloutDataModule expects a PPOModule, or a subclass, got {type(module).__name__}; "
             f"use trainer.{function}(PPOModule(data.spec), datamodule=data)"
         )
+    return module
+
+
+def _check_float64(trainer: Trainer, learner: Learner) -> None:
+    """The device must have float64 if the run needs it."""
+    device, policy = trainer.strategy.root_device.type, learner.policy
+    needing = {
+        "trainer.precision=64-true": trainer.precision == "64-true",
+        "model.normalize_observations": policy.observation_normalizer is not None,
+        "model.normalize_rewards": policy.reward_normalizer is not None,
+    }
+    for setting, needs in needing.items():
+        if needs and device in DEVICES_WITHOUT_FLOAT64:
+            raise ConfigError(f"{setting}: expected a device with float64, got {device}; use --trainer.accelerator=cpu")
 
 
 def _check_callbacks(trainer: Trainer) -> None:

@@ -13,7 +13,6 @@ from lit_ppo import functional
 from lit_ppo.compat_torch import clip_gradients
 from lit_ppo.distributions import Distribution
 from lit_ppo.errors import ConfigError
-from lit_ppo.networks import seen_as
 from lit_ppo.policy import Policy
 from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.rollout import Batch
@@ -181,7 +180,7 @@ def blank_minibatch(observation: Sequence[Leaf], policy: Policy, num_sequences: 
     obs = {}
     for leaf in observation:
         low = leaf.bounds()[0] if leaf.is_integer else 0.0  # 0 may be no choice of a discrete leaf
-        values = np.full((num_rows, *leaf.shape), low, seen_as(np.dtype(leaf.dtype), policy.dtype))
+        values = np.full((num_rows, *leaf.shape), low, policy.seen_as(leaf.path, np.dtype(leaf.dtype)))
         obs[leaf.path] = torch.from_numpy(values)
     actions = torch.zeros(num_rows, *policy.distribution.action_shape, dtype=policy.distribution.action_dtype)
     state = policy.initial_state(num_sequences)

@@ -59,6 +59,46 @@ def test_log_probs_and_entropies_are_those_of_torch(name: str, seed: int) -> Non
     torch.testing.assert_close(entropies, sum(part.entropy() for part in parts), rtol=1e-6, atol=1e-6)
 
 
+def slopes_by_hand(leaf: Leaf, outputs: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """d log pi(a|s) / d outputs and d entropy / d outputs, shape (B, num_outputs), from the formulas of each kind."""
+    actions = actions.reshape(len(outputs), -1)
+    if leaf.kind == "multi_binary":
+        ones = 1 / (1 + np.exp(-outputs))
+        return actions - ones, -outputs * ones * (1 - ones)  # d H / d p = -logit, d p / d logit = p (1 - p)
+    if leaf.kind == "box":
+        means, log_stds = np.split(outputs, 2, axis=1)
+        errors = (actions - means) / np.exp(log_stds)
+        return np.hstack([errors / np.exp(log_stds), errors**2 - 1]), np.hstack([0 * means, 1 + 0 * log_stds])
+    log_prob_slopes, entropy_slopes = [], []
+    for logits, chosen in zip(np.split(outputs, np.cumsum(leaf.choices)[:-1], axis=1), actions.T, strict=True):
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares = weights / weights.sum(axis=1, keepdims=True)
+        logs = np.log(np.where(shares > 0, shares, 1))  # 0 log 0 = 0
+        log_prob_slopes.append(np.eye(logits.shape[1])[chosen] - shares)
+        entropy_slopes.append(-shares * (logs - (shares * logs).sum(axis=1, keepdims=True)))
+    return np.hstack(log_prob_slopes), np.hstack(entropy_slopes)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", ACTIONS)
+@given(st.integers(0, 2**31))
+@settings(max_examples=15, deadline=None)
+def test_gradients_of_log_probs_and_entropies_are_those_of_the_formulas(name: str, masked: bool, seed: int) -> None:
+    leaf = ACTIONS[name]
+    distribution = distributions.for_action(leaf)
+    outputs = 2 * torch.randn(BATCH, distribution.num_outputs, generator=generator(seed), dtype=torch.float64)
+    if masked and leaf.kind in ("discrete", "multi_discrete"):
+        impossible = torch.rand(outputs.shape, generator=generator(seed + 2)) < 0.5
+        impossible[:, np.cumsum([0, *leaf.choices[:-1]])] = False
+        outputs = outputs.masked_fill(impossible, torch.finfo(outputs.dtype).min)
+    actions = distribution.sample(outputs, distribution.draw_noise(1, BATCH, generator(seed + 1))[0].double())
+    outputs.requires_grad_()
+    both = distribution.log_probs_and_entropies(outputs, actions)
+    for summed, expected in zip(both, slopes_by_hand(leaf, outputs.detach().numpy(), actions.numpy()), strict=True):
+        [slopes] = torch.autograd.grad(summed.sum(), outputs, retain_graph=True)
+        torch.testing.assert_close(slopes, torch.from_numpy(expected), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ACTIONS)
 def test_mode_has_no_less_probability_than_any_draw(name: str) -> None:
     distribution = distributions.for_action(ACTIONS[name])

@@ -67,6 +67,14 @@ def test_settings_follow_from_what_was_measured(monkeypatch: pytest.MonkeyPatch)
     assert list(settings) == expected
 
 
+def test_observations_that_float32_cannot_tell_apart_are_named() -> None:
+    [remark] = checked("tests.toy_envs:Far-v0", 40).remarks  # its time is scaled from its bounds before it is rounded
+    assert re.match(r"obs\.metres: float32 cannot tell apart what lies between 6399\S+ and 6400\S+; use", remark), remark
+    assert remark.endswith("--model.normalize_observations=true") and checked("tests.toy_envs:Anything-v0").remarks == []
+    [metres, time] = checked("tests.toy_envs:Far-v0", 40, has_bounds=False).remarks
+    assert metres == remark and time.startswith("obs.time: ") and time.endswith('normalize_observations=["time"]')
+
+
 def test_environment_that_never_ends_needs_a_time_limit() -> None:
     assert "data.max_episode_steps=STEPS" in checked("CliffWalking-v1", 20).settings
 

@@ -35,7 +35,7 @@ def playing(rule: Callable[[Tensor], Tensor]) -> Any:
         act=lambda obs, state, begins, noise: (rule(obs[""]).argmax(dim=1), None),
         initial_state=lambda num_envs: None,
         distribution=Categorical(2, 0),
-        dtype=torch.float32,
+        seen_as=lambda path, dtype: np.dtype(np.float32),
     )
 
 
@@ -252,7 +252,10 @@ def test_greedy_episodes_keep_to_the_mask_and_to_the_environments_own_numbers(mo
 class Counting(nn.Module):
     """A policy that remembers how many steps its episode has had, and leaves its direction every third step."""
 
-    distribution, dtype = Categorical(2, 0), torch.float32
+    distribution = Categorical(2, 0)
+
+    def seen_as(self, path: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+        return np.dtype(np.float32)
 
     def initial_state(self, num_envs: int) -> Tensor:
         return torch.full((num_envs, 1), 77.0)  # must not matter where an episode begins

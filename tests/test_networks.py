@@ -4,11 +4,14 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lit_ppo.errors import ConfigError
@@ -18,6 +21,8 @@ from lit_ppo.networks import (
     Image,
     ImageSettings,
     Inputs,
+    Scaled,
+    flat,
     is_image,
     seen_as,
 )
@@ -85,6 +90,47 @@ def test_whole_numbers_are_scaled_by_their_bounds() -> None:
     assert features(whole, [2**62]) == [[pytest.approx(0.75)]]
 
 
+WHOLE = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+
+
+@st.composite
+def whole_numbers(draw: st.DrawFn) -> tuple[Leaf, np.ndarray]:
+    """A leaf of any whole numbers, with bounds for all or for each, and values within them, shape (R, 3)."""
+    dtype = draw(st.sampled_from(WHOLE))
+    low, high = (0, 1) if dtype == "bool" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+
+    def window() -> tuple[int, int]:
+        first = draw(st.integers(low, high))
+        width = draw(st.sampled_from([0, 1, 100, 1 << 24, 1 << 53, 1 << 62, 1 << 63, 1 << 64]))
+        return (first, min(high, first + width)) if draw(st.booleans()) else (max(low, first - width), first)
+
+    windows = [window() for _ in range(3)] if draw(st.booleans()) else [window()] * 3
+    lows, highs = (tuple(ends) for ends in zip(*windows, strict=True))
+    rows = [[draw(st.integers(*ends)) for ends in windows] for _ in range(4)]
+    is_one = len(set(windows)) == 1 and draw(st.booleans())
+    leaf = Leaf("", "box", (3,), dtype, *((lows[0], highs[0]) if is_one else (lows, highs)))
+    return leaf, np.array([lows, highs, *rows], dtype)
+
+
+@given(whole_numbers(), st.sampled_from([torch.float32, torch.float64]))
+@settings(max_examples=300, deadline=None)
+def test_whole_numbers_are_scaled_exactly_and_rounded_once(drawn: tuple[Leaf, np.ndarray], precision: torch.dtype) -> None:
+    leaf, values = drawn
+    low, high = (bound if isinstance(bound, tuple) else (bound,) * 3 for bound in (leaf.low, leaf.high))
+    scaled = Scaled(leaf, flat).to(precision)(torch.from_numpy(values))
+    assert scaled.dtype == precision
+    for row, expected in zip(scaled.tolist(), values.tolist(), strict=True):
+        for got, value, first, last in zip(row, expected, low, high, strict=True):
+            exact = Fraction(int(value) - int(first), max(int(last) - int(first), 1))
+            # a difference that int64 cannot hold is taken from the middle, where a float32 is within 2^-25
+            assert abs(got - exact) <= (exact if last - first < 1 << 63 else 1) * 2.0**-22
+
+
+def test_infinite_bounds_of_whole_numbers_are_those_of_the_dtype() -> None:
+    assert features(box(1, dtype="int8"), [-128], [127]) == [[0], [1]]
+    assert features(box(1, dtype="int64", high=2**53), [2**53], [-(2**63)]) == [[1], [0]]
+
+
 def test_leaves_stand_side_by_side_in_their_order() -> None:
     leaves = [box(2, path="b"), discrete(2, path="a"), multi_binary(1, path="c/0")]
     inputs = inputs_of(leaves)
@@ -108,17 +154,19 @@ def test_features_have_the_dtype_of_the_parameters(leaf: Leaf, precision: torch.
     assert inputs({"": torch.from_numpy(values)}).dtype == precision
 
 
-def test_floats_are_seen_in_the_precision_of_the_networks_and_all_else_as_it_is() -> None:
+def test_floats_are_seen_in_the_precision_of_the_networks_unless_normalised_and_all_else_as_it_is() -> None:
     for dtype, single, double in (
         ("float16", "float32", "float64"),
         ("float32", "float32", "float64"),
-        ("float64", "float32", "float64"),
+        ("float64", "float64", "float64"),
         ("uint8", "uint8", "uint8"),
         ("bool", "bool", "bool"),
         ("int64", "int64", "int64"),
     ):
         assert seen_as(np.dtype(dtype), torch.float32) == single
         assert seen_as(np.dtype(dtype), torch.float64) == double
+        rounded = "float32" if dtype == "float64" else single  # unless it is normalised, it is rounded at once
+        assert seen_as(np.dtype(dtype), torch.float32, is_normalized=False) == rounded
 
 
 def test_inputs_have_no_state_but_the_weights_of_images() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lit_ppo import normalization
 from lit_ppo.errors import ConfigError
+from lit_ppo.networks import seen_as
 from lit_ppo.normalization import (
     Moments,
     ObservationNormalizer,
@@ -207,6 +208,15 @@ def test_moments_stay_float64_and_lose_no_digit(convert: Callable[[nn.Module], n
     assert torch.equal(module.float()[1].leaves[0].scale, scale)
 
 
+@pytest.mark.parametrize("convert", conversions())
+def test_mean_of_wide_numbers_stays_float64_and_what_comes_out_is_converted(convert: Callable[[nn.Module], nn.Module]) -> None:
+    module = nn.Sequential(nn.Linear(3, 3), trained([box(3, path="position", dtype="float64")]))
+    convert(module)
+    running = moments_module(module[1])
+    assert running.center.dtype == torch.float64 and torch.equal(running.center, running.mean)
+    assert module[1]({"position": torch.zeros(2, 3)})["position"].dtype == module[0].weight.dtype
+
+
 def test_moments_follow_the_device() -> None:
     running = moments_module(trained([POSITION]).to("meta"))
     assert {buffer.device.type for buffer in running.buffers()} == {"meta"}
@@ -315,6 +325,44 @@ def test_images_and_integers_can_be_normalised() -> None:
     expected = (numbers - numbers.mean(0)) / np.sqrt(numbers.var(0) + 1e-8)
     normalized = normalizer({"pixels": pixels})["pixels"]
     torch.testing.assert_close(normalized, torch.from_numpy(expected).float(), rtol=1e-5, atol=1e-5)
+
+
+@st.composite
+def numbers_far_from_zero(draw: st.DrawFn) -> tuple[Leaf, np.ndarray]:
+    """A leaf of any numbers, and values whose spread may be small beside their offset, shape (R, 2)."""
+    dtype = draw(st.sampled_from(["float32", "float64", "int8", "uint16", "int32", "uint32", "int64"]))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    largest = 100 if dtype == "int8" else 3e4 if dtype == "uint16" else 2e9 if dtype.endswith("32") else 4e15
+    offset = draw(st.floats(0 if dtype.startswith("u") else -largest, largest))
+    spacing = 2.0 * abs(np.spacing(np.dtype(dtype).type(offset))) if dtype.startswith("float") else 1.0
+    values = offset + spacing * draw(st.floats(1, 1e3 if largest > 1e4 else 10)) * random.standard_normal((20, 2))
+    info = None if dtype.startswith("float") else np.iinfo(dtype)
+    return box(2, dtype=dtype), (values if info is None else values.round().clip(info.min, info.max)).astype(dtype)
+
+
+@given(numbers_far_from_zero())
+@settings(max_examples=200, deadline=None)
+def test_numbers_far_from_zero_are_normalised_before_they_are_rounded(drawn: tuple[Leaf, np.ndarray]) -> None:
+    leaf, values = drawn
+    seen = {"": torch.from_numpy(values.astype(seen_as(values.dtype, torch.float32)))}
+    normalizer = ObservationNormalizer([leaf], None)
+    normalizer.commit(normalizer.updated(normalizer.moments_of(seen)))
+    got = normalizer(seen)[""]
+    assert got.dtype == torch.float32
+    columns = [[Fraction(number) for number in column] for column in values.T.tolist()]
+    means = [sum(column) / len(column) for column in columns]
+    deviations = [
+        math.sqrt(sum((number - mean) ** 2 for number in column) / len(column) + Fraction(1e-8))
+        for column, mean in zip(columns, means, strict=True)
+    ]
+    center = moments_module(normalizer).center
+    for k, (column, mean, divisor) in enumerate(zip(columns, means, deviations, strict=True)):
+        unrounded = np.promote_types(leaf.dtype, np.float32).type(abs(mean) + divisor)
+        rounding = float(abs(Fraction(center[k].item()) - mean))  # of the mean itself, in the leaf's precision
+        assert rounding <= 2 * np.spacing(unrounded)
+        for number, normalized in zip(column, got[:, k].tolist(), strict=True):
+            exact = float((number - mean) / Fraction(divisor))
+            assert normalized == pytest.approx(exact, rel=1e-6, abs=1e-6 + 1.01 * rounding / divisor)
 
 
 def test_new_moments_wait_for_their_commit_and_add_up() -> None:

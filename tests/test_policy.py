@@ -288,6 +288,36 @@ def test_torso_that_is_frozen_on_purpose_is_taken() -> None:
     assert policy_of(vector_spec(4, 2), PPOSettings(torso=lambda n: Frozen())).actor.torso.num_features == 4
 
 
+@pytest.mark.parametrize("settings", [{}, {"log_std": "state"}, {"gsde": True}])
+def test_gradients_of_the_standard_deviations_are_those_of_the_formulas(settings: dict[str, Any]) -> None:
+    """Of sum(log pi(a|s)) + 0.3 * sum(entropy): d / d log std is ((a - mean) / std)^2 - 1, and 1."""
+    policy = policy_of(spec_of(box(4), action=box(2)), PPOSettings(log_std_init=-0.5, **settings)).double()
+    actor, draws = policy.actor, generator(3)
+    features = torch.randn(7, actor.torso.num_features, generator=draws, dtype=torch.float64, requires_grad=True)
+    actions = torch.randn(7, 2, generator=draws, dtype=torch.float64)
+    outputs = actor(features, {})
+    log_probs, entropies = policy.distribution.log_probs_and_entropies(outputs, actions)
+    (log_probs.sum() + 0.3 * entropies.sum()).backward()
+    f, (means, log_stds) = features.detach(), outputs.detach().chunk(2, dim=1)
+    errors = (actions - means) / log_stds.exp()
+    of_means, of_log_stds = errors / log_stds.exp(), errors**2 - 1 + 0.3
+    of_outputs = of_means
+    if settings.get("log_std") == "state":
+        of_outputs = torch.cat([of_means, of_log_stds], dim=1)
+    elif "gsde" in settings:  # log std = log(sum_f f^2 exp(2 l) + 1e-6) / 2, so d / d l is f^2 exp(2 l) / variance
+        assert actor.log_std is not None and actor.log_std.grad is not None
+        squares = f.square().unsqueeze(2) * (2 * actor.log_std.detach()).exp()  # (7, F, 2)
+        torch.testing.assert_close(log_stds, 0.5 * (squares.sum(1) + 1e-6).log())
+        expected = (of_log_stds.unsqueeze(1) * squares / (squares.sum(1, keepdim=True) + 1e-6)).sum(0)
+        torch.testing.assert_close(actor.log_std.grad, expected)
+    else:
+        assert actor.log_std is not None
+        torch.testing.assert_close(actor.log_std.grad, of_log_stds.sum(0))
+    torch.testing.assert_close(actor.head.weight.grad, of_outputs.T @ f)
+    torch.testing.assert_close(actor.head.bias.grad, of_outputs.sum(0))
+    torch.testing.assert_close(features.grad, of_outputs @ actor.head.weight.detach())  # gSDE's noise does not reach features
+
+
 # -- memory
 
 

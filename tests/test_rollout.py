@@ -1,6 +1,10 @@
 """From environments to a batch: on scripted bridges, where every number is known, and on CartPole behind a real one."""
 
+import contextlib
+import dataclasses
+import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -11,14 +15,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import tests.toy_envs  # noqa: F401  registers the environments
 from lit_ppo import functional, rollout
 from lit_ppo.bridge.client import EnvBridge
-from lit_ppo.bridge.settings import EnvironmentSettings
+from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.contract import VectorStep
+from lit_ppo.data import RolloutDataModule
 from lit_ppo.distributions import Categorical
+from lit_ppo.errors import ConfigError
+from lit_ppo.evaluation import GreedyPlayer
+from lit_ppo.exchange import everywhere
+from lit_ppo.export import ExportedPolicy
+from lit_ppo.module import PPOModule
+from lit_ppo.networks import Inputs
 from lit_ppo.policy import Policy, PolicyOutputs
 from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.rollout import Batch, EpisodeStatistics, Rollout, Standpoint, collect_rollout, make_batch
+from lit_ppo.trainer_checks import check_run
 from tests.specs import box, discrete, generator, image, multi_discrete, policy_of, spec_of, vector_spec
 
 GAMMA = 0.5
@@ -70,6 +83,9 @@ class Seer:
     """A uniform actor, and a critic that says what it sees."""
 
     distribution, dtype, sequence_length = Categorical(2, 0), torch.float32, 1
+
+    def seen_as(self, path: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+        return np.dtype(np.float32)
 
     def __call__(self, obs: dict[str, Tensor], state: None = None, begins: None = None) -> PolicyOutputs:
         return PolicyOutputs(torch.zeros(len(obs[""]), 2), obs[""][:, 0], None)
@@ -199,6 +215,167 @@ def test_sequences_of_a_batch_are_taken_in_the_order_of_the_index() -> None:
     some = batch.sequences(torch.tensor([3, 0]))
     assert some.obs[""].tolist() == [[4], [1]] and some.old_values.tolist() == [4, 1]
     assert some.advantages.tolist() == batch.advantages[[3, 0]].tolist()
+
+
+# -- whole batches
+
+
+@st.composite
+def random_rollouts(draw: st.DrawFn) -> tuple[Policy, Rollout]:
+    """A policy of any memory, with an action mask, and a rollout of it with endings, truncations and invalid rows."""
+    memory, length = draw(st.sampled_from([(None, 1), ("gru", 1), ("gru", 3), ("lstm", 2), ("lstm", 6)]))
+    options: dict[str, Any] = {"sequence_length": length, "memory_size": 5} if memory else {}
+    is_shared = draw(st.booleans())
+    layers = PPOSettings(shared_torso=is_shared, actor_hidden_sizes=(4,), critic_hidden_sizes=(4 if is_shared else 3,))
+    spec = spec_of(box(2, path="x"), box(5, path="mask", dtype="int8", low=0, high=1), action=multi_discrete(3, 2), mask="mask")
+    policy = policy_of(spec, dataclasses.replace(layers, memory=memory, **options), draw(st.integers(0, 9))).double()
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+
+    def observed() -> dict[str, np.ndarray]:
+        mask = random.integers(2, size=(3, 5), dtype=np.int8)
+        mask[:, [0, 4]] = 1
+        return {"x": random.standard_normal((3, 2)), "mask": mask}
+
+    steps, ended_before = [], np.zeros(3, np.bool_)
+    for kinds in (random.choice(4, 3, p=[0.5, 0.15, 0.25, 0.1]) for _ in range(6)):
+        # a row that is no transition follows an ending, as in native environments, or an abandoned episode
+        invalid = (kinds == 3) | (ended_before & (kinds == 0))
+        terminated, truncated = kinds == 1, kinds == 2
+        ended_before = terminated | truncated
+        any_ended = bool(ended_before.any())
+        rewards = random.standard_normal(3)
+        steps.append(VectorStep(observed(), observed(), rewards, terminated, truncated, ~invalid, any_ended, not invalid.any()))
+    begun = Standpoint(observed(), random.integers(2, size=3).astype(np.bool_), policy.initial_state(3))
+    if begun.state is not None:
+        begun = begun._replace(state=torch.from_numpy(random.standard_normal(begun.state.shape)))
+    noise = policy.draw_noise(6, 3, generator())
+    return policy, collect_rollout(ScriptedBridge(steps), begun, policy, noise, update=0, env_steps=0)  # type: ignore[arg-type]
+
+
+@given(random_rollouts(), st.sampled_from([0.0, 0.7, 1.0]))
+@settings(max_examples=40, deadline=None)
+def test_batch_is_what_a_walk_of_one_step_at_a_time_makes_of_a_rollout(
+    drawn: tuple[Policy, Rollout], gae_lambda: float
+) -> None:
+    policy, steps = drawn
+    batch = make_batch(steps, policy, gamma=GAMMA, gae_lambda=gae_lambda, weighted=True)
+    final_at, rows = steps.final_steps.tolist(), {}
+    for env in range(3):
+        state = None if steps.states is None else steps.states[0, env : env + 1]
+        forgets, walked = bool(steps.begins[env]), []
+        for t in range(6):
+            if forgets and state is not None:
+                state = torch.zeros_like(state)
+            now = {path: leaf[t, env][None] for path, leaf in steps.obs.items()}
+            outputs, value, after = seen_alone(policy, now, state)
+            terminated, truncated, valid = (bool(flags[t, env]) for flags in (steps.terminated, steps.truncated, steps.valid))
+            if terminated or truncated:
+                successor = {path: leaf[final_at.index(3 * t + env)][None] for path, leaf in steps.final_obs.items()}
+            else:
+                successor = {path: leaf[t + 1, env][None] for path, leaf in steps.obs.items()}
+            next_value = 0.0 if terminated else seen_alone(policy, successor, after)[1]  # with what is remembered of the step
+            chances = [
+                part.softmax(0)[choice] for part, choice in zip(outputs.split([3, 2]), steps.actions[t, env], strict=True)
+            ]
+            walked.append(
+                (value, steps.rewards[t, env].item() + GAMMA * next_value - value, sum(c.log().item() for c in chances))
+            )
+            forgets, state = terminated or truncated or not valid, after
+        advantage = 0.0
+        for t in reversed(range(6)):
+            value, delta, log_prob = walked[t]
+            goes_on = bool(steps.valid[t, env]) and not bool(steps.terminated[t, env] | steps.truncated[t, env])
+            advantage = (delta + GAMMA * gae_lambda * advantage * goes_on) * bool(steps.valid[t, env])
+            rows[env, t] = [log_prob, value, advantage, value + advantage, float(steps.valid[t, env])]
+    length = policy.sequence_length
+    order = [(env, s * length + k) for s in range(6 // length) for env in range(3) for k in range(length)]
+    assert batch.weights is not None
+    got = torch.stack([batch.old_log_probs, batch.old_values, batch.advantages, batch.returns, batch.weights.double()], dim=1)
+    np.testing.assert_allclose(got.numpy(), np.array([rows[place] for place in order]), rtol=1e-9, atol=1e-9)
+    for path, leaf in batch.obs.items():
+        assert leaf.tolist() == [steps.obs[path][t, env].tolist() for env, t in order]
+    assert batch.actions.tolist() == [steps.actions[t, env].tolist() for env, t in order]
+
+
+def seen_alone(policy: Policy, obs: dict[str, Tensor], state: Tensor | None) -> tuple[Tensor, float, Tensor | None]:
+    """The actor's outputs for one observation, shape (5,), the critic's value of it, and the next state."""
+    begins = None if state is None else torch.zeros(1, dtype=torch.bool)
+    with torch.no_grad():
+        outputs, values, states = policy(obs, state, begins)
+    return outputs[0], values.item(), states
+
+
+# -- numbers far from zero
+
+
+def test_every_way_to_the_policy_keeps_what_float32_would_lose(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = gymnasium.make("Far-v0", disable_env_checker=True)
+    episode = [env.reset(seed=5)[0], *(env.step(0)[0] for _ in range(8))]
+    raw = {path: np.stack([obs[path] for obs in episode]) for path in ("metres", "time")}
+    metres = raw["metres"]
+    exact = np.hstack([(metres - metres.mean(0)) / np.sqrt(metres.var(0) + 1e-8), (raw["time"] - 1_700_000_000) / 100])
+    processes = BridgeSettings(bridge="inprocess")
+    far = EnvironmentSettings("tests.toy_envs:Far-v0")
+    seen: list[np.ndarray] = []
+    forward = Inputs.forward
+
+    def noted(inputs: Inputs, obs: dict[str, Tensor]) -> Tensor:
+        made = forward(inputs, obs)
+        if inputs is module.policy.actor.torso.inputs:
+            seen.append(made.detach().numpy().copy())
+        return made
+
+    def require_exact(num_rows: int = 9) -> None:
+        np.testing.assert_allclose(np.concatenate(seen)[:num_rows], exact[:num_rows], rtol=1e-5, atol=1e-6)
+        seen.clear()
+
+    with EnvBridge(far, 1, lambda env, episode: 5, settings=processes) as bridge:
+        module = PPOModule(bridge.spec, normalize_observations=True)
+        policy, normalizer = module.policy, module.policy.observation_normalizer
+        assert normalizer is not None
+        normalizer.commit(normalizer.updated(normalizer.moments_of({"metres": torch.from_numpy(metres)})))
+        monkeypatch.setattr(Inputs, "forward", noted)
+        noise = policy.draw_noise(10, 1, generator())
+        rollout = collect_rollout(bridge, start(bridge.reset()), policy, noise, update=0, env_steps=0)
+        require_exact()
+        make_batch(rollout, policy, gamma=GAMMA, gae_lambda=0.9, weighted=False)
+        require_exact()
+        ExportedPolicy(policy, bridge.spec, "clip").visit(bridge, 9)
+        require_exact()
+    module.predict(raw)
+    require_exact()
+    with contextlib.closing(GreedyPlayer(far, 1, settings=processes)) as player:
+        results = player.play(policy, [5], torch.device("cpu"))
+    require_exact()
+    ended = EpisodeStatistics(1).update(rollout.outcomes)
+    assert ended.returns == list(results.returns) == [9 * 16_777_217.0]
+    of_two_ranks: Any = SimpleNamespace(count=2, gather=lambda rows: torch.cat([rows, rows]))
+    outcomes, _ = everywhere(of_two_ranks, rollout.outcomes, [0])
+    assert EpisodeStatistics(2).update(outcomes).returns == 2 * ended.returns
+
+
+def test_rewards_are_rounded_only_on_devices_without_float64() -> None:
+    rollout = collected([line([3], [16_777_217.0])], [1])
+    data = RolloutDataModule()
+    for device, reward in (("mps", 16_777_216.0), ("cuda", 16_777_217.0), ("cpu", 16_777_217.0)):
+        data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(device=torch.device(device)))  # type: ignore[assignment]
+        sent = data.on_before_batch_transfer(rollout._replace(everywhere=rollout.outcomes), 0)
+        assert sent.rewards.item() == sent.outcomes.rewards.item() == reward
+        assert all(part.dtype != torch.float64 for part in tensors(sent)) is (device == "mps")
+
+
+@pytest.mark.parametrize("setting", ["trainer.precision=64-true", "model.normalize_observations", "model.normalize_rewards"])
+def test_float64_on_a_device_without_it_is_refused_by_name(setting: str) -> None:
+    name = setting.removeprefix("model.")
+    module = PPOModule(vector_spec(3, 2), **({} if name == setting else {name: True}))
+    trainer: Any = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("mps")),
+        precision="64-true" if name == setting else "32-true",
+        datamodule=RolloutDataModule(),
+        state=SimpleNamespace(fn=None),
+    )
+    with pytest.raises(ConfigError, match=rf"^{re.escape(setting)}: expected a device with float64, got mps; use"):
+        check_run(trainer, module)
 
 
 # -- observations of several leaves, actions of several components

@@ -1,10 +1,14 @@
 """Shards: what is computed apart and summed in order, on one rank; `tests/test_ranks.py` has several."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lit_ppo import functional
 from lit_ppo.bridge.checkpoint import dealt, joined
@@ -13,9 +17,12 @@ from lit_ppo.bridge.settings import BridgeSettings
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.errors import ConfigError
+from lit_ppo.passes import Passes, columns_of
 from lit_ppo.ppo_settings import PPOSettings
+from lit_ppo.ranks import Ranks
+from lit_ppo.rollout import Batch
 from lit_ppo.shards import Shards
-from lit_ppo.update import EagerGradients, SummedGradients
+from lit_ppo.update import EagerGradients, MinibatchResult, SummedGradients
 from tests.runs import cartpole_module, fit, parameters, same, small_data
 from tests.test_update import gradients, minibatch, networks
 
@@ -61,6 +68,34 @@ def test_gradients_and_losses_of_the_parts_add_up_to_those_of_the_whole() -> Non
     torch.testing.assert_close(result.loss, expected.loss)
     torch.testing.assert_close(result.gradient_norm, expected.gradient_norm)
     torch.testing.assert_close(gradients(other), gradients(one))
+
+
+@given(st.integers(0, 2**31), st.sampled_from([1, 2, 4]), st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_kl_and_clip_fraction_of_shards_are_those_of_all_their_transitions(seed: int, num_shards: int, weighted: bool) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    log_ratios = [0.5 * torch.randn(12, generator=draws) for _ in range(num_shards)]
+    weights = [(torch.rand(12, generator=draws) < 0.3 * (k + 1)).float() for k in range(num_shards)]
+    weights[0][0] = 1  # at least one transition
+    batches = [
+        minibatch(12)._replace(old_log_probs=own, weights=row if weighted else None)
+        for own, row in zip(log_ratios, weights, strict=True)
+    ]
+    ranks = Ranks()
+
+    def learns_nothing(parts: Sequence[Batch], *_: Any) -> MinibatchResult:
+        return MinibatchResult(
+            functional.PPOLoss(*torch.zeros(4)), tuple(part.old_log_probs for part in parts), torch.zeros(())
+        )
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    sizes = PPOSettings(update_epochs=1, minibatch_size=5 * num_shards)
+    passes = Passes(sizes, learns_nothing, optimizer, lambda closure: None, Shards(4, num_shards), ranks)  # type: ignore[arg-type]
+    end = passes.run(batches, columns_of(batches, ranks), 0, 0.2).end
+    counted = torch.cat(log_ratios)[torch.cat(weights) == 1 if weighted else slice(None)].double().tolist()
+    assert end is not None
+    assert end.kl == pytest.approx(sum(math.exp(x) - 1 - x for x in counted) / len(counted), rel=1e-4)
+    assert end.clip_fraction == pytest.approx(sum(abs(math.exp(x) - 1) > 0.2 for x in counted) / len(counted), rel=1e-4)
 
 
 def sharded_run(parts: list[int], settings: dict[str, Any], **data: Any) -> tuple[dict[str, Any], list[float]]:

@@ -194,6 +194,40 @@ gymnasium.register("Beside-v0", BesideEnv, max_episode_steps=EPISODE_STEPS)
 gymnasium.register("Sharing-v0", SharingEnv, max_episode_steps=EPISODE_STEPS)
 
 
+class FarEnv(gymnasium.Env[Any, Any]):
+    """Numbers of which float32 sees only the offset: metres of a map, Unix time, rewards. Actions change nothing.
+
+    Args:
+        has_bounds: Whether the space says between which times the environment is.
+    """
+
+    REWARD = 16_777_217.0
+
+    def __init__(self, has_bounds: bool = True) -> None:
+        spaces = gymnasium.spaces
+        metres = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+        first, last = (1_700_000_000, 1_700_000_100) if has_bounds else (-(2**63), 2**63 - 1)
+        time = spaces.Box(first, last, (1,), np.int64)
+        self.observation_space = spaces.Dict({"metres": metres, "time": time})
+        self.action_space, self.steps = spaces.Discrete(2), 0
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        metres = np.array([6.4e6, -3e5]) + 0.5 * self.np_random.standard_normal(2)
+        return {"metres": metres, "time": np.array([1_700_000_000 + 7 * self.steps])}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return self._observation(), self.REWARD, self.steps == 9, False, {}
+
+
+gymnasium.register("Far-v0", FarEnv)
+
+
 class RenderedEnv(gymnasium.Env[Any, Any]):
     """Shows the number of the step as a shade of grey; episodes have 4 steps, and a test can see all of them in a video.
 

@@ -102,7 +102,6 @@ def _policy_of(options: argparse.Namespace) -> "tuple[EnvironmentSettings, Bridg
     defer_dynamo()
     import torch
 
-    from lit_ppo.networks import seen_as
     from lit_ppo.saved_policy import load
 
     saved = load(typed_checkpoint(options), typed_settings(options), options.trust_checkpoint == "true")
@@ -112,7 +111,7 @@ def _policy_of(options: argparse.Namespace) -> "tuple[EnvironmentSettings, Bridg
     @torch.inference_mode()
     def choose(obs: "Leaves", begins: "NDArray[np.bool_]") -> "NDArray[Any]":
         nonlocal state
-        seen = {leaf: torch.from_numpy(values.astype(seen_as(values.dtype, policy.dtype))) for leaf, values in obs.items()}
+        seen = {path: torch.from_numpy(leaf.astype(policy.seen_as(path, leaf.dtype))) for path, leaf in obs.items()}
         chosen, state = policy.act(seen, state, None if state is None else torch.from_numpy(begins), None)
         return policy.distribution.to_env(chosen.numpy())
 
