@@ -6,9 +6,11 @@ Environment processes run this file too, so it imports nothing: public names are
 from typing import TYPE_CHECKING
 
 __version__ = "0.2.0"
+PACKAGE = __path__[0]  # directory of this package, which workers load and a sandbox lets them read
 
 _HOMES = {
     "BridgeError": "lit_ppo.errors",
+    "BridgeSettings": "lit_ppo.bridge.settings",
     "CheckpointError": "lit_ppo.errors",
     "ConfigError": "lit_ppo.errors",
     "Contract": "lit_ppo.contract",
@@ -18,6 +20,7 @@ _HOMES = {
     "EnvBridge": "lit_ppo.bridge.client",
     "EnvironmentFault": "lit_ppo.errors",
     "EnvironmentRaised": "lit_ppo.errors",
+    "EnvironmentSettings": "lit_ppo.bridge.settings",
     "EpisodeResults": "lit_ppo.evaluation",
     "GracefulExit": "lit_ppo.callbacks.graceful_exit",
     "GreedyEvaluation": "lit_ppo.callbacks.greedy_evaluation",
@@ -35,11 +38,13 @@ _HOMES = {
     "VerifiedCheckpointIO": "lit_ppo.checkpoint_io",
     "preset_named": "lit_ppo.presets",
 }
-_WITHOUT_TORCH = {"lit_ppo.bridge.client", "lit_ppo.contract", "lit_ppo.errors", "lit_ppo.presets"}
+_WITHOUT_TORCH = {"lit_ppo.bridge.client", "lit_ppo.bridge.settings", "lit_ppo.contract", "lit_ppo.errors", "lit_ppo.presets"}
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from lit_ppo.bridge.client import EnvBridge as EnvBridge
+    from lit_ppo.bridge.settings import BridgeSettings as BridgeSettings
+    from lit_ppo.bridge.settings import EnvironmentSettings as EnvironmentSettings
     from lit_ppo.callbacks.curve_export import CurveExport as CurveExport
     from lit_ppo.callbacks.graceful_exit import GracefulExit as GracefulExit
     from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation as GreedyEvaluation
