@@ -31,7 +31,6 @@ _HOMES = {
     "RolloutDataModule": "lit_ppo.data",
     "RunCheckpoint": "lit_ppo.callbacks.run_checkpoint",
     "RunProgress": "lit_ppo.callbacks.run_progress",
-    "RunRecord": "lit_ppo.callbacks.run_record",
     "RunStatus": "lit_ppo.callbacks.run_status",
     "RunSummary": "lit_ppo.callbacks.run_summary",
     "StopWhenSolved": "lit_ppo.callbacks.stop_when_solved",
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
     from lit_ppo.callbacks.grid_policy import GridPolicy as GridPolicy
     from lit_ppo.callbacks.run_checkpoint import RunCheckpoint as RunCheckpoint
     from lit_ppo.callbacks.run_progress import RunProgress as RunProgress
-    from lit_ppo.callbacks.run_record import RunRecord as RunRecord
     from lit_ppo.callbacks.run_status import RunStatus as RunStatus
     from lit_ppo.callbacks.run_summary import RunSummary as RunSummary
     from lit_ppo.callbacks.stop_when_solved import StopWhenSolved as StopWhenSolved

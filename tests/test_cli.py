@@ -792,7 +792,6 @@ def test_help_lists_all_commands(run: Run) -> None:
         "plot",
         "presets",
         "replay",
-        "reproduce",
         "rollout",
         "runs",
     ]
@@ -832,10 +831,7 @@ def test_examples_of_the_help_are_valid(run: Run, trained: None) -> None:
 def test_line_that_does_not_begin_with_a_command_is_refused(line: str, run: Run) -> None:
     ended = run(line)
     assert (ended.code, ended.err.count("\n")) == (exit_codes.USAGE, 1)
-    assert (
-        "expected one of fit, validate, test, check-env, export, play, plot, presets, replay, reproduce, rollout, runs"
-        in ended.err
-    )
+    assert "expected one of fit, validate, test, check-env, export, play, plot, presets, replay, rollout, runs" in ended.err
 
 
 def test_word_that_is_no_command_is_refused_with_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -843,7 +839,7 @@ def test_word_that_is_no_command_is_refused_with_all_commands(capsys: pytest.Cap
         cli.main(["fti"])
     assert ended.value.code == exit_codes.USAGE
     expected = (
-        "lit_ppo: error: fti: expected one of fit, validate, test, check-env, export, play, plot, presets, replay, reproduce, "
+        "lit_ppo: error: fti: expected one of fit, validate, test, check-env, export, play, plot, presets, replay, "
         "rollout, runs (did you mean fit?)\n"
     )
     assert capsys.readouterr().err == expected

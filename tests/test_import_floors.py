@@ -30,17 +30,17 @@ FLOORS = {
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.pool bridge.checkpoint
         bridge.client""",
     2: """rollout exchange rank_share evaluation prediction replay transitions environment_check update passes optimization
-        reproduction reproduction.rows reproduction.results reproduction.runs reproduction.fits""",
+        run_scheduler""",
     3: """module data compilation diagnostics checkpoint_io checkpoint_structure compat_lightning trainer_checks
         callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
-        callbacks.run_checkpoint callbacks.run_config callbacks.run_place callbacks.run_progress callbacks.run_record
+        callbacks.run_checkpoint callbacks.run_config callbacks.run_place callbacks.run_progress
         callbacks.run_status callbacks.run_summary callbacks.stop_when_solved
-        option_parser resume_settings settings_structure saved_policy play export results_report""",
+        option_parser resume_settings settings_structure saved_policy play export""",
     4: """commands commands.environment_options commands.train commands.checkpoint_choice commands.checkpoint_options
         commands.lightning_output commands.run_place
         commands.preset_choice commands.training_errors commands.training_options commands.typed_settings
         commands.check_env commands.export commands.play commands.plot commands.presets
-        commands.replay commands.reproduce commands.rollout commands.runs""",
+        commands.replay commands.rollout commands.runs""",
     5: "cli __main__",
 }
 FLOOR_OF = {f"lit_ppo.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
@@ -76,9 +76,7 @@ NARROWER = {
     "lit_ppo.ranks": {"torch"},
     "lit_ppo.atomic_file": set(),
     "lit_ppo.run_statistics": {"numpy"},
-    **{f"lit_ppo.reproduction.{name}": {"yaml"} for name in ("rows", "fits")},
-    **{f"lit_ppo.reproduction.{name}": set() for name in ("results", "runs")},
-    "lit_ppo.results_report": set(),
+    "lit_ppo.run_scheduler": set(),
     "lit_ppo.contract": {"numpy"},
     "lit_ppo.plot": {"matplotlib", "numpy"},
     "lit_ppo.run_curves": {"yaml"},
@@ -93,7 +91,6 @@ NARROWER = {
     "lit_ppo.prediction": {"numpy", "torch"},
     "lit_ppo.commands.presets": set(),
     "lit_ppo.commands.replay": set(),
-    "lit_ppo.commands.reproduce": set(),
     "lit_ppo.commands.check_env": set(),
     "lit_ppo.commands.environment_options": {"yaml"},
     "lit_ppo.commands.rollout": {"numpy", "torch"},
