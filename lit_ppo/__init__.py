@@ -24,7 +24,6 @@ _HOMES = {
     "EpisodeResults": "lit_ppo.evaluation",
     "GracefulExit": "lit_ppo.callbacks.graceful_exit",
     "GreedyEvaluation": "lit_ppo.callbacks.greedy_evaluation",
-    "GridPolicy": "lit_ppo.callbacks.grid_policy",
     "LitPPOCLI": "lit_ppo.commands.train",
     "NonFiniteUpdate": "lit_ppo.errors",
     "PPOModule": "lit_ppo.module",
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from lit_ppo.callbacks.curve_export import CurveExport as CurveExport
     from lit_ppo.callbacks.graceful_exit import GracefulExit as GracefulExit
     from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation as GreedyEvaluation
-    from lit_ppo.callbacks.grid_policy import GridPolicy as GridPolicy
     from lit_ppo.callbacks.run_checkpoint import RunCheckpoint as RunCheckpoint
     from lit_ppo.callbacks.run_progress import RunProgress as RunProgress
     from lit_ppo.callbacks.run_status import RunStatus as RunStatus

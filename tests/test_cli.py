@@ -29,7 +29,8 @@ from lit_ppo.curve import TrainLog
 from lit_ppo.run_lock import RunLock
 from tests.runs import IDENTITY
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+CONFIGS = [*sorted((ROOT / "configs").glob("*.yaml")), *sorted((ROOT / "examples").glob("*/*.yaml"))]
 SMALL = """--data.num_envs 2 --data.horizon 16 --data.evaluation_envs 2 --model.minibatch_size 16 --model.update_epochs 1
     --evaluation.num_episodes 2 --evaluation.every_env_steps 1 --solved.confirmation_episodes 2 --trainer.max_epochs 2"""
 

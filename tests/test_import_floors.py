@@ -24,7 +24,7 @@ FLOORS = {
         bridge.frame bridge.faults bridge.doorbell
         bridge.journal bridge.episodes bridge.restart_budget bridge.dealing
         bridge.kernel bridge.system_calls bridge.landlock bridge.namespaces bridge.sandbox bridge.guard bridge.sweeper""",
-    1: """envs envs.grid_world bridge.gymnasium_checker
+    1: """bridge.gymnasium_checker
         bridge.trees bridge.frame_stack bridge.atari bridge.recording bridge.making bridge.interpreter bridge.hosts bridge.typed
         bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.inprocess
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.pool bridge.checkpoint
@@ -32,7 +32,7 @@ FLOORS = {
     2: """rollout exchange rank_share evaluation prediction replay transitions environment_check update passes optimization
         run_scheduler""",
     3: """module data compilation diagnostics checkpoint_io checkpoint_structure compat_lightning trainer_checks
-        callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
+        callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation
         callbacks.run_checkpoint callbacks.run_config callbacks.run_place callbacks.run_progress
         callbacks.run_status callbacks.run_summary callbacks.stop_when_solved
         option_parser resume_settings settings_structure saved_policy play export""",
@@ -94,8 +94,6 @@ NARROWER = {
     "lit_ppo.commands.check_env": set(),
     "lit_ppo.commands.environment_options": {"yaml"},
     "lit_ppo.commands.rollout": {"numpy", "torch"},
-    "lit_ppo.envs": set(),
-    "lit_ppo.envs.grid_world": {"numpy", "gymnasium"},
     "lit_ppo.random_actions": {"numpy"},
     "lit_ppo.transitions": {"numpy"},
     "lit_ppo.environment_check": {"numpy"},
@@ -203,7 +201,7 @@ def test_file_imports_only_libraries_of_its_floor(module: str) -> None:
 def test_gymnasium_is_imported_by_the_worker_process_alone() -> None:
     users = {name for name, path in MODULES.items() if any(i.split(".")[0] == "gymnasium" for i in imported(path))}
     in_the_bridge = ("gymnasium_checker", "trees", "frame_stack", "recording", "atari", "making", "hosts", "worker")
-    assert users == {*(f"lit_ppo.bridge.{name}" for name in in_the_bridge), "lit_ppo.envs.grid_world"}
+    assert users == {f"lit_ppo.bridge.{name}" for name in in_the_bridge}
 
 
 def test_worker_process_loads_neither_torch_nor_lightning() -> None:
