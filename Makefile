@@ -49,14 +49,14 @@ bench-quick: $(STAMP)
 ROWS ?= $(basename $(notdir $(wildcard configs/rows/*.yaml)))
 
 reproduce: $(STAMP)
-	$(BIN)/python -m lit_ppo reproduce $(ROWS)
+	$(BIN)/python -m benchmarks.learning.reproduce $(ROWS)
 
 # Stable-Baselines3 and sb3-contrib with the same settings, for the rows that are compared with them.
 reproduce-sb3: $(STAMP)
 	$(BIN)/python -m benchmarks.learning $(ROWS)
 
 report: $(STAMP)
-	$(BIN)/python -m lit_ppo reproduce --report
+	$(BIN)/python -m benchmarks.learning.reproduce --report
 
 # Sixty-six environments: each trains, loses its worker, resumes. Those without a result; FAMILIES="MuJoCo highway" for some.
 env-list: $(STAMP)

@@ -6,9 +6,11 @@ Environment processes run this file too, so it imports nothing: public names are
 from typing import TYPE_CHECKING
 
 __version__ = "0.2.0"
+PACKAGE = __path__[0]  # directory of this package, which workers load and a sandbox lets them read
 
 _HOMES = {
     "BridgeError": "lit_ppo.errors",
+    "BridgeSettings": "lit_ppo.bridge.settings",
     "CheckpointError": "lit_ppo.errors",
     "ConfigError": "lit_ppo.errors",
     "Contract": "lit_ppo.contract",
@@ -18,35 +20,34 @@ _HOMES = {
     "EnvBridge": "lit_ppo.bridge.client",
     "EnvironmentFault": "lit_ppo.errors",
     "EnvironmentRaised": "lit_ppo.errors",
+    "EnvironmentSettings": "lit_ppo.bridge.settings",
     "EpisodeResults": "lit_ppo.evaluation",
     "GracefulExit": "lit_ppo.callbacks.graceful_exit",
     "GreedyEvaluation": "lit_ppo.callbacks.greedy_evaluation",
-    "GridPolicy": "lit_ppo.callbacks.grid_policy",
     "LitPPOCLI": "lit_ppo.commands.train",
     "NonFiniteUpdate": "lit_ppo.errors",
     "PPOModule": "lit_ppo.module",
     "RolloutDataModule": "lit_ppo.data",
     "RunCheckpoint": "lit_ppo.callbacks.run_checkpoint",
     "RunProgress": "lit_ppo.callbacks.run_progress",
-    "RunRecord": "lit_ppo.callbacks.run_record",
     "RunStatus": "lit_ppo.callbacks.run_status",
     "RunSummary": "lit_ppo.callbacks.run_summary",
     "StopWhenSolved": "lit_ppo.callbacks.stop_when_solved",
     "VerifiedCheckpointIO": "lit_ppo.checkpoint_io",
     "preset_named": "lit_ppo.presets",
 }
-_WITHOUT_TORCH = {"lit_ppo.bridge.client", "lit_ppo.contract", "lit_ppo.errors", "lit_ppo.presets"}
+_WITHOUT_TORCH = {"lit_ppo.bridge.client", "lit_ppo.bridge.settings", "lit_ppo.contract", "lit_ppo.errors", "lit_ppo.presets"}
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from lit_ppo.bridge.client import EnvBridge as EnvBridge
+    from lit_ppo.bridge.settings import BridgeSettings as BridgeSettings
+    from lit_ppo.bridge.settings import EnvironmentSettings as EnvironmentSettings
     from lit_ppo.callbacks.curve_export import CurveExport as CurveExport
     from lit_ppo.callbacks.graceful_exit import GracefulExit as GracefulExit
     from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation as GreedyEvaluation
-    from lit_ppo.callbacks.grid_policy import GridPolicy as GridPolicy
     from lit_ppo.callbacks.run_checkpoint import RunCheckpoint as RunCheckpoint
     from lit_ppo.callbacks.run_progress import RunProgress as RunProgress
-    from lit_ppo.callbacks.run_record import RunRecord as RunRecord
     from lit_ppo.callbacks.run_status import RunStatus as RunStatus
     from lit_ppo.callbacks.run_summary import RunSummary as RunSummary
     from lit_ppo.callbacks.stop_when_solved import StopWhenSolved as StopWhenSolved

@@ -8,7 +8,7 @@ if not sys.flags.safe_path:
     # written, never stands in for an installed module or one of Python's.
     sys.path[:] = [*(entry for entry in sys.path if entry not in ("", os.getcwd())), os.getcwd()]
 
-from lit_ppo import allocator, elastic, exit_codes, interrupts, standard_streams
+from lit_ppo import PACKAGE, allocator, elastic, exit_codes, interrupts, standard_streams
 
 _PACKAGES = {  # of every installation, by the name that is imported
     **{name: name for name in ("gymnasium", "jsonargparse", "lightning", "numpy", "torch", "torchmetrics", "tqdm")},
@@ -48,7 +48,7 @@ def _installation_of(package: str) -> str:
     from importlib import metadata
     from pathlib import Path
 
-    root, pip = Path(__file__).parents[1], f"{sys.executable} -m pip install"
+    root, pip = Path(PACKAGE).parent, f"{sys.executable} -m pip install"
     if (root / "constraints.txt").is_file():
         return f"make fit, or {pip} -c {root}/constraints.txt -e {root}"
     needed = [needed for needed in metadata.requires("lit_ppo") or [] if needed.startswith(package)]

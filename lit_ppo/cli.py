@@ -22,7 +22,6 @@ _OTHERS: Final = {  # files in `commands/`
     "plot": "plot",
     "presets": "presets",
     "replay": "replay",
-    "reproduce": "reproduce",
     "rollout": "rollout",
     "runs": "runs",
 }
@@ -91,6 +90,8 @@ def _run(given: list[str]) -> None:
     """
     known = [*TRAINING, *_OTHERS]
     first = given[0] if given else ""
+    if first == "reproduce":
+        fail("reproduce: it is `python -m benchmarks.learning.reproduce` now, in a checkout of lit_ppo", USAGE)
     if first not in (*known, "-h", "--help", "--version"):
         similar = difflib.get_close_matches(first, known, n=1)
         hint = f" (did you mean {similar[0]}?)" if similar else ""

@@ -15,7 +15,7 @@ from lit_ppo.run_directory import CURVE_NAME, RUN
 
 Rule = Callable[[Any], bool]  # whether a value is harmless, whoever chose it
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{0,40}")
-_KNOWN_ID: Final = re.compile(r"(?:lit_ppo\.envs\.\w+:)?(?:[\w.-]+/)?[\w.-]+")  # not of a module that is imported for it
+_KNOWN_ID: Final = re.compile(r"(?:[\w.-]+/)?[\w.-]+")  # not of a module that is imported for it
 _CSV_LOGGER: Final = "lightning.pytorch.loggers.CSVLogger"
 _CURVE_LINK: Final = "data/rl/ppo_{env}_trainlog.json"
 

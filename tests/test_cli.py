@@ -30,7 +30,9 @@ from lit_ppo.run_lock import RunLock
 from tests.patience import patient
 from tests.runs import IDENTITY
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+FIXTURES = ROOT / "tests" / "fixtures"
+CONFIGS = [*sorted((ROOT / "configs").glob("*.yaml")), *sorted((ROOT / "examples").glob("*/*.yaml"))]
 SMALL = """--data.num_envs 2 --data.horizon 16 --data.evaluation_envs 2 --model.minibatch_size 16 --model.update_epochs 1
     --evaluation.num_episodes 2 --evaluation.every_env_steps 1 --solved.confirmation_episodes 2 --trainer.max_epochs 2"""
 
@@ -810,7 +812,6 @@ def test_help_lists_all_commands(run: Run) -> None:
         "plot",
         "presets",
         "replay",
-        "reproduce",
         "rollout",
         "runs",
     ]
@@ -850,10 +851,7 @@ def test_examples_of_the_help_are_valid(run: Run, trained: None) -> None:
 def test_line_that_does_not_begin_with_a_command_is_refused(line: str, run: Run) -> None:
     ended = run(line)
     assert (ended.code, ended.err.count("\n")) == (exit_codes.USAGE, 1)
-    assert (
-        "expected one of fit, validate, test, check-env, export, play, plot, presets, replay, reproduce, rollout, runs"
-        in ended.err
-    )
+    assert "expected one of fit, validate, test, check-env, export, play, plot, presets, replay, rollout, runs" in ended.err
 
 
 def test_word_that_is_no_command_is_refused_with_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -861,7 +859,21 @@ def test_word_that_is_no_command_is_refused_with_all_commands(capsys: pytest.Cap
         cli.main(["fti"])
     assert ended.value.code == exit_codes.USAGE
     expected = (
-        "lit_ppo: error: fti: expected one of fit, validate, test, check-env, export, play, plot, presets, replay, reproduce, "
+        "lit_ppo: error: fti: expected one of fit, validate, test, check-env, export, play, plot, presets, replay, "
         "rollout, runs (did you mean fit?)\n"
     )
     assert capsys.readouterr().err == expected
+
+
+def test_checkpoint_of_an_older_version_resumes_to_the_end_that_it_came_to(run: Run) -> None:
+    """Both files were written by version 0.2.0 of November 2026: one at 96 env steps, one when that had been resumed to 192."""
+    old = FIXTURES / "0.2.0_at_96.ckpt"
+    ended = run(f"fit --ckpt_path={old} --trust_checkpoint=true --total_env_steps=192 --checkpoint.dirpath=after")
+    assert ended.code == exit_codes.DONE, ended.err
+    expected, found = (read_checkpoint(path) for path in (FIXTURES / "0.2.0_at_192.ckpt", Path("after/last.ckpt")))
+    for part in ("state_dict", "optimizer_states"):
+        # close, not equal: processors round differently
+        torch.testing.assert_close(found[part], expected[part], rtol=1e-5, atol=1e-7)
+    for part in ("update", "env_steps", "seed", "statistics", "begins", "bridge"):
+        assert found["RolloutDataModule"][part] == expected["RolloutDataModule"][part]
+    assert [found[part] for part in ("epoch", "global_step")] == [expected[part] for part in ("epoch", "global_step")]

@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 import lit_ppo
+from benchmarks.learning import reproduce
+from benchmarks.learning.rows import read_row
 from lit_ppo import cli, exit_codes
 from lit_ppo.presets import all_presets
-from lit_ppo.reproduction.rows import read_row
 from tests import pages
 from tests.pages import BLOCKS, LANGUAGES, MARKS, ROOT, Block, all_blocks
 
@@ -133,7 +134,6 @@ def test_options_in_the_texts_exist(capsys: pytest.CaptureFixture[str], monkeypa
         "fit",
         "check-env",
         "replay",
-        "reproduce",
         "rollout export",
         "rollout check",
         "play",
@@ -143,7 +143,7 @@ def test_options_in_the_texts_exist(capsys: pytest.CaptureFixture[str], monkeypa
         "plot",
     ):
         parsed(f"python -m lit_ppo {command} --help", monkeypatch)
-    helped = capsys.readouterr().out
+    helped = capsys.readouterr().out + reproduce.command_parser().format_help()
     text = "\n".join(text for page, text in TEXTS.items() if page not in WITH_OPTIONS_OF_OTHERS)
     named = set(re.findall(r"(?<![\w-])--([a-z_]+(?:\.[a-z_]+)*)(?![\w-])", text)) - {"help", "print_config", "version"}
     named |= set(re.findall(rf"`((?:{SECTIONS})\.[a-z_]+(?:\.[a-z_]+)*)[`=]", text))
@@ -271,14 +271,20 @@ def test_options_of_every_other_command_exist() -> None:
         "plot",
         "presets",
         "replay",
-        "reproduce",
         "rollout",
         "runs",
     }
     for words in others:
-        options = parser.parse_args(words)
-        if words[0] == "reproduce":
-            assert all(read_row(options.rows_dir / f"{name}.yaml") for name in options.rows)
+        parser.parse_args(words)
+
+
+def test_rows_of_every_reproduction_exist() -> None:
+    program = "python -m benchmarks.learning.reproduce "
+    commands = [command for block in all_blocks() for command in block.commands if command.startswith(program.strip())]
+    assert commands
+    for command in commands:
+        options = reproduce.command_parser().parse_args(shlex.split(command)[3:])
+        assert all(read_row(options.rows_dir / f"{name}.yaml") for name in options.rows)
 
 
 def test_presets_that_pages_name_exist() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import gymnasium
 import pytest
 
+from examples.grid_world.grid_policy import GridPolicy
 from lit_ppo.callbacks.curve_export import CurveExport
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
-from lit_ppo.callbacks.grid_policy import GridPolicy
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.curve import TrainLog
@@ -17,7 +17,7 @@ from lit_ppo.errors import ConfigError
 from lit_ppo.module import PPOModule
 from tests.runs import KeptData, fit
 
-GRID = "lit_ppo.envs.grid_world:GridWorld-v0"
+GRID = "examples.grid_world.env:GridWorld-v0"
 UP, DOWN, LEFT, RIGHT = range(4)
 
 

@@ -24,24 +24,24 @@ FLOORS = {
         bridge.frame bridge.faults bridge.doorbell
         bridge.journal bridge.episodes bridge.restart_budget bridge.dealing
         bridge.kernel bridge.system_calls bridge.landlock bridge.namespaces bridge.sandbox bridge.guard bridge.sweeper""",
-    1: """envs envs.grid_world bridge.gymnasium_checker
+    1: """bridge.gymnasium_checker
         bridge.trees bridge.vector_state bridge.frame_stack bridge.atari bridge.recording bridge.making bridge.interpreter
         bridge.hosts bridge.typed
         bridge.worker bridge.command bridge.child bridge.channel bridge.process bridge.inprocess
         bridge.history bridge.reports bridge.worker_slice bridge.restoration bridge.recovery bridge.pool bridge.checkpoint
         bridge.client""",
     2: """rollout exchange rank_share evaluation prediction replay transitions environment_check update passes optimization
-        reproduction reproduction.rows reproduction.results reproduction.runs reproduction.fits""",
+        run_scheduler""",
     3: """module data compilation diagnostics checkpoint_io checkpoint_structure compat_lightning trainer_checks
-        callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation callbacks.grid_policy
-        callbacks.run_checkpoint callbacks.run_config callbacks.run_place callbacks.run_progress callbacks.run_record
+        callbacks callbacks.curve_export callbacks.graceful_exit callbacks.greedy_evaluation
+        callbacks.run_checkpoint callbacks.run_config callbacks.run_place callbacks.run_progress
         callbacks.run_status callbacks.run_summary callbacks.stop_when_solved
-        option_parser resume_settings settings_structure saved_policy play export results_report""",
+        option_parser resume_settings settings_structure saved_policy play export""",
     4: """commands commands.environment_options commands.train commands.checkpoint_choice commands.checkpoint_options
         commands.lightning_output commands.run_place
         commands.preset_choice commands.training_errors commands.training_options commands.typed_settings
         commands.check_env commands.export commands.play commands.plot commands.presets
-        commands.replay commands.reproduce commands.rollout commands.runs""",
+        commands.replay commands.rollout commands.runs""",
     5: "cli __main__",
 }
 FLOOR_OF = {f"lit_ppo.{name}": floor for floor, names in FLOORS.items() for name in names.split()}
@@ -77,9 +77,7 @@ NARROWER = {
     "lit_ppo.ranks": {"torch"},
     "lit_ppo.atomic_file": set(),
     "lit_ppo.run_statistics": {"numpy"},
-    **{f"lit_ppo.reproduction.{name}": {"yaml"} for name in ("rows", "fits")},
-    **{f"lit_ppo.reproduction.{name}": set() for name in ("results", "runs")},
-    "lit_ppo.results_report": set(),
+    "lit_ppo.run_scheduler": set(),
     "lit_ppo.contract": {"numpy"},
     "lit_ppo.plot": {"matplotlib", "numpy"},
     "lit_ppo.run_curves": {"yaml"},
@@ -94,12 +92,9 @@ NARROWER = {
     "lit_ppo.prediction": {"numpy", "torch"},
     "lit_ppo.commands.presets": set(),
     "lit_ppo.commands.replay": set(),
-    "lit_ppo.commands.reproduce": set(),
     "lit_ppo.commands.check_env": set(),
     "lit_ppo.commands.environment_options": {"yaml"},
     "lit_ppo.commands.rollout": {"numpy", "torch"},
-    "lit_ppo.envs": set(),
-    "lit_ppo.envs.grid_world": {"numpy", "gymnasium"},
     "lit_ppo.random_actions": {"numpy"},
     "lit_ppo.transitions": {"numpy"},
     "lit_ppo.environment_check": {"numpy"},
@@ -207,7 +202,7 @@ def test_file_imports_only_libraries_of_its_floor(module: str) -> None:
 def test_gymnasium_is_imported_by_the_worker_process_alone() -> None:
     users = {name for name, path in MODULES.items() if any(i.split(".")[0] == "gymnasium" for i in imported(path))}
     in_the_bridge = ("gymnasium_checker", "trees", "frame_stack", "recording", "atari", "making", "hosts", "worker")
-    assert users == {*(f"lit_ppo.bridge.{name}" for name in in_the_bridge), "lit_ppo.envs.grid_world"}
+    assert users == {f"lit_ppo.bridge.{name}" for name in in_the_bridge}
 
 
 def test_worker_process_loads_neither_torch_nor_lightning() -> None:

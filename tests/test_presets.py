@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.learning.rows import read_row
 from lit_ppo import exit_codes, presets
 from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.callbacks.run_config import CONFIG_KEY
@@ -19,7 +20,6 @@ from lit_ppo.commands.train import LitPPOCLI
 from lit_ppo.errors import ConfigError
 from lit_ppo.ppo_settings import PPOSettings
 from lit_ppo.presets import Preset, all_presets, preset_for, preset_named
-from lit_ppo.reproduction.rows import read_row
 from lit_ppo.run_directory import directory_name
 from tests.test_cli import PRESET, SMALL, Ended, Run, run  # noqa: F401  a fixture
 

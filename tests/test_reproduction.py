@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.learning import reproduce
+from benchmarks.learning.fits import fit_config
+from benchmarks.learning.results import LIT_PPO, SB3, RowResults
+from benchmarks.learning.results_report import Verdict, report_text, verdict, write_report
+from benchmarks.learning.rows import Published, Row, read_row
 from lit_ppo import cli, exit_codes
 from lit_ppo.data import RolloutDataModule
 from lit_ppo.errors import CheckpointError, ConfigError
 from lit_ppo.ppo_settings import PPOSettings
-from lit_ppo.reproduction.fits import fit_config
-from lit_ppo.reproduction.results import LIT_PPO, SB3, RowResults
-from lit_ppo.reproduction.rows import Published, Row, read_row
-from lit_ppo.reproduction.runs import RECORD, Failure, Run, make_runs, run_directory
-from lit_ppo.results_report import Verdict, report_text, verdict, write_report
+from lit_ppo.run_scheduler import RECORD, Failure, Run, make_runs
 from tests.faults.harness import CommandLine
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +97,7 @@ def test_file_that_is_no_row_is_refused_in_one_line(change: str, message: str, t
 
 def test_unknown_row_is_refused_and_the_known_ones_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["reproduce", "absent", "--rows_dir", str(ROOT / "configs" / "rows")])
+        reproduce.main(["absent", "--rows_dir", str(ROOT / "configs" / "rows")])
     assert ended.value.code == exit_codes.USAGE
     assert "absent.yaml: no such row; expected one of cartpole_novel_gru_100k, " in capsys.readouterr().err
 
@@ -131,7 +132,7 @@ def test_results_are_kept_and_found_again(tmp_path: Path) -> None:
     assert [run["seed"] for run in found.by(LIT_PPO)] == [101, 102]
     assert found.of(LIT_PPO, 102) == {"who": "lit_ppo", "seed": 102, **record(6.0)}
     assert found.of(SB3, 102) is None
-    assert json.loads(found.path.read_text())["command"] == "python -m lit_ppo reproduce tiny --seeds=2"
+    assert json.loads(found.path.read_text())["command"] == "python -m benchmarks.learning.reproduce tiny --seeds=2"
 
 
 def test_results_of_other_settings_are_refused_by_runs_and_report(tmp_path: Path) -> None:
@@ -163,8 +164,10 @@ def made(tmp_path: Path) -> Callable[[int, str], Run]:
     results = RowResults(row(), tmp_path / "results")
 
     def make(seed: int, code: str) -> Run:
-        directory = run_directory(row(), LIT_PPO, seed, tmp_path / "runs")
-        return Run(results, LIT_PPO, seed, directory, lambda: [sys.executable, "-c", code, str(directory)])
+        [run] = results.missing(
+            LIT_PPO, [seed], tmp_path / "runs", lambda _, directory: [sys.executable, "-c", code, str(directory)]
+        )
+        return run
 
     return make
 
@@ -183,21 +186,22 @@ def test_runs_are_made_and_failures_reported(made: Callable[[int, str], Run], tm
     assert "tiny, lit_ppo, seed 101: training -93, greedy 7, best checkpoint 8, 2 s" in said
 
 
-def test_record_of_a_run_that_ended_alone_is_kept_without_another_run(made: Callable[[int, str], Run]) -> None:
+def test_record_of_a_run_that_ended_alone_is_kept_without_another_run(made: Callable[[int, str], Run], tmp_path: Path) -> None:
     run = made(101, "import sys; sys.exit(1)")
     run.directory.mkdir(parents=True)
     (run.directory / RECORD).write_text(json.dumps(record(7.0)))
     assert make_runs([run], 1, lambda line: None) == []
-    assert run.results.of(LIT_PPO, 101) == {"who": "lit_ppo", "seed": 101, **record(7.0)}
+    assert RowResults(row(), tmp_path / "results").of(LIT_PPO, 101) == {"who": "lit_ppo", "seed": 101, **record(7.0)}
 
 
-def test_run_whose_result_was_deleted_starts_anew(made: Callable[[int, str], Run]) -> None:
+def test_run_whose_result_was_deleted_starts_anew(made: Callable[[int, str], Run], tmp_path: Path) -> None:
     run = made(101, WRITES_ITS_RECORD)
     assert make_runs([run], 1, lambda line: None) == []
     (run.directory / "checkpoints").mkdir()
-    run.results.path.unlink()
+    (tmp_path / "results" / "tiny.json").unlink()
     assert make_runs([run], 1, lambda line: None) == []
-    assert not (run.directory / "checkpoints").exists() and run.results.of(LIT_PPO, 101) is not None
+    assert not (run.directory / "checkpoints").exists()
+    assert RowResults(row(), tmp_path / "results").of(LIT_PPO, 101) is not None
 
 
 def test_row_that_another_process_runs_is_refused(made: Callable[[int, str], Run]) -> None:
@@ -234,7 +238,9 @@ def command(tmp_path: Path) -> Iterator[Callable[[str], CommandLine]]:
         (directory / "rows").mkdir(parents=True, exist_ok=True)
         evaluation = {"evaluation": {"times": 5, "num_episodes": 2}}
         (directory / "rows" / "tiny.yaml").write_text(yaml.safe_dump(content | evaluation))
-        started.append(CommandLine(directory, "reproduce", "tiny", "--rows_dir=rows", "--jobs=2"))
+        started.append(
+            CommandLine(directory, "tiny", "--rows_dir=rows", "--jobs=2", launcher=["-m", "benchmarks.learning.reproduce"])
+        )
         return started[-1]
 
     yield start
@@ -337,24 +343,31 @@ def test_command_without_a_row_lists_all_and_with_report_writes_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs" / "rows", "configs/rows")
-    cli.main(["reproduce"])
+    reproduce.main([])
     listed = capsys.readouterr().out.splitlines()
     assert len(listed) == len(ROWS)
     [line] = [line for line in listed if line.startswith("cleanrl_cartpole ")]
     assert line.split(maxsplit=1)[1] == "500,000 env steps  0 of 5 seeds  CleanRL, ppo.py"
-    cli.main(["reproduce", "--report"])
+    reproduce.main(["--report"])
     assert capsys.readouterr().out == f"docs{os.sep}results.md\n"
     assert "- `cleanrl_cartpole`: CleanRL, ppo.py" in Path("docs/results.md").read_text()
 
 
 def test_directory_without_rows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["reproduce", f"--rows_dir={tmp_path}"])
+        reproduce.main([f"--rows_dir={tmp_path}"])
     message = f"lit_ppo: error: --rows_dir={tmp_path}: expected a directory with rows (*.yaml), found none\n"
+    assert (ended.value.code, capsys.readouterr().err) == (exit_codes.USAGE, message)
+
+
+def test_old_command_names_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["reproduce", "dials"])
+    message = "lit_ppo: error: reproduce: it is `python -m benchmarks.learning.reproduce` now, in a checkout of lit_ppo\n"
     assert (ended.value.code, capsys.readouterr().err) == (exit_codes.USAGE, message)
 
 
 def test_command_refuses_no_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["reproduce", "--seeds=0"])
+        reproduce.main(["--seeds=0"])
     assert (ended.value.code, capsys.readouterr().err) == (exit_codes.USAGE, "lit_ppo: error: --seeds=0: expected at least 1\n")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,11 +76,12 @@ class Checkout:
             raise RunFailed(f"{self.side}: expected lit_ppo of {self.path}, got {file}")
         return self
 
-    @property
+    @cached_property
     def evaluation_interval(self) -> str:
-        """What the option is called that says how often a run is evaluated: in env steps, in older versions in updates."""
-        source = (self.path / "lit_ppo" / "callbacks" / "greedy_evaluation.py").read_text()
-        return "every_env_steps" if "every_env_steps" in source else "every_n_updates"
+        """Name of the option for the interval between evaluations: in env steps, in older versions in updates."""
+        code = "import inspect, lit_ppo; print(*inspect.signature(lit_ppo.GreedyEvaluation).parameters)"
+        names = self.run(self.path, "-c", code, timeout_s=60).split()
+        return "every_env_steps" if "every_env_steps" in names else "every_n_updates"
 
     def commit(self) -> str:
         """The checked out commit, with `-dirty` if tracked files differ from it."""

@@ -88,14 +88,12 @@ def train(num_envs: int, minibatch_size: int, compiled: bool, warm_up: int, upda
 
 def step(vectorization: str, num_envs: int, steps: int) -> float:
     """Env steps per second of the bridge."""
-    from importlib import import_module
+    from typing import get_args, get_type_hints
 
     from lit_ppo import EnvBridge
 
-    try:
-        settings = import_module("lit_ppo.bridge.settings").BridgeSettings
-    except ModuleNotFoundError:  # versions that define it beside EnvBridge
-        settings = import_module("lit_ppo.bridge.client").BridgeSettings
+    # from a signature: versions before 0.3 have no public name for it
+    [settings, _] = get_args(get_type_hints(EnvBridge.__init__)["settings"])
     actions = np.random.default_rng(0).integers(0, 2, (_WARM_UP_STEPS + steps, num_envs))
     with EnvBridge(
         "CartPole-v1", num_envs, lambda env, episode: 1000 * env + episode, settings=settings(vectorization=vectorization)

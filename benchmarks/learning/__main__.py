@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from benchmarks.learning.results import SB3, RowResults
+from benchmarks.learning.rows import FIRST_SEED, Row, read_row
 from benchmarks.learning.translation import NoCounterpart, to_sb3
 from benchmarks.report import ROOT, peers_python
 from lit_ppo.errors import CheckpointError, ConfigError
-from lit_ppo.reproduction.results import SB3, RowResults
-from lit_ppo.reproduction.rows import FIRST_SEED, Row, read_row
-from lit_ppo.reproduction.runs import RECORD, Run, make_runs, missing, run_directory
+from lit_ppo.run_scheduler import RECORD, Run, make_runs
 
 _TASK: Final = "task.json"
 
@@ -47,19 +47,14 @@ def _runs_of(row: Row, options: argparse.Namespace) -> list[Run]:
     results = RowResults(row, options.results_dir)
     num_seeds = row.sb3_seeds if options.seeds is None else options.seeds
     seeds = range(FIRST_SEED, FIRST_SEED + num_seeds)
-    return missing(results, SB3, seeds, lambda seed: _run(results, seed, options.runs_dir))
-
-
-def _run(results: RowResults, seed: int, runs_dir: Path) -> Run:
-    row, directory = results.row, run_directory(results.row, SB3, seed, runs_dir).absolute()
     python, settings = peers_python(), sb3_settings(row)
 
-    def command() -> list[str]:
+    def command(seed: int, directory: Path) -> list[str]:
         task = {"settings": settings, "seed": seed, "num_episodes": row.num_episodes}
         (directory / _TASK).write_text(json.dumps(task, indent=1))
         return [python, "-m", "benchmarks.learning.peer", str(directory / _TASK), str(directory / RECORD)]
 
-    return Run(results, SB3, seed, directory, command)
+    return results.missing(SB3, seeds, options.runs_dir.absolute(), command)
 
 
 def sb3_settings(row: Row) -> dict[str, object]:

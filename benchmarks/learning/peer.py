@@ -2,7 +2,7 @@
 
 Trains for the env steps that are asked for, evaluates as `lit_ppo fit` does (greedy episodes before the first update and at
 equal distances after it; of equal policies the later counts as better), and judges the best and the last policy on episodes of
-their own. The record has the form of `lit_ppo.callbacks.run_record`.
+their own. The record has the form of `benchmarks.learning.run_record`.
 """
 
 import copy

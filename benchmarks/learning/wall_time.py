@@ -51,7 +51,7 @@ def _speeds(row: dict[str, Any], directory: Path, rounds: int) -> dict[str, list
     rows_dir.mkdir()
     (rows_dir / f"{name}.yaml").write_text(yaml.safe_dump(row, sort_keys=False))
     for turn in range(rounds):
-        ours = ["lit_ppo", "reproduce", name, f"--first_seed={_FIRST_SEED + turn}", "--seeds=1"]
+        ours = ["benchmarks.learning.reproduce", name, f"--first_seed={_FIRST_SEED + turn}", "--seeds=1"]
         peer = ["benchmarks.learning", name, f"--seeds={turn + 1}"]  # those before have a result, and are left out
         for command in (ours, peer) if turn % 2 == 0 else (peer, ours):
             places = [f"--rows_dir={rows_dir}", f"--results_dir={directory}", f"--runs_dir={directory / 'runs'}", "--jobs=1"]

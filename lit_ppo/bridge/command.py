@@ -7,7 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
-_PACKAGE: Final = Path(__file__).resolve().parents[1]
+from lit_ppo import PACKAGE
+
 # The package is loaded from its own directory, so that another interpreter need not have it installed and does not see the
 # trainer's site-packages; then the guard forks, before anything heavy is imported.
 _BOOT: Final = """
@@ -41,7 +42,7 @@ def worker_command(python: str | None, confinement: dict[str, Any]) -> tuple[lis
     # absolute, since the worker has another working directory; None stands for the interpreter's own path
     path = [*map(os.path.abspath, sys.path), None] if python is None else [None, os.getcwd()]
     interpreter = sys.executable if python is None else os.path.abspath(python) if "/" in python else python
-    command = [interpreter, "-c", _BOOT, str(_PACKAGE), json.dumps(path), json.dumps(confinement)]
+    command = [interpreter, "-c", _BOOT, str(Path(PACKAGE).resolve()), json.dumps(path), json.dumps(confinement)]
     return command, worker_environment(confinement["env"])
 
 

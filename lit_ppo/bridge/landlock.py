@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Final
 
+from lit_ppo import PACKAGE
 from lit_ppo.bridge import kernel
 from lit_ppo.run_lock import LOCK_NAME
 
@@ -92,7 +93,7 @@ def _of_interpreter() -> list[str]:
         *(os.path.dirname(executable), os.path.dirname(os.path.realpath(executable))),
         *(entry for entry in os.environ.get("LD_LIBRARY_PATH", "").split(":") if os.path.isabs(entry)),
         *filter(os.path.isabs, sys.path),
-        str(Path(__file__).parents[1]),
+        PACKAGE,
     }
     return [place for place in sorted(places) if not Path(home).is_relative_to(os.path.realpath(place))]
 

@@ -1,16 +1,19 @@
 """What the settings of the sandbox allow, and which of them are refused."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
+import lit_ppo
 from lit_ppo.bridge import landlock
 from lit_ppo.bridge.client import EnvBridge
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.errors import ConfigError, EnvironmentRaised
 
+ROOT: Final = Path(__file__).parents[2]
 READER = """
 from gymnasium.envs.classic_control import CartPoleEnv
 
@@ -75,6 +78,23 @@ def test_working_directory_is_open_only_where_the_environment_lives_and_but_for_
         found = dict(zip(("", *files), bridge.reset()[""][0].tolist(), strict=True))
     opened = dict.fromkeys(["", "helper.py", "assets/mesh", "notes"], int(is_at_home))
     assert found == dict.fromkeys(files, 0) | opened
+
+
+def test_confined_environment_of_another_interpreter_reads_exactly_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "reader_env.py").write_text(READER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    package = Path(lit_ppo.PACKAGE)
+    # an interpreter that is named has its own import path, which does not lead to this checkout
+    settings = BridgeSettings(sandbox="strict", python=sys.executable)
+    refused = pytest.raises(EnvironmentRaised, match="PermissionError")
+    allowed = {package / "errors.py": nullcontext(), package / "bridge" / "landlock.py": nullcontext()}
+    for path, outcome in {**allowed, ROOT / "README.md": refused}.items():
+        environment = EnvironmentSettings("reader_env:Reader", {"path": str(path)}, env_path=[str(tmp_path)])
+        with EnvBridge(environment, 1, lambda env, episode: episode, settings=settings) as bridge, outcome:
+            bridge.reset()
 
 
 def test_import_path_does_not_open_the_home_directory_but_what_is_in_it(

@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.learning import envs
 from benchmarks.learning.__main__ import sb3_settings
+from benchmarks.learning.rows import Row, read_row
 from benchmarks.learning.translation import NoCounterpart, to_sb3
-from lit_ppo.reproduction.rows import Row, read_row
 
 ROWS = [read_row(path) for path in sorted((Path(__file__).parents[2] / "configs" / "rows").glob("*.yaml"))]
 Oracle = Callable[[Any, Any], Any]  # from the environment and its observation to the best action

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lit_ppo.reproduction.fits import reproduce
-from lit_ppo.reproduction.results import LIT_PPO, RowResults
-from lit_ppo.reproduction.rows import Row, read_row
+from benchmarks.learning.fits import reproduce
+from benchmarks.learning.results import LIT_PPO, RowResults
+from benchmarks.learning.rows import Row, read_row
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

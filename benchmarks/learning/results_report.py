@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.learning.results import LIT_PPO, SB3, RowResults
+from benchmarks.learning.rows import Kind, Row
 from lit_ppo.errors import CheckpointError
 from lit_ppo.plot import Lines, plot_runs
-from lit_ppo.reproduction.results import LIT_PPO, SB3, RowResults
-from lit_ppo.reproduction.rows import Kind, Row
 from lit_ppo.run_statistics import bootstrap_interval, interquartile_mean
 
 _NAMES: Final = {LIT_PPO: "lit_ppo", SB3: "SB3 2.9"}
 _HEAD: Final = """# Results
 
-Made by `python -m lit_ppo reproduce --report` from the rows in `configs/rows/` and the runs in `results/`. Any row can be run
-again: `python -m lit_ppo reproduce ROW`. A result whose row has other settings now is refused.
+Made by `python -m benchmarks.learning.reproduce --report` from the rows in `configs/rows/` and the runs in `results/`.
+`python -m benchmarks.learning.reproduce ROW` runs a row again. A result whose row has other settings now is refused.
 
 - **Ours** is the interquartile mean over the seeds, with the 95 % interval of a percentile bootstrap. Of fewer than four seeds
   the interquartile mean is the mean; one seed has no interval.

@@ -1,4 +1,4 @@
-"""Runs side by side, each in a process and a directory of its own; those of Stable-Baselines3 as well as ours.
+"""Runs side by side, each in a process and a directory of its own, of any program that writes a record when it ends.
 
 A run that was killed goes on from what its directory holds when it is started again.
 """
@@ -10,15 +10,13 @@ import shutil
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lit_ppo import exit_codes
 from lit_ppo.errors import CheckpointError
-from lit_ppo.reproduction.results import RowResults
-from lit_ppo.reproduction.rows import Row
 from lit_ppo.run_lock import RunLock
 
 RECORD: Final = "record.json"  # of a finished run, in its directory
@@ -39,22 +37,16 @@ class Run:
     """One run that is still to be made.
 
     Attributes:
-        results: Where it is kept.
-        who: `lit_ppo` or `sb3`.
-        seed: Of the run.
+        name: For messages.
         directory: Of its own.
         command: Makes the command when the run starts; the process that it starts writes `record.json` into the directory.
+        keep: Stores the record of the finished run, and returns a summary of it for one line.
     """
 
-    results: RowResults
-    who: str
-    seed: int
+    name: str
     directory: Path
     command: Callable[[], list[str]]
-
-    @property
-    def name(self) -> str:
-        return f"{self.results.row.name}, {self.who}, seed {self.seed}"
+    keep: Callable[[dict[str, Any]], str]
 
 
 @dataclass(frozen=True)
@@ -72,23 +64,6 @@ class Failure:
     message: str
 
 
-def run_directory(row: Row, who: str, seed: int, runs_dir: Path) -> Path:
-    """Directory of a run; other settings have another one."""
-    return runs_dir / f"{row.name}-{row.sha256[:8]}" / f"{who}-{seed}"
-
-
-def missing(results: RowResults, who: str, seeds: Iterable[int], make: Callable[[int], Run]) -> list[Run]:
-    """The runs of a row that have no result yet.
-
-    Args:
-        results: Of the row.
-        who: `lit_ppo` or `sb3`.
-        seeds: Wanted.
-        make: Makes the run of a seed.
-    """
-    return [make(seed) for seed in seeds if results.of(who, seed) is None]
-
-
 def make_runs(runs: Sequence[Run], jobs: int, say: Callable[[str], None] = print) -> list[Failure]:
     """Make runs side by side, each in a process that the kernel ends if this one ends, and keep their results.
 
@@ -103,7 +78,7 @@ def make_runs(runs: Sequence[Run], jobs: int, say: Callable[[str], None] = print
         The runs that failed; what they have saved stays, and a later call goes on from there.
 
     Raises:
-        ConfigError: Another process makes runs of one of these rows.
+        ConfigError: Another process makes runs in the parent of one of the directories.
         CheckpointError: A directory or a result cannot be written.
     """
     locks = [RunLock(directory, "--runs_dir") for directory in dict.fromkeys(run.directory.parent for run in runs)]
@@ -162,12 +137,9 @@ def _kept(run: Run) -> str:
         record = json.loads((run.directory / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{run.directory / RECORD}: cannot be read: {error}") from error
-    run.results.add(run.who, run.seed, record)
+    summary = run.keep(record)
     os.replace(run.directory / RECORD, run.directory / _KEPT)
-    training, greedy, best = (record[name] for name in ("final_training", "final_greedy", "best_greedy"))
-    returns = {"training": training, "greedy": greedy, "best checkpoint": best}
-    parts = [f"{name} {result['mean']:.4g}" for name, result in returns.items() if result is not None]
-    return f"{run.name}: {', '.join(parts)}, {record['wall_s']:.0f} s"
+    return f"{run.name}: {summary}"
 
 
 def _last_line(run: Run) -> str:

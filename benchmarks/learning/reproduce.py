@@ -1,21 +1,25 @@
-"""`python -m lit_ppo reproduce ROW...`: published scores, run again with the settings that were published."""
+"""`python -m benchmarks.learning.reproduce ROW...`: published scores, run again with the settings that were published.
+
+Several seeds run side by side; the results are JSON files, and `--report` makes a page of all rows.
+"""
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lit_ppo import interrupts
-from lit_ppo.exit_codes import USAGE, fail
+from benchmarks.learning.fits import reproduce
+from benchmarks.learning.results import LIT_PPO, RowResults
+from benchmarks.learning.rows import Row, read_row
+from lit_ppo import interrupts, standard_streams
+from lit_ppo.errors import CheckpointError, ConfigError
+from lit_ppo.exit_codes import USAGE, fail, of
 from lit_ppo.standard_streams import say
 
-if TYPE_CHECKING:
-    from lit_ppo.reproduction.rows import Row
 
-SUMMARY = "Run published scores again: several seeds side by side, results as JSON, and a report of all rows."
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of the command's options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning.reproduce", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help="file in --rows_dir without its suffix; none lists all rows")
     parser.add_argument("--seeds", type=int, help="number of seeds (default: as many as the row says)")
     parser.add_argument("--first_seed", type=int, default=101, help="first of them (default: 101)")
@@ -25,13 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results_dir", type=Path, default=Path("results"), help="results as JSON (default: results)")
     parser.add_argument("--runs_dir", type=Path, default=Path("data/reproduce"), help="checkpoints (default: data/reproduce)")
     parser.add_argument("--docs_dir", type=Path, default=Path("docs"), help="the report (default: docs)")
+    return parser
 
 
-def run(options: argparse.Namespace) -> None:
-    """Make the runs without a result, then the report if it is wanted; without either, list the rows."""
-    from lit_ppo.reproduction.fits import reproduce
-    from lit_ppo.reproduction.rows import read_row
+def main(arguments: list[str] | None = None) -> None:
+    """Make the runs without a result, then the report if it is wanted; without either, list the rows.
 
+    Args:
+        arguments: Rows and options; None for those of the process.
+    """
+    options = command_parser().parse_args(arguments)
+    try:
+        _run(options)
+    except (ConfigError, CheckpointError) as error:
+        fail(str(error), of(error) or USAGE)
+
+
+def _run(options: argparse.Namespace) -> None:
     for name in ("seeds", "jobs"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -47,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
         jobs=options.jobs,
         results_dir=options.results_dir,
         runs_dir=options.runs_dir,
-        say=lambda line: say(line, file=sys.stderr),
+        say=partial(say, file=sys.stderr),
     )
     every_row = [] if rows and not options.report else [read_row(path) for path in sorted(options.rows_dir.glob("*.yaml"))]
     if not rows and not every_row:
@@ -64,8 +78,8 @@ def run(options: argparse.Namespace) -> None:
         )
 
 
-def _report(rows: "list[Row]", options: argparse.Namespace) -> None:
-    from lit_ppo.results_report import write_report
+def _report(rows: list[Row], options: argparse.Namespace) -> None:
+    from benchmarks.learning.results_report import write_report  # here, since it needs matplotlib
 
     try:
         for path in write_report(rows, options.results_dir, options.docs_dir):
@@ -76,11 +90,15 @@ def _report(rows: "list[Row]", options: argparse.Namespace) -> None:
         fail("the plots need matplotlib: pip install -e '.[plot]' in lit_ppo's directory", USAGE)
 
 
-def _listed(rows: "list[Row]", results_dir: Path) -> list[str]:
-    from lit_ppo.reproduction.results import LIT_PPO, RowResults
-
+def _listed(rows: list[Row], results_dir: Path) -> list[str]:
     lines = []
     for row in rows:
         num_done = len(RowResults(row, results_dir).by(LIT_PPO))
         lines.append(f"{row.name:<34} {row.env_steps:>10,} env steps  {num_done} of {row.seeds} seeds  {row.source}")
     return lines
+
+
+if __name__ == "__main__":
+    standard_streams.prepare()
+    interrupts.install()
+    main()

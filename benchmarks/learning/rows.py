@@ -117,7 +117,7 @@ class Row:
         """What to type to run it again."""
         chosen = list(seeds)
         first = "" if chosen[0] == FIRST_SEED else f" --first_seed={chosen[0]}"
-        return f"python -m lit_ppo reproduce {self.name} --seeds={len(chosen)}{first}"
+        return f"python -m benchmarks.learning.reproduce {self.name} --seeds={len(chosen)}{first}"
 
     def is_met(self, mean: float) -> bool:
         """Whether a run's mean return reaches the row's own target."""

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.learning.results import LIT_PPO, RowResults
+from benchmarks.learning.rows import FIRST_SEED, Row
 from lit_ppo import strict_yaml
-from lit_ppo.reproduction.results import LIT_PPO, RowResults
-from lit_ppo.reproduction.rows import FIRST_SEED, Row
-from lit_ppo.reproduction.runs import RECORD, Failure, Run, make_runs, missing, run_directory
+from lit_ppo.run_scheduler import RECORD, Failure, Run, make_runs
 
 _CONFIG: Final = "config.yaml"
 
@@ -25,7 +25,7 @@ def fit_config(row: Row, seed: int, directory: Path) -> dict[str, Any]:
         directory: Of the run.
     """
     record = {
-        "class_path": "lit_ppo.callbacks.run_record.RunRecord",
+        "class_path": "benchmarks.learning.run_record.RunRecord",
         "init_args": {"path": str(directory / RECORD), "num_episodes": row.num_episodes},
     }
     trainer, data = row.settings.get("trainer", {}), row.settings["data"]
@@ -46,17 +46,12 @@ def fit_config(row: Row, seed: int, directory: Path) -> dict[str, Any]:
     }
 
 
-def lit_ppo_run(results: RowResults, seed: int, runs_dir: Path) -> Run:
-    """A run of `python -m lit_ppo fit`, from its last checkpoint if there is one."""
-    directory = run_directory(results.row, LIT_PPO, seed, runs_dir)
-
-    def command() -> list[str]:
-        config = directory / _CONFIG
-        config.write_text(strict_yaml.dump(fit_config(results.row, seed, directory)), encoding="utf-8")
-        resume = ["--ckpt_path=last"] if (directory / "checkpoints" / "last.ckpt").is_file() else []
-        return [sys.executable, "-m", "lit_ppo", "fit", "--config", str(config), *resume]
-
-    return Run(results, LIT_PPO, seed, directory, command)
+def _command(row: Row, seed: int, directory: Path) -> list[str]:
+    """`python -m lit_ppo fit`, from the run's last checkpoint if there is one."""
+    config = directory / _CONFIG
+    config.write_text(strict_yaml.dump(fit_config(row, seed, directory)), encoding="utf-8")
+    resume = ["--ckpt_path=last"] if (directory / "checkpoints" / "last.ckpt").is_file() else []
+    return [sys.executable, "-m", "lit_ppo", "fit", "--config", str(config), *resume]
 
 
 def reproduce(
@@ -91,5 +86,5 @@ def reproduce(
     for row in rows:
         results = RowResults(row, results_dir)
         wanted = range(first_seed, first_seed + (seeds or row.seeds))
-        runs += missing(results, LIT_PPO, wanted, partial(lit_ppo_run, results, runs_dir=runs_dir))
+        runs += results.missing(LIT_PPO, wanted, runs_dir, partial(_command, row))
     return make_runs(runs, jobs or len(os.sched_getaffinity(0)), say)

@@ -1,6 +1,6 @@
 """GridWorld: find the goal, cell by cell. Its rules are those of TorchLean's GridWorld.
 
-python -m lit_ppo fit --data.env_id=lit_ppo.envs.grid_world:GridWorld-v0
+python -m lit_ppo fit --data.env_id=examples.grid_world.env:GridWorld-v0
 """
 
 from collections.abc import Sequence

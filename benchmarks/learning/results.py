@@ -1,12 +1,15 @@
 """Results of a row: what its runs came to, in one JSON, which names by their checksum the settings that they were made with."""
 
 import json
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.learning.rows import FIRST_SEED, Row
 from lit_ppo import atomic_file
 from lit_ppo.errors import CheckpointError, ConfigError
-from lit_ppo.reproduction.rows import FIRST_SEED, Row
+from lit_ppo.run_scheduler import Run
 
 LIT_PPO: Final = "lit_ppo"
 SB3: Final = "sb3"
@@ -56,8 +59,32 @@ class RowResults:
         """All runs of `lit_ppo` or `sb3`, in the order of their seeds."""
         return [run for run in self.runs if run["who"] == who]
 
-    def add(self, who: str, seed: int, record: dict[str, Any]) -> None:
+    def missing(self, who: str, seeds: Iterable[int], runs_dir: Path, command: Callable[[int, Path], list[str]]) -> list[Run]:
+        """The runs that have no result yet.
+
+        Args:
+            who: `lit_ppo` or `sb3`.
+            seeds: Wanted.
+            runs_dir: Parent of the directories of all rows.
+            command: Makes the command of a run when it starts, from its seed and its directory.
+        """
+        runs = []
+        for seed in seeds:
+            if self.of(who, seed) is None:
+                directory = self.run_directory(who, seed, runs_dir)
+                name = f"{self.row.name}, {who}, seed {seed}"
+                runs.append(Run(name, directory, partial(command, seed, directory), partial(self.add, who, seed)))
+        return runs
+
+    def run_directory(self, who: str, seed: int, runs_dir: Path) -> Path:
+        """Directory of a run; other settings have another one."""
+        return runs_dir / f"{self.row.name}-{self.row.sha256[:8]}" / f"{who}-{seed}"
+
+    def add(self, who: str, seed: int, record: dict[str, Any]) -> str:
         """Keep a run, in the place of an earlier one with its seed, and write the file.
+
+        Returns:
+            A summary of the run for one line.
 
         Raises:
             CheckpointError: It cannot be written.
@@ -73,3 +100,6 @@ class RowResults:
             atomic_file.replace(self.path, text.encode())
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be written: {error}") from error
+        returns = {"training": "final_training", "greedy": "final_greedy", "best checkpoint": "best_greedy"}
+        parts = [f"{name} {record[key]['mean']:.4g}" for name, key in returns.items() if record[key] is not None]
+        return f"{', '.join(parts)}, {record['wall_s']:.0f} s"

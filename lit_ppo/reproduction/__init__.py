@@ -1,1 +1,0 @@
-"""Published scores, run again: rows, their runs side by side, and their results."""
