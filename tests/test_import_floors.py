@@ -97,11 +97,11 @@ NARROWER = {
     "lit_ppo.commands.rollout": {"numpy", "torch"},
     "lit_ppo.random_actions": {"numpy"},
     "lit_ppo.transitions": {"numpy"},
-    "lit_ppo.environment_check": {"numpy"},
+    "lit_ppo.environment_check": {"numpy", "torch"},
     "lit_ppo.bridge.gymnasium_checker": {"gymnasium"},
     "lit_ppo.option_parser": {"jsonargparse", "lightning", "yaml"},
     "lit_ppo.compat_torch": {"torch"},
-    "lit_ppo.normalization": {"torch"},
+    "lit_ppo.normalization": {"numpy", "torch"},
     "lit_ppo.callables": {"torch"},
     "lit_ppo.optimization": {"torch"},
     "lit_ppo.commands.train": {"torch", "lightning"},
@@ -112,6 +112,7 @@ NARROWER = {
     "lit_ppo.commands.training_options": {"lightning"},
     "lit_ppo.replay": {"numpy"},
     "lit_ppo.spaces": {"numpy"},
+    "lit_ppo.setting_types": {"yaml"},
     **{f"lit_ppo.bridge.{name}": {"numpy"} for name in ("frame", "journal", "episodes")},
     **{
         f"lit_ppo.bridge.{name}": set()
