@@ -2,7 +2,8 @@
 
 import os
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from lit_ppo.callbacks.greedy_evaluation import GreedyEvaluation
 from lit_ppo.callbacks.run_checkpoint import RunCheckpoint
 from lit_ppo.callbacks.stop_when_solved import StopWhenSolved
 from lit_ppo.module import PPOModule
-from lit_ppo.rollout import Rollout
+from lit_ppo.ppo_settings import PPOSettings
+from lit_ppo.rollout import Batch, Rollout
+from lit_ppo.update import CompiledGradients
 from tests.bridge.test_client import all_ended, worker_pid
 from tests.runs import KeptData, KeptModule, fit
 from tests.test_resume import differences
@@ -132,6 +135,27 @@ def test_run_that_is_resumed_or_loses_its_worker_is_the_run_in_one_go_bit_for_bi
         assert differences(straight.rollouts, other.rollouts) == []
         assert differences(straight.checkpoint, other.checkpoint) == []
         assert straight.curve == other.curve
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODES)
+def test_run_of_every_mode_is_compiled_without_falling_back(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without the code that would be generated, which takes most of a compiler's time; `test_update.py` compares gradients."""
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    calls: list[Batch] = []
+    compiled = CompiledGradients.__call__
+
+    def counted(self: CompiledGradients, part: Batch, *arguments: Any) -> Any:
+        calls.append(part)
+        return compiled(self, part, *arguments)
+
+    monkeypatch.setattr(CompiledGradients, "__call__", counted)
+    run(replace(MODES[name], settings=MODES[name].settings | {"compile": True}), tmp_path, 1)
+    assert [record.getMessage() for record in caplog.records if record.name == "lit_ppo.compilation"] == []
+    assert len(calls) > PPOSettings().update_epochs  # the blank ones, and those of the update
 
 
 def test_policy_that_is_loaded_alone_has_normaliser_and_memory(tmp_path: Path) -> None:
