@@ -1,6 +1,7 @@
 """Whether the update of a run is one compiled program or eager, and compiling it before the first update."""
 
 import logging
+import os
 from collections.abc import Sequence
 
 import torch
@@ -56,6 +57,9 @@ def gradients_for(
             with precision.train_step_context():
                 compiled(minibatch, 1.0, settings.clip_epsilon)
     except Exception as error:  # each stage of the compiler raises its own types
-        log.warning("model.compile: nothing is compiled: %s", one_line(str(error).strip().partition("\n")[0])[:200])
+        reason = one_line(str(error).strip().partition("\n")[0])[:200]
+        folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")  # set by torch when it compiles
+        hint = f"; if a kill has damaged torch's cache, delete {one_line(folder)}" if folder else ""
+        log.warning("model.compile: nothing is compiled: %s%s", reason, hint)
         return eager
     return compiled

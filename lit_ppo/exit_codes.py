@@ -63,7 +63,7 @@ def fail(message: str | Exception, code: int) -> NoReturn:
         message: One line, or an error; that of an environment has further lines, in which all text of others is indented.
         code: The exit code.
     """
-    has_lines = isinstance(message, EnvironmentFault | BridgeError | RankFailed)
+    has_lines = isinstance(message, EnvironmentFault | BridgeError | ProtocolError | RankFailed)
     text = str(message).strip()
     if isinstance(message, OSError):
         text = f"{shown(message.filename)}: {message.strerror} (errno {message.errno})"

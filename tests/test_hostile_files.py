@@ -123,7 +123,8 @@ def odd_places(path: Path) -> None:
                 os.truncate(file, 1 << 29)
 
 
-@settings(deadline=None, max_examples=3, suppress_health_check=list(HealthCheck))
+@pytest.mark.slow
+@settings(deadline=None, max_examples=10, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_damaged_files_cost_a_line_each_and_the_rest_is_listed_and_drawn(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):

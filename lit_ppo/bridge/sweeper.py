@@ -57,17 +57,18 @@ class RunDirectory:
             start_new_session=True,  # what is sent to the trainer's group is not for the sweeper
         )
         os.close(ends)
-        self.close = weakref.finalize(self, _close, sweeper, [self.descriptor, *held])
+        self.close = weakref.finalize(self, _close, self.path, sweeper, [self.descriptor, *held])
 
 
-def _close(sweeper: "subprocess.Popen[bytes]", descriptors: list[int]) -> None:
+def _close(path: str, sweeper: "subprocess.Popen[bytes]", descriptors: list[int]) -> None:
     """Let go of the directory, and wait until it is removed, unless another process uses it for longer."""
     import subprocess
 
     for descriptor in descriptors:
         os.close(descriptor)
     try:
-        sweeper.wait(_END_WAIT_S)
+        if sweeper.wait(_END_WAIT_S):  # it was killed
+            remove_tree(path)
     except subprocess.TimeoutExpired:
         pass
 

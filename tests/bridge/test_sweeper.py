@@ -87,6 +87,14 @@ def test_directory_goes_when_trainer_guards_and_workers_are_killed_at_once(tmp_p
     wait_for(lambda: os.listdir(tmp_path) == [], "the removal", DEADLINE_S)
 
 
+def test_directory_goes_with_the_trainer_when_the_sweeper_alone_was_killed(tmp_path: Path) -> None:
+    directory = sweeper.RunDirectory(str(tmp_path))
+    process = next(part for part in directory.close.peek()[2] if isinstance(part, subprocess.Popen))  # type: ignore[index]
+    process.kill()
+    directory.close()
+    assert os.listdir(tmp_path) == []
+
+
 def test_directory_goes_with_the_next_run_when_the_sweeper_was_killed_as_well(tmp_path: Path) -> None:
     with trainer(tmp_path) as (pid, others, sweepers):
         assert len(sweepers) == 1
