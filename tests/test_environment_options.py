@@ -35,8 +35,8 @@ NAMES = [
     if field.name not in {"env_id", "is_training"} | OF_RUNS
 ]
 VALUES = [
-    *("word", "two words", "'quoted'", "5", "-1", "0", "2.5", "1e3", "true", "auto", "strict"),
-    *("[1]", "[a, b]", "[a", "[[a]]", "{", "{a: 1}", "{a: b}", "{a: {b: 1}}", "{'a': 1, 'a': 2}", "9" * 5000),
+    *("word", "'quoted'", "5", "-1", "0", "2.5", "1e3", "true", "auto", "strict"),
+    *("[1]", "[a, b]", "[a", "[[a]]", "{", "{a: 1}", "{a: b}", "{a: {b: 1}}", "{'a': 1, 'a': 2}"),
 ]
 
 
@@ -81,9 +81,8 @@ def of_command(name: str, value: str) -> tuple[Any, str]:
 def test_values_are_read_and_refused_as_those_of_fit(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for value in VALUES:
         (expected, refusal), (mine, own_refusal) = of_fit(name, value, capsys), of_command(name, value)
-        if "Exceeds the limit" not in refusal:  # Python's own words for a number of thousands of digits
-            assert repr(mine) == repr(expected), value
-            assert own_refusal.partition(", got ")[0] == refusal.partition(", got ")[0], value
+        assert repr(mine) == repr(expected), value
+        assert own_refusal.partition(", got ")[0] == refusal.partition(", got ")[0], value
 
 
 def test_settings_of_a_checkpoints_run_hold_unless_others_are_typed() -> None:
