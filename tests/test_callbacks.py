@@ -581,6 +581,7 @@ def test_handlers_and_timer_of_the_program_are_back_however_fit_ends(way: str, i
     data = small_data(**({"bridge": "process" if "env_id" in settings else "inprocess"} | settings))
     own = {signal.SIGALRM: signal.signal(signal.SIGALRM, lambda number, frame: None)}
     own[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    own[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, 1e6, 7)
     before = {number: signal.getsignal(number) for number in ALL_SIGNALS}
     try:
