@@ -594,6 +594,8 @@ class RolloutDataModule(LightningDataModule):
             self._use_seed(state["seed"])
         self.seed_origin = "loaded"
         if not is_fit or "bridge" not in state:
+            if is_fit and self.update:  # of an earlier version, which saved it when `fit` had ended
+                log.warning("the checkpoint was saved without its environments, whose episodes begin anew")
             return
         max_epochs = -1 if self.trainer is None else self.trainer.max_epochs
         if max_epochs is not None and 0 <= max_epochs < self.update:

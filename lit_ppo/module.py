@@ -1,7 +1,7 @@
 """PPOModule: actor, critic and the PPO update as a LightningModule.
 
 Each Lightning epoch is one rollout, one batch and one update: `training_step` makes K passes over the batch in permuted
-minibatches, with manual optimisation. So Lightning can write a checkpoint at update boundaries only.
+minibatches, with manual optimisation. A checkpoint saved at any moment is that of the newest boundary between two updates.
 """
 
 import dataclasses

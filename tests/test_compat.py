@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from copy import deepcopy
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -289,6 +290,26 @@ def test_lightning_logs_over_env_steps() -> None:
     compat_lightning.log_over_env_steps(trainer, lambda: next(steps))
     trainer.fit_loop.epoch_loop._batches_that_stepped += 1
     assert trainer.fit_loop.epoch_loop._batches_that_stepped == 14
+
+
+class KeepsLoops(Callback):
+    """Keeps what Lightning would save of its loops at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.loops: list[dict[str, Any]] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.loops.append({"fit_loop": trainer.fit_loop.state_dict()})
+
+
+def test_loops_of_a_checkpoint_are_moved_to_where_lightning_has_them_at_the_end_of_an_epoch() -> None:
+    keeps, data = KeepsLoops(), small_data(bridge="inprocess")
+    bare_trainer(2, keeps).fit(small_module(), datamodule=data)
+    for epochs, loops in enumerate(keeps.loops, 1):
+        checkpoint = {"loops": deepcopy(loops)}
+        compat_lightning.move_to_boundary(checkpoint, epochs, 20 * epochs, None)
+        assert checkpoint["loops"] == loops, "compat_lightning.move_to_boundary: Lightning counts its epochs in another way now"
+        assert checkpoint["epoch"] == epochs - 1 and checkpoint["global_step"] == 8 * epochs
 
 
 def test_switches_of_callbacks_that_monitor_evaluations_are_still_there() -> None:

@@ -169,15 +169,17 @@ def test_averaged_weights_are_evaluated_and_saved_and_the_learning_ones_go_on() 
     ]
 
 
-def test_run_with_averaged_weights_that_is_resumed_is_the_run_in_one_go() -> None:
+@pytest.mark.parametrize("file", ["last.ckpt", "after.ckpt"])
+def test_run_with_averaged_weights_that_is_resumed_is_the_run_in_one_go(file: str) -> None:
     learnt = []
     for directory, parts in (("straight", [4]), ("resumed", [2, 4])):
         for number, updates in enumerate(parts):
             callbacks = EMAWeightAveraging(decay=0.5), GreedyEvaluation(40, 1), RunCheckpoint(directory)
             module, data = small_module(total_env_steps=500), small_data()
-            path = f"{directory}/last.ckpt" if number else None
-            bare_trainer(updates, *callbacks).fit(module, datamodule=data, ckpt_path=path)
-        learnt.append(read_checkpoint(f"{directory}/last.ckpt"))
+            path, trainer = f"{directory}/{file}" if number else None, bare_trainer(updates, *callbacks)
+            trainer.fit(module, datamodule=data, ckpt_path=path)
+            trainer.save_checkpoint(f"{directory}/after.ckpt")  # when the averaged weights are the module's
+        learnt.append(read_checkpoint(f"{directory}/{file}"))
     assert all(same(learnt[0][key], learnt[1][key]) for key in ("state_dict", "current_model_state"))
 
 

@@ -279,3 +279,33 @@ def test_checkpoint_of_any_moment_is_exact_or_says_that_it_is_weights_only(
     num_warnings = len([record for record in caplog.records if "weights only" in record.message])
     expected = (0, 1) if moment == "setup" else (len(saves.files), 0)
     assert (num_exact, num_warnings) == expected
+
+
+@pytest.mark.filterwarnings("ignore:Be aware")
+@pytest.mark.parametrize("moment", ["on_fit_start", "on_train_start", "on_train_epoch_start", "on_before_optimizer_step"])
+def test_checkpoint_of_a_resumed_run_is_exact_once_all_of_it_is_restored(moment: str) -> None:
+    first = Saves("on_train_batch_end")
+    run_to_the_end(first)
+    saves = Saves(moment)
+    run_to_the_end(saves, ckpt_path=first.files[0])
+    for file in saves.files:
+        if moment == "on_fit_start":
+            assert WEIGHTS_ONLY_KEY in read_checkpoint(file)
+        else:
+            assert differences(left_in_one_go(), left_by(run_to_the_end(ckpt_path=file))) == []
+    assert saves.files
+
+
+def test_checkpoint_of_a_validation_alone_or_of_another_policy_is_weights_only() -> None:
+    trainer, module, data, _ = run_to_the_end()
+    trainer.save_checkpoint("exact.ckpt")
+    trainer.validate(module, datamodule=data, ckpt_path="exact.ckpt", verbose=False)
+    trainer.save_checkpoint("other.ckpt")
+    alone = bare_trainer(UPDATES)
+    alone.validate(module, datamodule=data, ckpt_path="exact.ckpt", verbose=False)
+    alone.save_checkpoint("alone.ckpt")
+    trainer.save_checkpoint("asked.ckpt", weights_only=True)
+    assert [WEIGHTS_ONLY_KEY in read_checkpoint(f"{name}.ckpt") for name in ("exact", "other", "alone", "asked")] == [
+        False,
+        *[True] * 3,
+    ]
