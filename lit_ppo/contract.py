@@ -5,9 +5,9 @@ Rules, in the order in which they are checked:
 ==========================  =====================  ==================================================================
 value                       checked where          rule
 ==========================  =====================  ==================================================================
-the returned Python object  worker (`admit_*`)     a tuple of the right length; obs of exactly the declared parts, each an
-                                                   array of the declared shape and dtype kind; reward a real number; flags
-                                                   real booleans
+the returned Python object  worker (`admit_*`)     a tuple of the right length; obs of exactly the declared parts, each in a
+                                                   form that `Space.contains` admits, whose numbers the declared dtype can
+                                                   hold; reward one real number (`SupportsFloat`); flags real booleans
 observations, leaf by leaf  client (`Contract`)    finite, representable in float32, inside the declared space
                                                    (`check_membership`), inside `observation_range` (setting)
 action masks                client                 zeros and ones, at least one action possible
@@ -23,14 +23,14 @@ pass; only when that pass fails are the rules gone through one by one to name th
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lit_ppo.errors import ConfigError, ContractViolation, shown
-from lit_ppo.leaf_rules import FLOAT32_MAX, LeafRules, MaskRules, field_of
+from lit_ppo.leaf_rules import FLOAT32_MAX, NUMBERS, LeafRules, MaskRules, cure, field_of
 from lit_ppo.spaces import EnvSpec, Leaf, Leaves
 
 
@@ -82,28 +82,33 @@ class ContractSettings:
 
 def admit_reset(returned: object) -> tuple[Any, ...]:
     """What `env.reset` returned, once it is known to have two parts."""
-    if type(returned) is not tuple or len(returned) != 2:
+    if not isinstance(returned, tuple) or len(returned) != 2:
         raise ContractViolation("reset", "a tuple (obs, info)", shown(returned))
     return returned
 
 
 def admit_step(returned: object) -> tuple[Any, ...]:
     """What `env.step` returned, once it is known to have five parts."""
-    if type(returned) is not tuple or len(returned) != 5:
+    if not isinstance(returned, tuple) or len(returned) != 5:
         raise ContractViolation("step", "a tuple (obs, reward, terminated, truncated, info)", shown(returned))
     return returned
 
 
 def admit_reward(value: object) -> float:
-    """A reward as a float, from what one environment returned."""
+    """A reward as a float, from what one environment returned: `SupportsFloat`, but one real number."""
     if type(value) is float:
         return value
-    if isinstance(value, bool | np.bool_) or not isinstance(value, float | int | np.floating | np.integer):
+    is_numpy = isinstance(value, np.generic | np.ndarray)  # whose texts, dates and complex numbers have __float__ as well
+    is_number = value.dtype.kind in NUMBERS if is_numpy else hasattr(type(value), "__float__")  # type: ignore[attr-defined]
+    if not is_number or getattr(value, "shape", ()) != ():
         raise ContractViolation("reward", "a real number", f"{type(value).__name__} {shown(value)}")
     try:
-        return float(value)
+        return float(value)  # type: ignore[arg-type]
     except OverflowError as error:
         raise ContractViolation("reward", "a number that float64 can hold", shown(value)) from error
+    except Exception as error:  # code of the environment
+        arrived = f"{type(value).__name__} {shown(value)}, of which float makes none: {shown(error)}"
+        raise ContractViolation("reward", f"a real number{cure(value)}", arrived) from error
 
 
 def admit_flag(name: str, value: object) -> bool:
@@ -112,7 +117,7 @@ def admit_flag(name: str, value: object) -> bool:
         return value
     if isinstance(value, np.bool_):
         return bool(value)
-    raise ContractViolation(name, "true or false", f"{type(value).__name__} {shown(value)}")
+    raise ContractViolation(name, f"true or false{cure(value)}", f"{type(value).__name__} {shown(value)}")
 
 
 class Contract:
@@ -147,9 +152,10 @@ class Contract:
         if settings.num_actions is not None and (settings.num_actions,) != _num_actions(spec.action):
             arrived = f"{spec.action.kind} {_num_actions(spec.action) or spec.action.shape} (handshake)"
             raise ContractViolation("num_actions", f"{settings.num_actions} (contract)", arrived)
-        rules = (
-            LeafRules(leaf, settings.check_membership, settings.observation_range, on_warning) for leaf in spec.observation
+        leaves = (  # a mask is zeros and ones, whatever space it is announced with
+            replace(leaf, kind="multi_binary", low=0, high=1) if leaf.path == spec.mask else leaf for leaf in spec.observation
         )
+        rules = (LeafRules(leaf, settings.check_membership, settings.observation_range, on_warning) for leaf in leaves)
         # if every value of the dtype is allowed, there is nothing to compare
         self._leaves = [(rule.leaf.path, rule) for rule in rules if not rule.is_free]
         self._mask = None if spec.mask is None else MaskRules(spec.action.choices)

@@ -100,7 +100,8 @@ class RolloutDataModule(LightningDataModule):
             neither, greedy episodes are cut after 30,000 steps: such a one counts with its return so far, and never as solved.
         frame_stack: Number of observations that are joined to one; None for the newest alone.
         obs_keys: Paths of the parts of a Dict or Tuple observation that are used; None for all of them.
-        action_mask: Where the mask of possible actions is: `info:KEY` or `obs:KEY`; None if all actions always are possible.
+        action_mask: Where the mask of possible actions is: `info:KEY`, `obs:KEY`, or `call:METHOD` for a method of the
+            environment (sb3-contrib's convention is `call:action_masks`); None if all actions always are possible.
         env_path: Directories, or one, from which the environment processes import modules first; None for none.
         remake_each_episode: Make the environment anew for every episode, if it keeps something from one episode to the next,
             such as the state of a physics engine: exact resume and recovery need episodes that depend on their seed alone.

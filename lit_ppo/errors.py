@@ -103,6 +103,10 @@ class ProtocolError(RuntimeError):
     """Bytes that are not a message of the bridge's protocol, or not the one that was due."""
 
 
+class AnnouncementError(ProtocolError):
+    """A well-formed answer to `make` that announces no environment: a defect, which another worker would repeat."""
+
+
 class BridgeError(_Fault):
     """The worker process failed as a process.
 

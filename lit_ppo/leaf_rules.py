@@ -1,7 +1,7 @@
 """The rules for one leaf: what a Python value must be to become its array, and which numbers that array may hold."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -12,6 +12,13 @@ from lit_ppo.spaces import Leaf
 
 FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 _OBSERVATION_SPACE: Final = "declared observation space"
+NUMBERS: Final = "biuf"  # kinds of dtypes: no text, no objects, no dates
+_OF_JAX: Final = "; use data.wrappers=[gymnasium.wrappers.JaxToNumpy], which needs `pip install array-api-compat`"
+_CURES: Final = {
+    "jax": _OF_JAX,
+    "jaxlib": _OF_JAX,
+    "torch": "; let the environment, or a wrapper in data.wrappers, return tensor.detach().cpu().numpy()",
+}
 
 
 def field_of(name: str, path: str) -> str:
@@ -22,7 +29,8 @@ def field_of(name: str, path: str) -> str:
 def admit_leaf(value: object, leaf: Leaf, dtype: np.dtype[Any], field: str) -> Any:
     """A value of the leaf's shape and dtype, from what one environment returned.
 
-    A number of the same kind but another width is cast, unless that would change what it says: 1e300 is no float32.
+    Admitted is every form that `Space.contains` admits, and numbers of the same kind but another width. The numbers must
+    survive the conversion: 1e300 is no float32, 2^53 + 1 no float64. Only floats may be rounded to the leaf's own width.
 
     Args:
         value: What the environment returned there.
@@ -35,30 +43,90 @@ def admit_leaf(value: object, leaf: Leaf, dtype: np.dtype[Any], field: str) -> A
     """
     if leaf.kind == "discrete":
         return _admit_choice(value, field)
-    if not isinstance(value, np.ndarray):
-        raise ContractViolation(field, f"a numpy array of shape {leaf.shape}", f"{type(value).__name__} {shown(value)}")
-    if value.shape != leaf.shape:
-        raise ContractViolation(field, f"shape {leaf.shape}", f"shape {value.shape}")
-    if value.dtype == dtype:
-        return value
-    kinds = dtype.kind if leaf.kind == "box" else "iub"  # of choices, any whole numbers will do
-    if value.dtype.kind not in kinds:
-        raise ContractViolation(field, f"dtype {dtype}", f"dtype {value.dtype}")
+    array = as_array(value, field, leaf.shape)
+    if array.shape != leaf.shape:
+        raise ContractViolation(field, f"shape {leaf.shape}", f"shape {array.shape}")
+    if array.dtype == dtype:
+        return array
+    if isinstance(value, np.ndarray) and not _is_convertible(array.dtype, leaf, dtype):
+        raise ContractViolation(field, f"dtype {dtype}", f"dtype {array.dtype}")
     with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is refused later, by its value
-        cast = value.astype(dtype)
-    lost = np.isinf(cast) & ~np.isinf(value) if dtype.kind == "f" else cast != value
+        cast = array.astype(dtype)
+    lost = _lost(array, cast)
     if lost.any():
-        raise ContractViolation(field, f"values that {dtype} can hold", shown(value[lost][0].item()))
+        raise ContractViolation(field, f"values that {dtype} can hold", shown(array[lost][0].item()))
+    if array.dtype.kind == "f" and isinstance(value, list | tuple):  # numpy has made floats of whole numbers beside floats
+        for number in _whole_numbers(value):
+            if float(dtype.type(number)) != number:
+                raise ContractViolation(field, f"values that {dtype} can hold", shown(number))
     return cast
+
+
+def as_array(value: object, field: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """What numpy makes of a value, as in `Space.contains`: of lists, numbers, and arrays of other libraries.
+
+    Args:
+        value: What the environment returned.
+        field: How messages call it.
+        shape: For messages.
+
+    Raises:
+        ContractViolation: It is no array of numbers. Code of the environment runs here, and may raise anything.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    arrived = f"{type(value).__name__} {shown(value)}"
+    try:
+        array = np.asarray(value)
+    except Exception as error:
+        arrived = f"{arrived}, of which numpy.asarray makes no array: {shown(error)}"
+    else:
+        if array.dtype.kind in NUMBERS:
+            return array
+    raise ContractViolation(field, f"a numpy array of shape {shape}{cure(value)}", arrived)
+
+
+def cure(value: object) -> str:
+    """What to do about an array of another library, by the name of its module; "" for other values."""
+    return _CURES.get(type(value).__module__.partition(".")[0], "")
+
+
+def _is_convertible(dtype: np.dtype[Any], leaf: Leaf, into: np.dtype[Any]) -> bool:
+    """Whether arrays of a dtype may become the leaf's, as far as their numbers survive it."""
+    if leaf.kind == "box":
+        return dtype.kind in NUMBERS and (dtype.kind == into.kind or np.can_cast(dtype, into))
+    return dtype.kind in (NUMBERS if leaf.kind == "multi_binary" else "iub")  # of choices, any whole numbers will do
+
+
+def _lost(array: NDArray[Any], cast: NDArray[Any]) -> Any:
+    """Components that a conversion has changed by more than rounding a float to another width, as a boolean array."""
+    if array.dtype.kind == cast.dtype.kind == "f":
+        return np.isinf(cast) & ~np.isinf(array)
+    if "f" not in (array.dtype.kind, cast.dtype.kind) or (array.dtype.itemsize < 8 and np.can_cast(array.dtype, cast.dtype)):
+        return np.asarray(cast != array)
+    return np.asarray(cast.astype(object) != array.astype(object))  # Python compares floats and integers exactly
+
+
+def _whole_numbers(value: object) -> Iterator[int]:
+    """The whole numbers in nested lists."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _whole_numbers(item)
+    elif isinstance(value, int | np.integer):
+        yield int(value)
 
 
 def _admit_choice(value: object, field: str) -> int:
     if type(value) is int:
         number = value
-    elif isinstance(value, np.integer) or (isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind in "iu"):
+    elif isinstance(value, int) or (
+        isinstance(value, np.generic | np.ndarray)
+        and value.shape == ()
+        and value.dtype.kind in "iub"  # timedelta64 is an integer
+    ):
         number = int(value)
     else:
-        raise ContractViolation(field, "a whole number", f"{type(value).__name__} {shown(value)}")
+        raise ContractViolation(field, f"a whole number{cure(value)}", f"{type(value).__name__} {shown(value)}")
     if not -(1 << 63) <= number < 1 << 63:
         raise ContractViolation(field, "a number that int64 can hold", shown(value))
     return number

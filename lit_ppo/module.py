@@ -212,7 +212,7 @@ class PPOModule(LightningModule):
             state: What the policy remembers, as the last call returned it; None where episodes begin, and without memory.
             deterministic: The most probable actions; False draws from `generator`.
             episode_start: Where an episode begins, so that nothing is remembered: a bool, or shape (R,); None for nowhere.
-            action_mask: Zeros and ones for the choices, where the environment gives them in `info`.
+            action_mask: Zeros and ones for the choices, where they are no part of the observation.
             generator: The source of the draws, needed if `deterministic` is False; on the CPU.
 
         Returns:

@@ -16,7 +16,7 @@ from lit_ppo.leaf_rules import admit_leaf, field_of
 from lit_ppo.policy import Policy
 from lit_ppo.spaces import EnvSpec, Leaf, Leaves
 
-_INFO: Final = "info:"  # what the path of an action mask begins with that is no part of the observation
+_OUTSIDE: Final = {"info": "what the environment gives in info[{!r}]", "call": "what its method {} returns"}
 
 
 class ObservationReader:
@@ -41,7 +41,7 @@ class ObservationReader:
         Args:
             obs: The leaf itself where the space has no parts; else a mapping by path, or nested mappings and tuples. Parts of
                 the outermost mapping or tuple that the policy does not see are ignored.
-            action_mask: The mask, if the environment gives it in `info`; for a MultiDiscrete also a tuple with one array for
+            action_mask: The mask, if it is no part of the observation; for a MultiDiscrete also a tuple with one array for
                 each component.
 
         Raises:
@@ -92,8 +92,9 @@ class ObservationReader:
         return self._mask
 
     def _missing(self, path: str, obs: object) -> str:
-        if path.startswith(_INFO):
-            return f"action_mask: expected what the environment gives in info[{path.removeprefix(_INFO)!r}], got None"
+        source, _, name = path.partition(":")
+        if path == self._mask and source in _OUTSIDE:
+            return f"action_mask: expected {_OUTSIDE[source].format(name)}, got None"
         parts = f"parts {list(map(str, obs))}" if isinstance(obs, Mapping) else f"{type(obs).__name__} {shown(obs)}"
         return f"{field_of('obs', path)}: expected a part of the observation, got {parts}"
 

@@ -168,16 +168,9 @@ def channel_order(shape: tuple[int, ...], wanted: ChannelOrder = "auto") -> Lite
     return "last" if last or (not first and shape[-1] in (1, 3, 4)) else "first"
 
 
-def require_supported_size(env_id: str, leaf: str, shape: tuple[int, ...]) -> None:
-    """Refuse an array without components, and one that is too large.
-
-    Raises:
-        ValueError: Names the environment, the leaf and the limit.
-    """
-    if (shape and min(shape) < 1) or math.prod(shape) > MAX_COMPONENTS:
-        raise ValueError(
-            f"env_id={env_id}: {leaf} of shape {shape} is not supported; expected 1 to {MAX_COMPONENTS} components"
-        )
+def is_supported_size(shape: tuple[int, ...]) -> bool:
+    """Whether an array has components, and not too many."""
+    return (not shape or min(shape) >= 1) and math.prod(shape) <= MAX_COMPONENTS
 
 
 # -- JSON
@@ -233,19 +226,32 @@ def number_from_json(value: object, name: str) -> float:
     raise ProtocolError(f"{name}: expected a number, Infinity or -Infinity, got {shown(value)}")
 
 
-def leaf_from_json(message: dict[str, Any], env_id: str) -> Leaf:
+def leaf_from_json(message: dict[str, Any], env_id: str, whole: str) -> Leaf:
     """A leaf from the announcement, checked.
+
+    Args:
+        message: The leaf.
+        env_id: For messages.
+        whole: How messages call the leaf of a space without parts.
 
     Raises:
         ProtocolError: A field is missing or malformed.
         ValueError: A leaf that is not supported; the message says which.
     """
     path, kind = take(message, "path", str), take(message, "kind", str)
-    if kind not in KINDS or len(path) > _MAX_PATH_CHARACTERS or not path.isprintable():
-        raise ProtocolError(f"leaf: expected one of {', '.join(KINDS)} with a printable path, got {shown(kind)} {shown(path)}")
-    name = f"leaf {path!r}" if path else "a leaf"
+    if kind not in KINDS:
+        raise ProtocolError(f"leaf: expected one of {', '.join(KINDS)}, got {shown(kind)}")
+    name = f"leaf {shown(path)}" if path else whole
+    if len(path) > _MAX_PATH_CHARACTERS or not path.isprintable():
+        raise ValueError(
+            f"env_id={env_id}: {name} is not supported: expected keys of at most {_MAX_PATH_CHARACTERS} printable characters; "
+            "leave it out with data.obs_keys, or rename it in a gymnasium.ObservationWrapper"
+        )
     shape = tuple(take({"shape": size}, "shape", int) for size in take(message, "shape", list))
-    require_supported_size(env_id, name, shape)
+    if not is_supported_size(shape):
+        raise ValueError(
+            f"env_id={env_id}: {name} of shape {shape} is not supported; expected 1 to {MAX_COMPONENTS} components"
+        )
     dtype = take(message, "dtype", str)
     if dtype not in DTYPES:
         raise ValueError(f"env_id={env_id}: {name} of dtype {shown(dtype)} is not supported")
@@ -315,12 +321,13 @@ def spec_from_json(message: dict[str, Any]) -> EnvSpec:
     """
     env_id = take(message, "env_id", str)
     leaves = tuple(
-        leaf_from_json(take({"leaf": leaf}, "leaf", dict), env_id)
+        leaf_from_json(take({"leaf": leaf}, "leaf", dict), env_id, "the observation")
         for leaf in take(message, "observation", list)[: MAX_LEAVES + 1]
     )
     if not 1 <= len(leaves) <= MAX_LEAVES or len({leaf.path for leaf in leaves}) < len(leaves):
         raise ProtocolError(f"observation: expected 1 to {MAX_LEAVES} leaves with paths of their own, got {len(leaves)}")
-    action, mask = leaf_from_json(take(message, "action", dict), env_id), take(message, "mask", str, type(None))
+    action = leaf_from_json(take(message, "action", dict), env_id, "the action")
+    mask = take(message, "mask", str, type(None))
     if mask is not None:
         _require_mask(mask, leaves, action)
     threshold = take(message, "reward_threshold", float, int, str, type(None))

@@ -2,11 +2,15 @@
 
 import math
 import re
+from collections import namedtuple
+from decimal import Decimal
+from enum import IntEnum
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,6 +55,18 @@ def box(dtype: str) -> Leaf:
     return Leaf("", "box", (2,), dtype, -math.inf, math.inf)
 
 
+class Hostile:
+    """Raises wherever numpy or float ask it for a number."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise KeyError("hostile")
+
+    __float__ = __index__ = __len__ = __array__
+
+    def __repr__(self) -> str:
+        return "hostile"
+
+
 def refusal(function: Any, *args: Any) -> str:
     with pytest.raises(ContractViolation) as raised:
         function(*args)
@@ -68,7 +84,7 @@ def test_admit_reset_takes_exactly_a_pair() -> None:
 
 def test_admit_step_takes_exactly_five_parts() -> None:
     five = (1, 2, 3, 4, 5)
-    assert admit_step(five) is five
+    assert admit_step(five) is five and admit_step(namedtuple("Step", "a b c d e")(*five)) == five
     for wrong in (five[:4], (*five, 6), list(five), None, 7):
         expected = f"step: expected a tuple (obs, reward, terminated, truncated, info), got {wrong!r}"
         assert refusal(admit_step, wrong) == expected
@@ -84,25 +100,54 @@ def test_admit_step_takes_exactly_five_parts() -> None:
         (np.array([np.nan, np.inf]), "float32"),  # values are the client's business
         (np.array([1, -128], np.int64), "int8"),
         (np.array([0, 255], np.uint64), "uint8"),
+        (np.array([True, False]), "float32"),
+        (np.array([True, False]), "uint8"),
+        (np.array([0, 255], np.uint8), "float16"),
+        (np.array([-1, 2], np.int16), "float32"),
+        (np.array([2**53, 2**62]), "float64"),
+        ([1.5, 2], "float32"),
+        ((True, np.float64(0.5)), "float64"),
+        ([1.0, 2.0], "int64"),
+        (bytearray(b"ab"), "uint8"),
+        (torch.tensor([1.5, 2.0]), "float64"),
     ],
 )
-def test_admit_leaf_casts_where_that_says_the_same(value: np.ndarray, dtype: str) -> None:
+def test_admit_leaf_casts_where_that_says_the_same(value: Any, dtype: str) -> None:
+    array = np.asarray(value)
     admitted = admit_leaf(value, box(dtype), np.dtype(dtype), "obs")
-    assert admitted.dtype == dtype and np.array_equal(admitted, value, equal_nan=value.dtype.kind == "f")
+    assert admitted.dtype == dtype and np.array_equal(admitted, array, equal_nan=array.dtype.kind == "f")
 
 
 @pytest.mark.parametrize(
     ("value", "dtype", "message"),
     [
-        ([1.0, 2.0], "float32", "obs: expected a numpy array of shape (2,), got list [1.0, 2.0]"),
+        ([1.0, "2"], "float32", "obs: expected a numpy array of shape (2,), got list [1.0, '2']"),
+        (
+            [[1.0], [1.0, 2.0]],
+            "float32",
+            "obs: expected a numpy array of shape (2,), got list [[1.0], [1.0, 2.0]], of which numpy",
+        ),
+        ([1.0, 10**400], "float64", "obs: expected a numpy array of shape (2,), got list [1.0, 1000"),
+        ([1.5, 16777217], "float32", "obs: expected values that float32 can hold, got 16777217"),
+        ([2, 16777217], "float32", "obs: expected values that float32 can hold, got 16777217"),
+        ([2.5, 1.0], "int8", "obs: expected values that int8 can hold, got 2.5"),
+        ([2, 0], "bool", "obs: expected values that bool can hold, got 2"),
+        (np.array([0, 2**53 + 1]), "float64", "obs: expected values that float64 can hold, got 9007199254740993"),
+        (np.array([0, 2**63 - 1]), "float64", "obs: expected values that float64 can hold, got 9223372036854775807"),
+        (np.array([0, 1], "m8[s]"), "float64", "obs: expected dtype float64, got dtype timedelta64[s]"),
+        (np.array([0, 1j]), "float64", "obs: expected dtype float64, got dtype complex128"),
+        (
+            Hostile(),
+            "float32",
+            "obs: expected a numpy array of shape (2,), got Hostile hostile, of which numpy.asarray makes no",
+        ),
         (None, "float32", "obs: expected a numpy array of shape (2,), got NoneType None"),
-        (np.float32(1), "float32", "obs: expected a numpy array of shape (2,), got float32 np.float32(1.0)"),
+        (np.float32(1), "float32", "obs: expected shape (2,), got shape ()"),
         (np.zeros(1), "float32", "obs: expected shape (2,), got shape (1,)"),
         (np.zeros((2, 1)), "float32", "obs: expected shape (2,), got shape (2, 1)"),
         (np.zeros((1, 2)), "float32", "obs: expected shape (2,), got shape (1, 2)"),
         (np.zeros(()), "float32", "obs: expected shape (2,), got shape ()"),
         (np.zeros(2, np.int64), "float32", "obs: expected dtype float32, got dtype int64"),
-        (np.zeros(2, bool), "uint8", "obs: expected dtype uint8, got dtype bool"),
         (np.zeros(2, np.int8), "uint8", "obs: expected dtype uint8, got dtype int8"),
         (np.array(["1.0", "2"]), "float32", "obs: expected dtype float32, got dtype <U3"),
         (np.array([1.0, None]), "float32", "obs: expected dtype float32, got dtype object"),
@@ -113,10 +158,23 @@ def test_admit_leaf_casts_where_that_says_the_same(value: np.ndarray, dtype: str
     ],
 )
 def test_admit_leaf_refuses_what_says_something_else(value: object, dtype: str, message: str) -> None:
-    assert refusal(admit_leaf, value, box(dtype), np.dtype(dtype), "obs") == message
+    assert refusal(admit_leaf, value, box(dtype), np.dtype(dtype), "obs").startswith(message)
 
 
-@pytest.mark.parametrize("value", [1.5, 2, np.float32(1.5), np.float64(-1), np.float16(2), np.int64(-3), np.uint8(200), -0.0])
+FORMS_OF_REWARDS = [1.5, 2, np.float32(1.5), np.float64(-1), np.float16(2), np.int64(-3), np.uint8(200), -0.0, np.longdouble(2)]
+FORMS_OF_REWARDS += [
+    True,
+    np.False_,
+    np.array(1.5, np.float32),
+    np.array(2),
+    Decimal("0.5"),
+    Fraction(1, 2),
+    IntEnum("E", "A B").B,
+]
+FORMS_OF_REWARDS += [torch.tensor(1.5)]
+
+
+@pytest.mark.parametrize("value", FORMS_OF_REWARDS)
 def test_admit_reward_takes_every_real_number(value: Any) -> None:
     admitted = admit_reward(value)
     assert type(admitted) is float and admitted == value
@@ -129,13 +187,20 @@ def test_admit_reward_leaves_finiteness_to_the_client() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (True, "reward: expected a real number, got bool True"),
-        (np.False_, "reward: expected a real number, got bool np.False_"),
         (None, "reward: expected a real number, got NoneType None"),
         ("1.0", "reward: expected a real number, got str '1.0'"),
         (1j, "reward: expected a real number, got complex 1j"),
-        (Fraction(1, 2), "reward: expected a real number, got Fraction Fraction(1, 2)"),
-        (np.array(1.0), "reward: expected a real number, got ndarray array(1.)"),
+        (np.complex64(1), "reward: expected a real number, got complex64 np.complex64(1+0j)"),
+        (np.str_("1.0"), "reward: expected a real number, got str_ np.str_('1.0')"),
+        (np.timedelta64(1, "s"), "reward: expected a real number, got timedelta64 np.timedelta64(1,'s')"),
+        (np.datetime64("2026-01-01"), "reward: expected a real number, got datetime64 np.datetime64('2026-01-01')"),
+        (np.array(Decimal(1)), "reward: expected a real number, got ndarray array(Decimal('1'), dtype=object)"),
+        (torch.tensor([1.0]), "reward: expected a real number, got Tensor tensor([1.])"),
+        (Hostile(), "reward: expected a real number, got Hostile hostile, of which float makes none: KeyError('hostile')"),
+        (
+            Decimal("snan"),
+            "reward: expected a real number, got Decimal Decimal('sNaN'), of which float makes none: ValueError(",
+        ),
         (np.array([1.0]), "reward: expected a real number, got ndarray array([1.])"),
         (
             BrokenRepr(),
@@ -144,7 +209,7 @@ def test_admit_reward_leaves_finiteness_to_the_client() -> None:
     ],
 )
 def test_admit_reward_refuses_everything_else(value: object, message: str) -> None:
-    assert refusal(admit_reward, value) == message
+    assert refusal(admit_reward, value).startswith(message)
 
 
 def test_admit_reward_refuses_an_integer_that_no_float_can_hold() -> None:

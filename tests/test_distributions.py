@@ -82,7 +82,7 @@ def slopes_by_hand(leaf: Leaf, outputs: np.ndarray, actions: np.ndarray) -> tupl
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", ACTIONS)
 @given(st.integers(0, 2**31))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_gradients_of_log_probs_and_entropies_are_those_of_the_formulas(name: str, masked: bool, seed: int) -> None:
     leaf = ACTIONS[name]
     distribution = distributions.for_action(leaf)

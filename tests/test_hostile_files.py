@@ -72,7 +72,6 @@ def require_clean(ended: Ended) -> None:
 
 
 @given(st.text() | NAMES)
-@settings(deadline=None)
 def test_any_text_becomes_one_printable_line(text: str) -> None:
     assert errors.one_line(text).isprintable() and errors.shown(text).isprintable()
     assert all(line.replace("\t", "").isprintable() for line in errors.printable(text).split("\n"))
@@ -124,7 +123,7 @@ def odd_places(path: Path) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=10, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_damaged_files_cost_a_line_each_and_the_rest_is_listed_and_drawn(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
@@ -153,7 +152,7 @@ def test_what_is_no_file_costs_a_line_and_the_rest_is_listed_and_drawn(tmp_path:
         assert result.err.count("expected a file of at most") == (3 if command == ["runs"] else 12)
 
 
-@settings(deadline=None, max_examples=4, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, suppress_health_check=list(HealthCheck))
 @given(run_name=FILE_NAMES, env_id=NAMES, label=NAMES)
 def test_names_of_others_stay_in_their_lines(run_name: str, env_id: str, label: str) -> None:
     with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):

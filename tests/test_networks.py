@@ -113,7 +113,7 @@ def whole_numbers(draw: st.DrawFn) -> tuple[Leaf, np.ndarray]:
 
 
 @given(whole_numbers(), st.sampled_from([torch.float32, torch.float64]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_whole_numbers_are_scaled_exactly_and_rounded_once(drawn: tuple[Leaf, np.ndarray], precision: torch.dtype) -> None:
     leaf, values = drawn
     low, high = (bound if isinstance(bound, tuple) else (bound,) * 3 for bound in (leaf.low, leaf.high))

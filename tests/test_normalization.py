@@ -341,7 +341,7 @@ def numbers_far_from_zero(draw: st.DrawFn) -> tuple[Leaf, np.ndarray]:
 
 
 @given(numbers_far_from_zero())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_numbers_far_from_zero_are_normalised_before_they_are_rounded(drawn: tuple[Leaf, np.ndarray]) -> None:
     leaf, values = drawn
     seen = {"": torch.from_numpy(values.astype(seen_as(values.dtype, torch.float32)))}

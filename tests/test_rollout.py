@@ -253,7 +253,7 @@ def random_rollouts(draw: st.DrawFn) -> tuple[Policy, Rollout]:
 
 
 @given(random_rollouts(), st.sampled_from([0.0, 0.7, 1.0]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_batch_is_what_a_walk_of_one_step_at_a_time_makes_of_a_rollout(
     drawn: tuple[Policy, Rollout], gae_lambda: float
 ) -> None:

@@ -71,7 +71,7 @@ def test_gradients_and_losses_of_the_parts_add_up_to_those_of_the_whole() -> Non
 
 
 @given(st.integers(0, 2**31), st.sampled_from([1, 2, 4]), st.booleans())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_kl_and_clip_fraction_of_shards_are_those_of_all_their_transitions(seed: int, num_shards: int, weighted: bool) -> None:
     draws = torch.Generator().manual_seed(seed)
     log_ratios = [0.5 * torch.randn(12, generator=draws) for _ in range(num_shards)]

@@ -118,13 +118,14 @@ def test_bounds_of_an_image_fit_into_a_message() -> None:
     ("changes", "message"),
     [
         *(
-            ({"observation__shape": shape}, f"env_id=Test-v0: a leaf of shape {tuple(shape)} is not supported")
+            ({"observation__shape": shape}, f"env_id=Test-v0: the observation of shape {tuple(shape)} is not supported")
             for shape in ([0], [3, 0], [-3], [-3, -4], [2**40], [2**13, 2**12])
         ),
-        ({"observation__dtype": "complex64"}, "env_id=Test-v0: a leaf of dtype 'complex64' is not supported"),
-        ({"observation__dtype": "object"}, "env_id=Test-v0: a leaf of dtype 'object' is not supported"),
-        ({"action__high": -2}, "env_id=Test-v0: a leaf with (0,) choices is not supported; expected 1 to 2^20"),
-        ({"action__high": 2**21}, "env_id=Test-v0: a leaf with (2097154,) choices is not supported; expected 1 to 2^20"),
+        ({"observation__dtype": "complex64"}, "env_id=Test-v0: the observation of dtype 'complex64' is not supported"),
+        ({"observation__dtype": "object"}, "env_id=Test-v0: the observation of dtype 'object' is not supported"),
+        ({"observation__path": "a\nb"}, r"env_id=Test-v0: leaf 'a\nb' is not supported: expected keys of at most 200"),
+        ({"action__high": -2}, "env_id=Test-v0: the action with (0,) choices is not supported; expected 1 to 2^20"),
+        ({"action__high": 2**21}, "env_id=Test-v0: the action with (2097154,) choices is not supported; expected 1 to 2^20"),
         ({"mask": "m"}, "action_mask: expected a leaf of 3 zeros and ones, one for each choice, got none at 'm'"),
         (
             {"mask": ""},
@@ -145,7 +146,6 @@ def test_each_space_that_is_not_supported_has_its_message(changes: dict[str, Any
         ({"observation": []}, "observation: expected 1 to 256 leaves with paths of their own, got 0"),
         ({"observation": [announced()["observation"][0]] * 2}, "observation: expected 1 to 256 leaves with paths of their own"),
         ({"observation__kind": "graph"}, "leaf: expected one of box, discrete, multi_discrete, multi_binary"),
-        ({"observation__path": "a\nb"}, "leaf: expected one of box, discrete, multi_discrete, multi_binary"),
         ({"observation__shape": [True]}, "shape: expected int, got True"),
         ({"observation__shape": 2}, "shape: expected list, got 2"),
         ({"observation__low": [0.0]}, "low: expected 2 numbers, got 1"),
@@ -155,7 +155,7 @@ def test_each_space_that_is_not_supported_has_its_message(changes: dict[str, Any
         ({"observation__low": {"dtype": "object", "zlib": ""}}, "low: expected int64 or float64, got 'object'"),
         ({"observation__low": {"dtype": "int64", "zlib": "x"}}, "low: expected compressed numbers: "),
         ({"observation__low": {"dtype": "int64", "zlib": "eJwDAAAAAAE="}}, "low: expected 2 numbers, got 0"),
-        ({"action__high": 0.5}, "a leaf: expected whole numbers as bounds of discrete"),
+        ({"action__high": 0.5}, "the action: expected whole numbers as bounds of discrete"),
         ({"reward_threshold": []}, "reward_threshold: expected float or int or str or null, got []"),
         ({"max_episode_steps": 1.5}, "max_episode_steps: expected int or null, got 1.5"),
     ],

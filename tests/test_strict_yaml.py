@@ -66,7 +66,6 @@ def test_plain_scalars_are_those_of_the_core_schema(text: str) -> None:
         assert repr(read(f"{{key: [{text}]}}")) == repr({"key": [CORE[text]] if text else []})
 
 
-@settings(deadline=None)
 @given(CONFUSABLE)
 def test_both_readers_agree_on_any_plain_scalar(text: str) -> None:
     outcomes = []
@@ -78,7 +77,7 @@ def test_both_readers_agree_on_any_plain_scalar(text: str) -> None:
     assert outcomes[0] == outcomes[1]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(DATA)
 @example("0o10")
 @example("1.5e3")

@@ -18,18 +18,27 @@ from lit_ppo.bridge.faults import call, raised
 from lit_ppo.bridge.making import EnvironmentMaker
 from lit_ppo.bridge.protocol import take
 from lit_ppo.bridge.settings import EnvironmentSettings
-from lit_ppo.bridge.trees import ObservationTree, action_leaf, mask_leaf
+from lit_ppo.bridge.trees import CALL, ObservationTree, action_leaf, mask_leaf
 from lit_ppo.bridge.vector_state import VectorState, array_from_json, array_to_json
 from lit_ppo.contract import admit_flag, admit_reset, admit_reward, admit_step
-from lit_ppo.errors import ContractViolation, ProtocolError, shown
-from lit_ppo.leaf_rules import admit_leaf
-from lit_ppo.spaces import EnvSpec, Kind, Leaf, Row
+from lit_ppo.errors import ContractViolation, EnvironmentRaised, ProtocolError, shown
+from lit_ppo.leaf_rules import admit_leaf, as_array
+from lit_ppo.spaces import EnvSpec, Kind, Leaf, Row, spec_from_json, spec_to_json
 
 
 def _announced(maker: EnvironmentMaker, tree: ObservationTree, action: Leaf, mask: str | None) -> EnvSpec:
-    threshold = getattr(maker.spec, "reward_threshold", None)
-    limit = maker.time_limit
-    return EnvSpec(maker.settings.env_id, tree.leaves, action, mask, None if threshold is None else float(threshold), limit)
+    """What is announced, by the rules with which the trainer will read it.
+
+    Raises:
+        ValueError: The announcement cannot express it.
+    """
+    env_id = maker.settings.env_id
+    threshold, limit = getattr(maker.spec, "reward_threshold", None), maker.time_limit
+    try:
+        threshold = None if threshold is None else float(threshold)
+        return spec_from_json(spec_to_json(EnvSpec(env_id, tree.leaves, action, mask, threshold, limit)))
+    except (ProtocolError, TypeError, OverflowError) as error:
+        raise ValueError(f"env_id={env_id}: {error}") from error
 
 
 class SyncHost:
@@ -47,15 +56,12 @@ class SyncHost:
     resets_within_step: Final = True
 
     def __init__(self, settings: EnvironmentSettings, num_envs: int) -> None:
-        self.num_envs, self._maker, env_id = num_envs, EnvironmentMaker(settings), settings.env_id
+        self.num_envs, self._maker = num_envs, EnvironmentMaker(settings)
         self.envs: list[gymnasium.Env[Any, Any]] = []
         for env in range(num_envs):
-            made = self._maker.make(env)
+            self.envs.append(self._maker.make(env))
             if env == 0:  # refused before the others take their memory
-                self.action = action_leaf(env_id, made.action_space)
-                mask, leaf = (None, None) if settings.action_mask is None else mask_leaf(settings.action_mask, self.action)
-                self.tree = ObservationTree(env_id, made.observation_space, settings.obs_keys, leaf)
-            self.envs.append(made)
+                mask = self._plan(settings, self.envs[0])
         self._run = self._maker.run
         self._steps = [partial(self._run, made.step) for made in self.envs]
         first = self.envs[0]
@@ -64,8 +70,28 @@ class SyncHost:
         for env in range(1, num_envs):
             self._require_same_spaces(env)
         self.spec = _announced(self._maker, self.tree, self.action, mask)
-        self._action_dtype = first.action_space.dtype  # of the environment, for arrays of choices
+        self._action_dtype = np.dtype(first.action_space.dtype)  # of the environment: the announced one of choices is int64
         self._is_fresh = [True] * num_envs  # not reset yet
+
+    def _plan(self, settings: EnvironmentSettings, made: gymnasium.Env[Any, Any]) -> str | None:
+        """Plan actions and observations by the spaces of the first environment; the path of the action mask."""
+        self.action = action_leaf(settings.env_id, made.action_space)
+        mask, leaf, self._mask_method = None, None, None
+        if settings.action_mask is not None:
+            mask, leaf = mask_leaf(settings.action_mask, self.action)
+            if mask.startswith(CALL) and leaf is not None:
+                self._mask_method = mask.removeprefix(CALL)
+                if not _has_method(made, self._mask_method):
+                    raise ValueError(f"action_mask={mask}: expected a method of the environment, but it has none of that name")
+        hint = " (it has a method for it: data.action_mask=call:action_masks)" if _has_method(made, "action_masks") else ""
+        observed = mask if leaf is None else None
+        self.tree = ObservationTree(settings.env_id, made.observation_space, settings.obs_keys, leaf, observed, hint)
+        return mask
+
+    def _called_mask(self, env: int) -> object:
+        """The action mask that a method of the environment returns."""
+        name = str(self._mask_method)
+        return call(env, name, self._run, lambda: self.envs[env].get_wrapper_attr(name)())
 
     def _require_same_spaces(self, env: int) -> None:
         made = self.envs[env]
@@ -79,7 +105,9 @@ class SyncHost:
             reply[name] for name in ("rows", "final_rows", "rewards", "flags")
         )
         self.busy_with = reply["busy_with"].data  # a store costs half of an array's
-        self.write = self.tree.writer(row.views(self.rows))
+        views = row.views(self.rows)
+        self.write = self.tree.writer(views, None if self._mask_method is None else self._called_mask)
+        self.write_last = self.write if self.spec.mask is None else self.tree.writer(views, reads_mask=False)
         self.terminated, self.truncated, self.reset_flags, self.invalid = self.flags
 
     def reset(self, seeds: list[int | None]) -> None:
@@ -98,8 +126,8 @@ class SyncHost:
         try:
             obs, info = admit_reset(returned)
             self.write(obs, info, env)
-        except ContractViolation as violation:
-            raise _of_env(violation, env) from None
+        except BaseException as error:
+            raise _blamed(error, env, "reset") from None
 
     def _remake(self, env: int) -> None:
         """Put a new environment in the place of one: its next episode depends on its seed and its actions alone."""
@@ -121,8 +149,7 @@ class SyncHost:
             active: One byte for each environment: 1 to step it, 0 to leave it as it is.
         """
         self.flags.fill(0)
-        # whole numbers, or arrays of their own: an environment may keep what it gets
-        asked = actions.tolist() if self.action.kind == "discrete" else [row.astype(self._action_dtype) for row in actions]
+        asked = self._as_sampled(actions)
         steps, rewards, write, busy_with = self._steps, self.rewards, self.write, self.busy_with
         ended = []
         rows: Iterable[int] = range(self.num_envs)
@@ -138,7 +165,6 @@ class SyncHost:
                 raise raised(env, "step", error) from None
             try:
                 obs, reward, terminated, truncated, info = admit_step(returned)
-                write(obs, info, env)
                 rewards[env] = admit_reward(reward)
                 if terminated is not False and admit_flag("terminated", terminated):
                     self.terminated[env] = 1
@@ -146,13 +172,23 @@ class SyncHost:
                 if truncated is not False and admit_flag("truncated", truncated):
                     self.truncated[env] = 1
                     ended.append(env)
-            except ContractViolation as violation:
-                raise _of_env(violation, env) from None
+                (self.write_last if ended and ended[-1] == env else write)(obs, info, env)
+            except BaseException as error:
+                raise _blamed(error, env, "step") from None
         for env in dict.fromkeys(ended):
             self.final_rows[env] = self.rows[env]
             self._reset_one(env, int(next_seeds[env]), follows_step=True)
             self.reset_flags[env] = 1
         busy_with[0] = 0
+
+    def _as_sampled(self, actions: NDArray[Any]) -> list[Any]:
+        """Actions as `action_space.sample()` returns them: numpy scalars, or arrays of their own, which may be kept."""
+        dtype = self._action_dtype
+        if self.action.shape:
+            return [row.astype(dtype) for row in actions]
+        if dtype.kind == "f":  # of a float Box without axes: an array as well
+            return [np.array(number, dtype) for number in actions]
+        return list(actions if actions.dtype == dtype else actions.astype(dtype))
 
     def save(self) -> dict[str, Any]:
         """Not possible: an ordinary environment may keep its state anywhere.
@@ -241,7 +277,8 @@ class NativeHost:
         obs, rewards, terminated, truncated, _ = admit_step(returned)
         self._write(obs)
         for name, value, kinds in (("reward", rewards, "fiu"), ("terminated", terminated, "b"), ("truncated", truncated, "b")):
-            if not isinstance(value, np.ndarray) or value.shape != (self.num_envs,) or value.dtype.kind not in kinds:
+            array = as_array(value, name, (self.num_envs,))
+            if array.shape != (self.num_envs,) or array.dtype.kind not in kinds:
                 raise ContractViolation(name, f"an array of shape ({self.num_envs},) of kind {kinds}", shown(value), 0)
         self.rewards[...] = rewards
         flags = self.flags
@@ -270,5 +307,16 @@ class NativeHost:
 HOSTS: Final[dict[str, type[SyncHost] | type[NativeHost]]] = {"sync": SyncHost, "native": NativeHost}
 
 
-def _of_env(violation: ContractViolation, env: int) -> ContractViolation:
-    return ContractViolation(violation.field, violation.rule, violation.value, env)
+def _has_method(env: gymnasium.Env[Any, Any], name: str) -> bool:
+    try:
+        return callable(env.get_wrapper_attr(name))
+    except BaseException as error:  # a property of the environment may raise anything
+        raised(0, "make", error)  # passes a signal on
+        return False
+
+
+def _blamed(error: BaseException, env: int, during: str) -> Exception:
+    """An error from reading what an environment returned, which may run its code and raise anything; with its row."""
+    if isinstance(error, ContractViolation):
+        return ContractViolation(error.field, error.rule, error.value, env)
+    return error if isinstance(error, EnvironmentRaised) else raised(env, during, error)

@@ -15,6 +15,7 @@ from lit_ppo.bridge.restoration import Restoration
 from lit_ppo.bridge.settings import BridgeSettings
 from lit_ppo.bridge.worker_slice import WorkerSlice
 from lit_ppo.errors import (
+    AnnouncementError,
     BridgeError,
     ContractViolation,
     EnvironmentFault,
@@ -122,6 +123,8 @@ class Recovery:
 
     def _raise_if_unrecoverable(self, part: WorkerSlice, error: Fault | ProtocolError) -> None:
         """Raise `error` when the run must not go on: the environment's fault, or one fault too many."""
+        if isinstance(error, AnnouncementError):
+            raise error
         if isinstance(error, EnvironmentFault) and (self._settings.on_violation == "stop" or "env" not in error.where):
             raise error
         is_killed = isinstance(error, WorkerExited) and error.is_killed

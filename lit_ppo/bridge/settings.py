@@ -28,7 +28,8 @@ class EnvironmentSettings:
             neither, episodes for evaluation end after `EVALUATION_LIMIT` steps, those of training never.
         frame_stack: Number of observations that are joined to one; None for the newest alone.
         obs_keys: Names of the parts of a Dict or Tuple observation that are used; None for all.
-        action_mask: Where the environment says which actions are possible: `info:KEY` or `obs:PATH`; None for nowhere.
+        action_mask: Where the environment says which actions are possible: `info:KEY`, `obs:PATH`, or `call:METHOD` (that of
+            sb3-contrib is `call:action_masks`); None for nowhere.
         env_path: Directories, or one, from which the worker imports modules first; None for none.
         remake_each_episode: Make the environment anew for every episode, if it keeps something from one episode to the next.
         is_training: Whether it is made for training or for evaluation, for wrappers that want to know.

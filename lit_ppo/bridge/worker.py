@@ -331,7 +331,7 @@ def main(arguments: list[str] | None = None, confined: dict[str, str] | None = N
     parser.add_argument("--num-envs", type=int, default=1)
     parser.add_argument("--vectorization", choices=sorted(HOSTS), default="sync")
     parser.add_argument("--obs-keys", nargs="*", help="parts of a Dict or Tuple observation that are used")
-    parser.add_argument("--action-mask", help="info:KEY or obs:PATH")
+    parser.add_argument("--action-mask", help="info:KEY, obs:PATH or call:METHOD")
     parser.add_argument("--frame-fd", type=int, help="descriptor of the shared frame (set by the trainer)")
     options = parser.parse_args(arguments)
     sys.argv[:] = [""]  # packages that parse it find a program without arguments

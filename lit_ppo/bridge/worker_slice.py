@@ -15,6 +15,7 @@ from lit_ppo.bridge.interpreter import refusal, refusal_after_failure
 from lit_ppo.bridge.journal import digest_rows
 from lit_ppo.bridge.settings import BridgeSettings, EnvironmentSettings
 from lit_ppo.errors import (
+    AnnouncementError,
     BridgeError,
     ConfigError,
     ContractViolation,
@@ -131,10 +132,19 @@ class WorkerSlice:
             if can_be_refused and (refused := refusal_after_failure(settings.python, settings.rlimits)) is not None:
                 raise ConfigError(refused) from error
             raise
+        try:
+            spec, layout = self._announced(announced)
+        except ProtocolError as error:
+            raise AnnouncementError(str(error)) from error
+        worker.attach(layout, settings.start_timeout_s)
+        return spec
+
+    def _announced(self, announced: dict[str, Any]) -> tuple[EnvSpec, FrameLayout]:
+        """The environments as a worker announces them, and the frame that they need."""
         expected = {"protocol": protocol.PROTOCOL_VERSION, "env_id": self._environment.env_id, "num_envs": self._num_rows}
         for key, value in expected.items():
             if protocol.take(announced, key, type(value)) != value:
-                raise ProtocolError(f"{worker.name}: expected {key} {value}, got {shown(announced[key])}")
+                raise ProtocolError(f"{self.name}: expected {key} {value}, got {shown(announced[key])}")
         try:
             spec = spec_from_json(announced)
             action = spec.action
@@ -145,11 +155,10 @@ class WorkerSlice:
             raise ConfigError(str(error)) from error
         versions = protocol.take(announced, "versions", dict)
         self.versions = {one_line(str(name)): one_line(str(version)) for name, version in versions.items()}
-        if (refused := refusal(settings.python, self.versions)) is not None:
+        if (refused := refusal(self._settings.python, self.versions)) is not None:
             raise ConfigError(refused)
         self.sandbox_layers = protocol.take(announced, "sandbox", dict)
-        worker.attach(layout, settings.start_timeout_s)
-        return spec
+        return spec, layout
 
     def replace(self, expected: EnvSpec | None) -> None:
         """Kill the worker and start a fresh one.

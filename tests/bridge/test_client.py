@@ -916,7 +916,7 @@ LIES: dict[str, tuple[dict[str, Any], str]] = {
     "fewer environments": ({"num_envs": 1}, "expected num_envs 2, got 1"),
     "a negative size": ({"observation": [ANNOUNCED["observation"][0] | {"shape": [-3]}]}, "of shape (-3,) is not"),
     "a size beyond all memory": ({"observation": [ANNOUNCED["observation"][0] | {"shape": [1 << 50]}]}, "is not supported"),
-    "no actions": ({"action": ANNOUNCED["action"] | {"high": -1}}, "a leaf with (0,) choices is not supported"),
+    "no actions": ({"action": ANNOUNCED["action"] | {"high": -1}}, "the action with (0,) choices is not supported"),
     "bounds that are none": ({"observation": [ANNOUNCED["observation"][0] | {"low": "low"}]}, "low: expected a number"),
     "an error of no kind": ({"error": {"kind": "love"}}, "error: unknown kind 'love'"),
 }
@@ -1538,7 +1538,7 @@ def test_an_announcement_that_is_too_long_is_refused_without_another_try(observa
 
 def test_too_many_actions_are_refused_without_another_try() -> None:
     with bridge_of("tests.fault_envs:Spaces-v0", 1, env_kwargs={"action": "many"}) as bridge:
-        with pytest.raises(ConfigError, match=r"a leaf with \(2097152,\) choices is not supported"):
+        with pytest.raises(ConfigError, match=r"the action with \(2097152,\) choices is not supported"):
             bridge.reset()
         assert bridge.restarts == 0
 
@@ -1548,7 +1548,7 @@ def test_a_huge_space_is_refused_before_more_than_one_environment_is_made(tmp_pa
     kwargs = {"observation": "huge", "log": str(log)}
     with bridge_of("tests.fault_envs:Spaces-v0", 4, env_kwargs=kwargs) as bridge, pytest.raises(ConfigError) as raised:
         bridge.reset()
-    assert "observations of shape (67108864,) is not supported; expected 1 to 16777216 components" in str(raised.value)
+    assert "observation space Box of shape (67108864,) is not supported: expected 1 to 16777216 components" in str(raised.value)
     assert log.read_text() == "made\n"
 
 

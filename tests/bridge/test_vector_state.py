@@ -68,7 +68,7 @@ def test_each_kind_of_state_comes_back_bit_for_bit_or_is_refused_by_name(kind: s
 
 
 @given(st.sampled_from(sorted(KINDS)), st.booleans(), st.integers(0, 30), st.integers(0, 2**31), st.booleans())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_no_kind_of_state_comes_back_as_another(
     kind: str, in_reset: bool, num_steps: int, seed: int, resets_other: bool
 ) -> None:
