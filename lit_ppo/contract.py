@@ -23,7 +23,7 @@ pass; only when that pass fails are the rules gone through one by one to name th
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -152,10 +152,9 @@ class Contract:
         if settings.num_actions is not None and (settings.num_actions,) != _num_actions(spec.action):
             arrived = f"{spec.action.kind} {_num_actions(spec.action) or spec.action.shape} (handshake)"
             raise ContractViolation("num_actions", f"{settings.num_actions} (contract)", arrived)
-        leaves = (  # a mask is zeros and ones, whatever space it is announced with
-            replace(leaf, kind="multi_binary", low=0, high=1) if leaf.path == spec.mask else leaf for leaf in spec.observation
+        rules = (
+            LeafRules(leaf, settings.check_membership, settings.observation_range, on_warning) for leaf in spec.observation
         )
-        rules = (LeafRules(leaf, settings.check_membership, settings.observation_range, on_warning) for leaf in leaves)
         # if every value of the dtype is allowed, there is nothing to compare
         self._leaves = [(rule.leaf.path, rule) for rule in rules if not rule.is_free]
         self._mask = None if spec.mask is None else MaskRules(spec.action.choices)
