@@ -145,7 +145,7 @@ def in_process(
     first = np.array([env.reset(seed=episode_seed(i, episodes[i]))[0] for i, env in enumerate(envs)])
     steps: Steps = []
     for row in actions:
-        results = [env.step(int(action) + first_action) for env, action in zip(envs, row, strict=True)]
+        results = [env.step(np.int64(action + first_action)) for env, action in zip(envs, row, strict=True)]
         next_obs, rewards, terminated, truncated = (np.array([result[k] for result in results]) for k in range(4))
         obs = next_obs.copy()
         for i in np.flatnonzero(terminated | truncated):
@@ -295,7 +295,7 @@ def test_a_row_that_is_not_active_stays_where_it_is_and_is_not_valid() -> None:
                 if not active[i]:
                     assert step.obs[""][i].tobytes() == last[i].tobytes() and step.rewards[i] == 0 and not step.terminated[i]
                     continue
-                obs, reward, terminated, truncated, _ = env.step(int(row[i]))
+                obs, reward, terminated, truncated, _ = env.step(row[i])
                 assert next_obs_of(step)[i].tobytes() == obs.tobytes() and step.rewards[i] == reward
                 if terminated or truncated:
                     begun[i] += 1
@@ -835,7 +835,7 @@ def test_on_violation_restart_abandons_just_that_episode(fault: str, num_workers
     reference = gymnasium.make(FAULTY).unwrapped
     assert arrived[at][0][row].tobytes() == reference.reset(seed=episode_seed(row, 2))[0].tobytes()
     assert arrived[at][2][row] == 0.0 and not arrived[at][3][row] and not arrived[at][4][row]
-    assert arrived[at + 1][1][row].tobytes() == reference.step(int(actions[at + 1, row]))[0].tobytes()
+    assert arrived[at + 1][1][row].tobytes() == reference.step(actions[at + 1, row])[0].tobytes()
 
 
 def test_an_environment_that_is_not_deterministic_begins_a_new_episode_after_a_crash() -> None:

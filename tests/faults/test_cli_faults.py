@@ -342,7 +342,7 @@ def test_second_signal_forces_the_end(start: Start, tmp_path: Path) -> None:
     wait_for(marker.exists, "the hang")
     for number in (signal.SIGINT, signal.SIGTERM):
         run.process.send_signal(number)
-    assert run.ended().code in (-signal.SIGINT, -signal.SIGTERM)  # whichever of them was the second to be handled
+    assert run.ended().code in (130, 143)  # whichever of them was the second to be handled
 
 
 # -- kill -9
