@@ -83,6 +83,7 @@ SETTINGS: dict[str, Callable[[], Any]] = {
     "warnings raise": lambda: warnings.simplefilter("error"),
     "shallow": lambda: sys.setrecursionlimit(120),
     "signals": lambda: [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)],
+    "python's handler": lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     "no collector": gc.disable,
     "seeds": lambda: (random.seed(1), np.random.seed(1)),
     "elsewhere": lambda: (os.chdir("/"), os.umask(0o777), os.environ.clear()),
