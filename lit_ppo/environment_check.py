@@ -121,28 +121,9 @@ def check_environment(
         raise ConfigError(f"steps={num_steps}, seed={seed}: expected at least one step, and a seed of at least 0")
     given = settings or BridgeSettings()
     settings = replace(given, vectorization="sync", num_workers=1, max_restarts=0)
-    remarks: list[str] = []
-
-    def seeds(env: int, episode: int) -> int:
-        return seeding.episode_seed(seed, "training", 0, env, episode)
-
-    def bridge(
-        episode_seed: Callable[[int, int], int] = seeds,
-        on_warning: Callable[[str], None] = lambda text: None,
-        environment: EnvironmentSettings = environment,
-        num_envs: int = 1,
-        num_workers: int = 1,
-    ) -> EnvBridge:
-        return EnvBridge(
-            environment,
-            num_envs,
-            episode_seed,
-            settings=replace(settings, num_workers=num_workers),
-            contract=contract,
-            on_warning=on_warning,
-        )
-
-    with bridge(on_warning=remarks.append) as first:
+    bridge = partial(_bridge, environment, settings, contract)
+    seeds, remarks = partial(seeding.episode_seed, seed, "training", 0), list[str]()
+    with bridge(seeds, on_warning=remarks.append) as first:
         report = EnvironmentReport(first.spec, first.versions, remarks=remarks)
         if missing := sandbox.missing(first.sandbox_layers):
             remarks.append(f"sandbox={settings.sandbox}: {missing}")
@@ -151,12 +132,10 @@ def check_environment(
             trial.play(first, seeds, report)
         except EnvironmentFault as fault:
             report.fault = str(fault)
-    if report.fault is None:
-        together, each_alone = (partial(bridge, num_envs=2, num_workers=num_workers) for num_workers in (1, 2))
-        if given.first_workers == 1:
-            report.beside = trial.disturbance(together)
-        if report.beside is not None or given.first_workers > 1:
-            report.apart = trial.disturbance(each_alone)
+    if report.fault is None and given.first_workers == 1:
+        report.beside = trial.disturbance(partial(bridge, seeds, num_envs=2))
+    if report.beside is not None or (report.fault is None and given.first_workers > 1):
+        report.apart = trial.disturbance(partial(bridge, seeds, num_envs=2, num_workers=2))
     start = perf_counter()
     remarks += _blurred(trial)
     with bridge(lambda env, episode: trial.seed_to_replay) as second:
@@ -166,20 +145,27 @@ def check_environment(
             report.difference = trial.difference(second)
     if report.difference is not None:  # then two of them differ anyway
         report.beside = report.apart = None
-    with bridge() as third:
-        _ = third.spec
-        report.gymnasium = _gymnasium_remarks(third, settings)
+    report.gymnasium = _gymnasium_remarks(partial(bridge, seeds), settings)
     report.parameters = _parameters(report.spec)
     report.settings = _settings_for(report, trial)
     if report.difference is not None and not environment.remake_each_episode:
-        remade, again = replace(environment, remake_each_episode=True), _Trial(report.spec, num_steps, seed)
-        with (
-            bridge(environment=remade) as fourth,
-            bridge(lambda env, episode: again.seed_to_replay, environment=remade) as fifth,
-        ):
-            if again.is_repeated(fourth, fifth, seeds):
-                report.settings["data.remake_each_episode=true"] = "it keeps something from one episode to the next"
+        remade = partial(_bridge, replace(environment, remake_each_episode=True), settings, contract)
+        if _Trial(report.spec, num_steps, seed).is_repeated(remade, seeds):
+            report.settings["data.remake_each_episode=true"] = "it keeps something from one episode to the next"
     return report
+
+
+def _bridge(
+    environment: EnvironmentSettings,
+    settings: BridgeSettings,
+    contract: ContractSettings | None,
+    episode_seed: Callable[[int, int], int],
+    on_warning: Callable[[str], None] = lambda text: None,
+    num_envs: int = 1,
+    num_workers: int = 1,
+) -> EnvBridge:
+    settings = replace(settings, num_workers=num_workers)
+    return EnvBridge(environment, num_envs, episode_seed, settings=settings, contract=contract, on_warning=on_warning)
 
 
 @dataclass
@@ -268,13 +254,19 @@ class _Trial:
             return str(failure).partition("\n")[0]
         return found
 
-    def is_repeated(self, first: EnvBridge, second: EnvBridge, seeds: Callable[[int, int], int]) -> bool:
-        """Whether a second process answers as the first one does; the arguments are those of `play` and `difference`."""
-        try:
-            self.play(first, seeds, EnvironmentReport(self._spec))
-        except EnvironmentFault:
-            return False
-        return self.difference(second) is None
+    def is_repeated(self, make: Callable[..., EnvBridge], seeds: Callable[[int, int], int]) -> bool:
+        """Whether a second process answers as the first one does.
+
+        Args:
+            make: Makes an environment whose episodes begin from the seeds that it is given.
+            seeds: Of the episodes of the first.
+        """
+        with make(seeds) as first, make(lambda env, episode: self.seed_to_replay) as second:
+            try:
+                self.play(first, seeds, EnvironmentReport(self._spec))
+            except EnvironmentFault:
+                return False
+            return self.difference(second) is None
 
     @property
     def seed_to_replay(self) -> int:
@@ -333,8 +325,10 @@ def _first_difference(where: str, mine: dict[str, bytes], other: dict[str, bytes
     return f"{where}: {', '.join(names)} differ" if names else None
 
 
-def _gymnasium_remarks(bridge: EnvBridge, settings: BridgeSettings) -> list[str]:
-    reply = bridge.slices[0].worker.ask("check", settings.start_timeout_s)
+def _gymnasium_remarks(make: Callable[[], EnvBridge], settings: BridgeSettings) -> list[str]:
+    with make() as bridge:
+        _ = bridge.spec
+        reply = bridge.slices[0].worker.ask("check", settings.start_timeout_s)
     return [one_line(protocol.take({"remark": remark}, "remark", str)) for remark in protocol.take(reply, "remarks", list)]
 
 

@@ -72,7 +72,7 @@ def load(text: str) -> Any:
         return loader.construct_document(node)
     except RecursionError:
         raise yaml.YAMLError("expected YAML that is not nested as deeply") from None
-    except (ValueError, OverflowError) as error:  # a number of thousands of digits
+    except (ValueError, OverflowError, LookupError, AttributeError) as error:  # thousands of digits, !!bool x
         raise yaml.YAMLError(str(error)) from None
     finally:
         loader.dispose()

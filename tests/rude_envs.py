@@ -10,6 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import gymnasium
@@ -72,22 +73,30 @@ RAISING: dict[str, Callable[[], Any]] = {
     "UnicodeDecodeError": lambda: b"\xff".decode(),
     "ZeroDivisionError": lambda: 1 / 0,
 }
+
+
+def _refuse_ours(frame: FrameType, event: str, argument: object) -> None:
+    if frame.f_globals["__name__"].startswith("lit_ppo."):
+        raise Rude(frame.f_code.co_name)
+
+
 SETTINGS: dict[str, Callable[[], Any]] = {
     "numpy raises": lambda: np.seterr(all="raise"),
     "numpy calls": lambda: (np.seterrcall(_raising(Rude)), np.seterr(all="call")),
     "numpy prints otherwise": lambda: np.set_printoptions(formatter={"all": lambda value: 1 / 0}),  # type: ignore[arg-type]
     "decimal traps": lambda: decimal.setcontext(decimal.Context(prec=1, traps=list(decimal.Context().flags))),
     "locale": lambda: locale.setlocale(locale.LC_ALL, "C"),
-    "traced": lambda: sys.settrace(lambda *event: None),
+    "traced": lambda: sys.settrace(_refuse_ours),
     "profiled": lambda: sys.setprofile(lambda *event: None),
     "warnings raise": lambda: warnings.simplefilter("error"),
     "shallow": lambda: sys.setrecursionlimit(120),
     "signals": lambda: [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)],
+    "python's handler": lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     "no collector": gc.disable,
     "seeds": lambda: (random.seed(1), np.random.seed(1)),
     "elsewhere": lambda: (os.chdir("/"), os.umask(0o777), os.environ.clear()),
     "arguments": lambda: sys.argv.extend(["--num-envs", "7"]),
-    "no output": lambda: (setattr(sys, "stdout", None), setattr(sys, "stderr", None), os.close(1), os.close(2)),
+    "no output": lambda: (setattr(sys, "stdout", None), setattr(sys, "stderr", None), os.closerange(1, 3)),
     "few digits": lambda: sys.set_int_max_str_digits(640),
 }
 

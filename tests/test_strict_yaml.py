@@ -93,3 +93,10 @@ def test_what_is_written_is_read_as_it_was_by_us_and_as_version_1_1(data: Any) -
 def test_keys_that_are_one_value_are_refused(text: str) -> None:
     with pytest.raises(yaml.YAMLError, match=r"expected every key once, got .* twice"):
         strict_yaml.load(text)
+
+
+@pytest.mark.parametrize("tag", ["int", "float", "bool", "timestamp", "set", "omap", "pairs"])
+@pytest.mark.parametrize("text", ["", "x", "'\u00e9'"])
+def test_tag_that_its_value_does_not_fit_is_refused(tag: str, text: str) -> None:
+    with pytest.raises(yaml.YAMLError):
+        strict_yaml.load(f"{{key: !!{tag} {text}}}")

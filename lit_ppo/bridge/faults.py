@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import traceback
 from typing import Any, Final
 
@@ -38,6 +37,7 @@ _CONVENTIONS: Final = (
     ("", "^ModuleNotFoundError: ", "install it for the interpreter that runs the environments (data.python)"),
 )
 _ENVIRONMENT_PROCESS: Final = "LIT_PPO_ENVIRONMENT_PROCESS"  # its number, for itself and for all that it starts
+is_environment_process = False  # this one; the environment may have changed the variable, and the handlers of signals
 
 
 class _RunInEnvironment(RuntimeError):
@@ -46,7 +46,8 @@ class _RunInEnvironment(RuntimeError):
 
 def mark_environment_process() -> None:
     """Note that this process is for environments, before any of their code is imported."""
-    os.environ[_ENVIRONMENT_PROCESS] = str(os.getpid())
+    global is_environment_process
+    os.environ[_ENVIRONMENT_PROCESS], is_environment_process = str(os.getpid()), True
 
 
 def require_outside_environments(name: str) -> None:
@@ -82,7 +83,7 @@ def raised(env: int, during: str, error: BaseException) -> EnvironmentRaised | C
     """
     if isinstance(error, _RunInEnvironment):
         return ConfigError(str(error))
-    is_signal = isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_DFL
+    is_signal = isinstance(error, KeyboardInterrupt) and not is_environment_process
     if is_signal or isinstance(error, RunInterrupted):
         raise error
     return EnvironmentRaised(during, f"{type(error).__name__}: {message_of(error)}", _traceback_of(error), env)

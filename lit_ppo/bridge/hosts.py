@@ -6,6 +6,7 @@ checks the values.
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final
@@ -63,7 +64,7 @@ class SyncHost:
             if env == 0:  # refused before the others take their memory
                 mask = self._plan(settings, self.envs[0])
         self._run = self._maker.run
-        self._steps = [partial(self._run, made.step) for made in self.envs]
+        self._steps = [partial(self._maker.run_traced, made.step) for made in self.envs]
         first = self.envs[0]
         self._spaces = first.observation_space, first.action_space
         self.spaces = {"observation_space": shown(first.observation_space), "action_space": shown(first.action_space)}
@@ -134,7 +135,7 @@ class SyncHost:
         call(env, "close", self._run, self.envs[env].close)
         self.envs[env] = self._maker.make(env)
         self._require_same_spaces(env)
-        self._steps[env] = partial(self._run, self.envs[env].step)
+        self._steps[env] = partial(self._maker.run_traced, self.envs[env].step)
 
     def step_requested(self, requested: dict[str, NDArray[Any]]) -> None:
         """The step that stands in the shared frame."""
@@ -151,7 +152,7 @@ class SyncHost:
         self.flags.fill(0)
         asked = self._as_sampled(actions)
         steps, rewards, write, busy_with = self._steps, self.rewards, self.write, self.busy_with
-        ended = []
+        ended, gettrace, untrace = [], sys.gettrace, self._maker.untrace
         rows: Iterable[int] = range(self.num_envs)
         if 0 in active:  # rows that stay where they are
             self.invalid[...] = [1 - is_active for is_active in active]
@@ -161,7 +162,10 @@ class SyncHost:
             busy_with[0] = env + 1
             try:
                 returned = steps[env](asked[env])
+                if gettrace() is not None:  # as in `EnvironmentMaker.run`, whose call is dearer
+                    untrace()
             except BaseException as error:
+                untrace()
                 raise raised(env, "step", error) from None
             try:
                 obs, reward, terminated, truncated, info = admit_step(returned)

@@ -12,11 +12,13 @@ import inspect
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any, Final, NoReturn
 
 import gymnasium
 
+from lit_ppo.bridge import faults
 from lit_ppo.bridge.faults import message_of, raised
 from lit_ppo.bridge.frame_stack import FrameStack
 from lit_ppo.bridge.settings import EVALUATION_LIMIT, EnvironmentSettings, package_of
@@ -56,13 +58,22 @@ class EnvironmentMaker:
     def __init__(self, settings: EnvironmentSettings) -> None:
         self.settings = settings
         # environment code runs in a context of its own: the error state of numpy that it sets is not ours
-        self.run: Callable[..., Any] = contextvars.copy_context().run
+        self.run_traced: Callable[..., Any] = contextvars.copy_context().run
+        # takes off its tracer; of C, since a function of ours would be traced; without a process it may be a debugger's
+        self.untrace: Callable[[], object] = partial(sys.settrace, sys.gettrace()) if faults.is_environment_process else bool
         sys.path[:0] = [entry for entry in settings.env_path or [] if entry not in sys.path]
         self._env_id, self._kwargs = f"env_id={settings.env_id}", settings.env_kwargs or {}
         self._given = f"env_kwargs={shown(self._kwargs)}" if self._kwargs else self._env_id
         self.name: str | None = None  # in Gymnasium's registry; None for a factory
         self._factory = self._found()
         self._wrappers = [self._wrapper(wrapper, settings.is_training) for wrapper in settings.wrappers or []]
+
+    def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call environment code in its context, without its tracer afterwards."""
+        try:
+            return self.run_traced(function, *args, **kwargs)
+        finally:
+            self.untrace()
 
     def _found(self) -> Callable[..., Any]:
         """What makes an environment, once its module is imported; notes its registered name."""

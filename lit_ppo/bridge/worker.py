@@ -335,7 +335,7 @@ def main(arguments: list[str] | None = None, confined: dict[str, str] | None = N
     parser.add_argument("--frame-fd", type=int, help="descriptor of the shared frame (set by the trainer)")
     options = parser.parse_args(arguments)
     sys.argv[:] = [""]  # packages that parse it find a program without arguments
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # so a KeyboardInterrupt is an exception of the environment's, and no signal
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a signal from outside ends the process, and is no fault of the environment's
     requests_fd, replies_fd = os.dup(0), os.dup(1)  # private: a child that an environment starts does not inherit them
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # environments that read standard input must not take the requests

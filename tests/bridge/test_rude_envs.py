@@ -1,9 +1,7 @@
 """Whatever an environment raises is its own fault, and what it sets for its process does not reach our code."""
 
 import json
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,9 @@ PLACES = ("import", "make", "reset", "step", "close")
 
 
 @pytest.fixture
-def no_signal_means_interrupt() -> Iterator[None]:
+def no_signal_means_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a worker process, where a KeyboardInterrupt can only be the environment's."""
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGINT, before)
+    monkeypatch.setattr("lit_ppo.bridge.faults.is_environment_process", True)
 
 
 def played(environment: EnvironmentSettings, faults: list[Any] | None = None, **settings: Any) -> list[bytes]:
@@ -82,6 +78,12 @@ def test_whatever_an_environment_raises_is_its_fault_at_once(raising: str, place
 )
 def test_it_is_its_fault_in_a_process_of_its_own_as_well(raising: str, place: str, tmp_path: Path) -> None:
     assert_fault(raising, place, tmp_path)
+
+
+def test_an_interrupt_is_its_fault_with_a_handler_of_its_own_as_well() -> None:
+    rude_one = {"raising": "KeyboardInterrupt", "settings": ["python's handler"]}
+    with pytest.raises(EnvironmentRaised, match="KeyboardInterrupt"):
+        played(EnvironmentSettings("tests.rude_envs:RudeEnv", env_kwargs=rude_one))
 
 
 def test_an_interrupt_of_the_process_itself_is_no_fault_of_the_environment(tmp_path: Path) -> None:
