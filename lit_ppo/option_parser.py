@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NoReturn
 
 import yaml
-from jsonargparse import DefaultHelpFormatter, get_loader, set_dumper, set_loader
+from jsonargparse import DefaultHelpFormatter, Namespace, get_loader, set_dumper, set_loader
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_ppo import strict_yaml
 from lit_ppo.compat_lightning import option_names
+from lit_ppo.errors import shown
 from lit_ppo.exit_codes import USAGE, fail
 from lit_ppo.setting_types import cut_short, words_of_names
 
@@ -79,8 +80,12 @@ class OptionParser(LightningArgumentParser):
             self.error(f"expected a configuration file in UTF-8, got byte 0x{error.object[error.start]:02x} at {error.start}")
 
     def parse_string(self, *args: Any, **kwargs: Any) -> Any:
-        """Parse a configuration file's text, and refuse a key whose value would be replaced by that of another option."""
+        """Parse a configuration file's text; refuse a key that another option replaces, and a group that is no mapping."""
         settings = super().parse_string(*args, **kwargs)
+        for group in sorted({option[2:].partition(".")[0] for option in option_names(self) if "." in option}):
+            value = settings.get(group)
+            if not isinstance(value, str | dict | Namespace | None):  # text is the path of another file
+                self.error(f"{group}: expected a mapping, got {shown(value)}")
         for key in _REPLACED:
             if settings.get(key) is not None:
                 self.error(key)

@@ -349,6 +349,14 @@ def test_config_in_configs_is_accepted_and_each_line_of_it_counts(path: Path, ru
     check(yaml.safe_load(path.read_text()), printed_config)
 
 
+@pytest.mark.parametrize("group", ["data", "model", "trainer", "evaluation", "solved", "checkpoint"])
+def test_group_in_a_configuration_file_that_is_no_mapping_is_refused(group: str, run: Run) -> None:
+    for value, got in {"5": "5", "[gamma]": "['gamma']", "!!set {gamma}": "{'gamma'}", "false": "False"}.items():
+        Path("run.yaml").write_text(f"total_env_steps: 64\n{group}: {value}\n")
+        expected = f"lit_ppo: error: {group}: expected a mapping, got {got}\n"
+        assert run("fit --config run.yaml") == Ended(exit_codes.USAGE, "", expected)
+
+
 def test_off_in_a_configuration_file_is_a_word(run: Run) -> None:
     """YAML 1.1 reads it as false."""
     Path("run.yaml").write_text(

@@ -37,6 +37,9 @@ def _announced(maker: EnvironmentMaker, tree: ObservationTree, action: Leaf, mas
     threshold, limit = getattr(maker.spec, "reward_threshold", None), maker.time_limit
     try:
         threshold = None if threshold is None else float(threshold)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"env_id={env_id}: reward_threshold: expected a number, got {shown(threshold)}") from error
+    try:
         return spec_from_json(spec_to_json(EnvSpec(env_id, tree.leaves, action, mask, threshold, limit)))
     except (ProtocolError, TypeError, OverflowError) as error:
         raise ValueError(f"env_id={env_id}: {error}") from error
@@ -58,25 +61,24 @@ class SyncHost:
 
     def __init__(self, settings: EnvironmentSettings, num_envs: int) -> None:
         self.num_envs, self._maker = num_envs, EnvironmentMaker(settings)
+        self._run = self._maker.run
         self.envs: list[gymnasium.Env[Any, Any]] = []
         for env in range(num_envs):
             self.envs.append(self._maker.make(env))
             if env == 0:  # refused before the others take their memory
                 mask = self._plan(settings, self.envs[0])
-        self._run = self._maker.run
         self._steps = [partial(self._maker.run_traced, made.step) for made in self.envs]
-        first = self.envs[0]
-        self._spaces = first.observation_space, first.action_space
-        self.spaces = {"observation_space": shown(first.observation_space), "action_space": shown(first.action_space)}
+        self.spaces = dict(zip(("observation_space", "action_space"), map(shown, self._spaces), strict=True))
         for env in range(1, num_envs):
             self._require_same_spaces(env)
         self.spec = _announced(self._maker, self.tree, self.action, mask)
-        self._action_dtype = np.dtype(first.action_space.dtype)  # of the environment: the announced one of choices is int64
+        self._action_dtype = np.dtype(self._spaces[1].dtype)  # of the environment: the announced one of choices is int64
         self._is_fresh = [True] * num_envs  # not reset yet
 
     def _plan(self, settings: EnvironmentSettings, made: gymnasium.Env[Any, Any]) -> str | None:
         """Plan actions and observations by the spaces of the first environment; the path of the action mask."""
-        self.action = action_leaf(settings.env_id, made.action_space)
+        self._spaces = observation_space, action_space = call(0, "make", self._run, _spaces_of, made)
+        self.action = action_leaf(settings.env_id, action_space)
         mask, leaf, self._mask_method = None, None, None
         if settings.action_mask is not None:
             mask, leaf = mask_leaf(settings.action_mask, self.action)
@@ -86,7 +88,7 @@ class SyncHost:
                     raise ValueError(f"action_mask={mask}: expected a method of the environment, but it has none of that name")
         hint = " (it has a method for it: data.action_mask=call:action_masks)" if _has_method(made, "action_masks") else ""
         observed = mask if leaf is None else None
-        self.tree = ObservationTree(settings.env_id, made.observation_space, settings.obs_keys, leaf, observed, hint)
+        self.tree = ObservationTree(settings.env_id, observation_space, settings.obs_keys, leaf, observed, hint)
         return mask
 
     def _called_mask(self, env: int) -> object:
@@ -95,9 +97,9 @@ class SyncHost:
         return call(env, name, self._run, lambda: self.envs[env].get_wrapper_attr(name)())
 
     def _require_same_spaces(self, env: int) -> None:
-        made = self.envs[env]
-        if (made.observation_space, made.action_space) != self._spaces:
-            arrived = f"{shown(made.observation_space)} and {shown(made.action_space)}"
+        spaces = call(env, "make", self._run, _spaces_of, self.envs[env])
+        if not call(env, "make", self._run, self._spaces.__eq__, spaces):
+            arrived = " and ".join(map(shown, spaces))
             raise ContractViolation("spaces", "the same spaces as env 0", arrived, env)
 
     def allocate(self, row: Row, reply: dict[str, NDArray[Any]]) -> None:
@@ -309,6 +311,11 @@ class NativeHost:
 
 
 HOSTS: Final[dict[str, type[SyncHost] | type[NativeHost]]] = {"sync": SyncHost, "native": NativeHost}
+
+
+def _spaces_of(env: gymnasium.Env[Any, Any]) -> tuple[Any, Any]:
+    """Observation and action space, which may be properties: code of the environment."""
+    return env.observation_space, env.action_space
 
 
 def _has_method(env: gymnasium.Env[Any, Any], name: str) -> bool:

@@ -278,7 +278,9 @@ def _refused_arguments(error: BaseException) -> str | None:
 def _require_environment(made: object, setting: str) -> None:
     if not isinstance(made, gymnasium.Env):
         is_old = any(base.__module__.partition(".")[0] == "gym" for base in type(made).__mro__)
+        is_vector = isinstance(made, gymnasium.vector.VectorEnv)
         raise ValueError(
             f"{setting}: expected it to return a gymnasium.Env, got {type(made).__module__}.{type(made).__name__}"
             + (f"; {_OF_OLD_GYM}" if is_old else "")
+            + ("; name what makes one environment: lit_ppo steps data.num_envs of them" if is_vector else "")
         )

@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lit_ppo.bridge.client import EnvBridge
@@ -90,12 +90,13 @@ HOSTILE_SPACES = st.recursive(
     max_leaves=4,
 )
 HOSTILE_NUMBERS = st.sampled_from(
-    [None, 7, 7.0, 7.5, np.int64(7), np.float32(7), float("nan"), float("inf"), "7", [7], 1 << 70]
+    [None, 7, 7.0, 7.5, np.int64(7), np.float32(7), float("nan"), float("inf"), "7", "seven", [7], 1 << 70]
 )
 
 
 @settings(max_examples=300)
 @given(HOSTILE_SPACES, HOSTILE_LEAVES, HOSTILE_NUMBERS, HOSTILE_NUMBERS)
+@example(BOX, spaces.Discrete(3), "seven", None)
 def test_every_space_is_announced_or_refused_at_once_in_one_line(
     observation: gymnasium.Space[Any], action: gymnasium.Space[Any], threshold: Any, limit: Any
 ) -> None:
@@ -281,6 +282,16 @@ def test_values_that_raise_when_they_are_read_are_the_environments_fault() -> No
         bridge_of(observation=spaces.Dict(x=BOX), observe=lambda step: Lazy(x=0)) as bridge,
         pytest.raises(EnvironmentRaised, match=r"^env 0 raised in reset: LookupError: lazy"),
     ):
+        bridge.reset()
+
+
+@pytest.mark.parametrize("name", ["observation_space", "action_space"])
+def test_spaces_that_raise_when_they_are_read_are_the_environments_fault(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lazy(env: MadeEnv) -> Any:
+        raise LookupError(name)
+
+    monkeypatch.setattr(MadeEnv, name, property(lazy, lambda env, space: None), raising=False)
+    with bridge_of() as bridge, pytest.raises(EnvironmentRaised, match=f"^env 0 raised in make: LookupError: '?{name}"):
         bridge.reset()
 
 

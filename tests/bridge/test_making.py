@@ -97,6 +97,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no such name in a module": ({"env_id": f"{TOYS}:Identty-v0"}, "Did you mean: `Identity`?"),
     "a factory of nothing": ({"env_id": f"{TOYS}:nothing"}, "expected it to return a gymnasium.Env, got builtins.NoneType"),
+    "a vector environment": (
+        {"env_id": "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv"},
+        "got gymnasium.envs.classic_control.cartpole.CartPoleVectorEnv; name what makes one environment: lit_ppo steps",
+    ),
     "an unknown argument": (
         {"env_kwargs": {"level": 3}},
         "env_kwargs={'level': 3}: ConstantRewardEnv.__init__() got an unexpected keyword argument 'level'",
