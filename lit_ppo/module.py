@@ -377,15 +377,17 @@ class PPOModule(LightningModule):
         Mid-way through an update there is one only if Lightning's hooks are called there. Before `fit`, in a stage without it,
         and while a run is being restored, there is none.
         """
-        source, trainer = self._source, self.trainer
-        data: dict[str, Any] = checkpoint[type(source).__qualname__]
         checkpoint[RUN_LENGTH_KEY], checkpoint[RUNNING_RETURNS_KEY] = self.run_env_steps, None
+        trainer, data = attached_trainer(self), dict[str, Any]()
+        if trainer is not None:
+            data = checkpoint.get(type(trainer.datamodule).__qualname__, data)  # type: ignore[attr-defined]
         is_asked_for = "optimizer_states" not in checkpoint
         state = self._at_boundary
-        if state is not None and state.update != data["update"]:
+        if state is not None and state.update != data.get("update"):
             state = None
+        has_boundary = trainer is not None and data and trainer.optimizers and self._source.can_continue
         is_between = self.is_updating and state is None
-        if is_asked_for or is_between or not trainer.optimizers or not source.can_continue or is_restoring(trainer):
+        if trainer is None or is_asked_for or is_between or not has_boundary or is_restoring(trainer):
             checkpoint[WEIGHTS_ONLY_KEY] = True
             if not (is_asked_for or self._has_warned_of_weights):
                 self._has_warned_of_weights = True

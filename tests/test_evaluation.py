@@ -119,7 +119,8 @@ def test_episodes_that_were_given_up_are_left_out_and_the_others_are_what_they_w
         kept = [k for k, seed in enumerate(SEEDS) if seed not in broken]
         assert results == EpisodeResults(tuple(whole.returns[k] for k in kept), tuple(whole.lengths[k] for k in kept))
         assert len(events) == len(broken)
-        assert all("evaluation worker 0 of 1" in event and "RuntimeError: the pole is on fire" in event for event in events)
+        expected = ("evaluation worker 0 of 1", "RuntimeError: the pole is on fire")
+        assert [event for event in events if not all(words in event for words in expected)] == []
 
 
 @pytest.mark.parametrize("num_envs", [1, 2, 7])

@@ -296,6 +296,7 @@ def test_checkpoint_of_a_resumed_run_is_exact_once_all_of_it_is_restored(moment:
     assert saves.files
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
 def test_checkpoint_of_a_validation_alone_or_of_another_policy_is_weights_only() -> None:
     trainer, module, data, _ = run_to_the_end()
     trainer.save_checkpoint("exact.ckpt")
