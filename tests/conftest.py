@@ -1,5 +1,6 @@
 """The profile of all tests: the same examples each time, and no limit that is a clock."""
 
+import os
 from typing import Any
 
 import pytest
@@ -19,3 +20,9 @@ settings.load_profile("lit_ppo")
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Any:
     """Let a test take longer on a busy machine."""
     return pytest_timeout.pytest_timeout_set_timer(item, settings._replace(timeout=patient(settings.timeout)))
+
+
+@pytest.fixture(autouse=True)
+def no_seed_of_an_earlier_test() -> None:
+    """Forget Lightning's seed, which `seed_everything` and the command line leave in the environment of this process."""
+    os.environ.pop("PL_GLOBAL_SEED", None)

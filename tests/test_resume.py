@@ -174,6 +174,8 @@ HOOKS = [name for name, value in vars(Callback).items() if inspect.isfunction(va
 # That a checkpoint is saved or loaded is no moment of a run; the others are called in no run of ours.
 NO_MOMENTS = "on_(save|load)_checkpoint|on_sanity|on_before_zero_grad"
 MOMENTS = [name for name in HOOKS if not re.match(NO_MOMENTS, name)] + ["after fit", "after a failure"]
+# One of each kind of moment for the quick tests; the others are slow ones.
+FEW = "setup on_train_epoch_start on_train_batch_start on_before_optimizer_step on_train_epoch_end on_fit_end".split()
 UPDATES = 3
 
 
@@ -246,7 +248,10 @@ def left_in_one_go(**data: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("moment", "data"),
     [
-        *((moment, {}) for moment in MOMENTS),
+        *(
+            pytest.param(moment, {}, marks=[] if moment in FEW or moment.startswith("after") else pytest.mark.slow)
+            for moment in MOMENTS
+        ),
         *((moment, {"vectorization": "native", "bridge": "process"}) for moment in ("on_train_batch_start", "after fit")),
     ],
     ids=str,
