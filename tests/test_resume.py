@@ -175,7 +175,7 @@ HOOKS = [name for name, value in vars(Callback).items() if inspect.isfunction(va
 NO_MOMENTS = "on_(save|load)_checkpoint|on_sanity|on_before_zero_grad"
 MOMENTS = [name for name in HOOKS if not re.match(NO_MOMENTS, name)] + ["after fit", "after a failure"]
 # One of each kind of moment for the quick tests; the others are slow ones.
-FEW = "setup on_train_epoch_start on_train_batch_start on_before_optimizer_step on_train_epoch_end on_fit_end".split()
+FEW = ["setup", "on_train_epoch_start", "on_train_batch_start", "on_before_optimizer_step", "on_train_epoch_end", "on_fit_end"]
 UPDATES = 3
 
 
