@@ -1,4 +1,4 @@
-"""Small files: read whatever has been made of them, and replaced as a whole or not at all."""
+"""Small files: read safely whatever they contain, and replaced as a whole or not at all."""
 
 import json
 import os

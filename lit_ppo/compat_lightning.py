@@ -102,17 +102,17 @@ def epochs_made(trainer: Trainer) -> int:
 
 
 def is_restoring(trainer: Trainer) -> bool:
-    """Whether the state of a checkpoint is in use in part only: optimizers and loops get theirs after `on_fit_start`."""
+    """True while a checkpoint is restored only in part: optimizers and loops are restored after `on_fit_start`."""
     return bool(trainer._checkpoint_connector._loaded_checkpoint)
 
 
 def averages_weights(trainer: Trainer) -> bool:
-    """Whether the weights of a WeightAveraging callback replace those that learn when training ends."""
+    """True if a WeightAveraging callback replaces the trained weights when training ends."""
     return any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 class TrainingState(NamedTuple):
-    """What the update from a boundary changes, as it was there, in memory of its own."""
+    """Copy of the state at an update boundary that the next update changes."""
 
     update: int  # number of the next update
     parameters: dict[str, Any]

@@ -309,7 +309,7 @@ class RolloutDataModule(LightningDataModule):
         return results
 
     def is_cut(self, results: EpisodeResults) -> bool:
-        """Whether `EVALUATION_LIMIT` has ended one of the episodes, so that they say nothing of whole episodes."""
+        """True if `EVALUATION_LIMIT` has cut one of the episodes."""
         return self._has_no_limit and max(results.lengths) >= EVALUATION_LIMIT
 
     @contextmanager
@@ -568,7 +568,7 @@ class RolloutDataModule(LightningDataModule):
 
     @property
     def can_continue(self) -> bool:
-        """Whether `state_dict` says where the environments of a run are: while `fit` runs, and after it."""
+        """True if `state_dict` includes the environments: while `fit` runs, and after it."""
         return self._bridge is not None or self._ended is not None
 
     @property

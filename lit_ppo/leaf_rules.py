@@ -63,7 +63,7 @@ def admit_leaf(value: object, leaf: Leaf, dtype: np.dtype[Any], field: str) -> A
 
 
 def as_array(value: object, field: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """What numpy makes of a value, as in `Space.contains`: of lists, numbers, and arrays of other libraries.
+    """A value as a numpy array, as in `Space.contains`: a list, a number, or an array of another library.
 
     Args:
         value: What the environment returned.
@@ -87,12 +87,12 @@ def as_array(value: object, field: str, shape: tuple[int, ...]) -> NDArray[Any]:
 
 
 def cure(value: object) -> str:
-    """What to do about an array of another library, by the name of its module; "" for other values."""
+    """Advice for an array of another library, by the name of its module; "" for other values."""
     return _CURES.get(type(value).__module__.partition(".")[0], "")
 
 
 def _is_convertible(dtype: np.dtype[Any], leaf: Leaf, into: np.dtype[Any]) -> bool:
-    """Whether arrays of a dtype may become the leaf's, as far as their numbers survive it."""
+    """True if arrays of a dtype may be converted to the leaf's dtype, provided that each number survives."""
     if leaf.kind == "box":
         return dtype.kind in NUMBERS and (dtype.kind == into.kind or np.can_cast(dtype, into))
     return dtype.kind in (NUMBERS if leaf.kind == "multi_binary" else "iub")  # of choices, any whole numbers will do

@@ -197,7 +197,7 @@ class RolloutSource(Protocol):
 
     @property
     def can_continue(self) -> bool:
-        """Whether its state in a checkpoint says where the environments of a run are."""
+        """True if its state in a checkpoint includes the environments of a run."""
 
 
 class EndedEpisodes(NamedTuple):

@@ -169,7 +169,7 @@ def channel_order(shape: tuple[int, ...], wanted: ChannelOrder = "auto") -> Lite
 
 
 def is_supported_size(shape: tuple[int, ...]) -> bool:
-    """Whether an array has components, and not too many."""
+    """True if an array has at least one component and at most `MAX_COMPONENTS`."""
     return (not shape or min(shape) >= 1) and math.prod(shape) <= MAX_COMPONENTS
 
 

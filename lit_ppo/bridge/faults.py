@@ -71,12 +71,12 @@ def require_outside_environments(name: str) -> None:
 
 
 def raised(env: int, during: str, error: BaseException) -> EnvironmentRaised | ConfigError:
-    """What environment code raised, with its own traceback; a setting's fault if it would have started a run.
+    """Exception of environment code with its own traceback; a setting's fault if the code would have started a run.
 
     Args:
         env: Number of the environment in its worker.
         during: The call that raised.
-        error: What it raised: whatever it is, the environment is at fault.
+        error: Exception of any class; the environment is at fault.
 
     Raises:
         KeyboardInterrupt, RunInterrupted: It was a signal to the process, which without a worker process is the trainer's.
@@ -120,7 +120,7 @@ def _traceback_of(error: BaseException) -> str:
 
 
 def error_to_json(error: Exception) -> dict[str, Any]:
-    """An error as the body of a reply; one that nobody raised on purpose is a defect."""
+    """An error as the body of a reply; an exception that no code raises on purpose is a defect."""
     if isinstance(error, ContractViolation):
         body = {"kind": "violation", "field": error.field, "rule": error.rule, "value": error.value, "env": error.env}
     elif isinstance(error, EnvironmentRaised):

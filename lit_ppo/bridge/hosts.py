@@ -28,7 +28,7 @@ from lit_ppo.spaces import EnvSpec, Kind, Leaf, Row, spec_from_json, spec_to_jso
 
 
 def _announced(maker: EnvironmentMaker, tree: ObservationTree, action: Leaf, mask: str | None) -> EnvSpec:
-    """What is announced, by the rules with which the trainer will read it.
+    """Announcement of the environments, read by the same rules as in the trainer.
 
     Raises:
         ValueError: The announcement cannot express it.

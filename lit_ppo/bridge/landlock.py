@@ -99,7 +99,7 @@ def _of_interpreter() -> list[str]:
 
 
 def _open_parts(directory: str, modules: Collection[str]) -> list[str]:
-    """What may be read of a working directory: nothing if none of the modules is there."""
+    """Readable parts of a working directory; none if it holds none of the modules."""
     with os.scandir(directory) as entries:
         paths = {entry.name: entry.path for entry in entries if not entry.name.startswith(".") and not entry.is_symlink()}
     code = {name for name in paths if name.partition(".")[0] in modules}
@@ -107,7 +107,7 @@ def _open_parts(directory: str, modules: Collection[str]) -> list[str]:
 
 
 def _has_runs(path: Path) -> bool:
-    """Whether this is a run, or a directory of runs."""
+    """True for the directory of a run and for a directory of runs."""
     return any(next(path.glob(f"{above}{LOCK_NAME}"), None) for above in ("", "*/", "*/*/"))
 
 

@@ -220,7 +220,7 @@ class EnvironmentMaker:
             raise raised(0, "import", error) from None
 
     def _member(self, module: ModuleType | None, name: str, setting: str) -> Any:
-        """What a module has by this name, which it may import only now; None if it has nothing."""
+        """Attribute of a module, which may import it lazily; None if there is none."""
         try:
             return self.run(getattr, module, name, None)
         except ModuleNotFoundError as error:

@@ -46,7 +46,7 @@ def leaf_of(space: gymnasium.Space[Any], path: str) -> Leaf | None:
 
 
 def _objection(space: gymnasium.Space[Any], leaf: Leaf | None) -> tuple[str, str, str] | None:
-    """What is not supported about a space without parts, what is expected, and what a wrapper can do; None if nothing is."""
+    """Reason why a space without parts is unsupported, the expected space, and a wrapper's remedy; None if there is none."""
     if leaf is None:
         return "", "it has no arrays of fixed size", _WRAPPERS.get(type(space).__name__, "returns arrays")
     if leaf.dtype not in DTYPES:

@@ -121,7 +121,7 @@ class VectorState:
 
 
 def _attributes_of(value: object) -> dict[str, Any]:
-    """What an object has in its slots and its dictionary."""
+    """Attributes of an object, in its slots and its dictionary."""
     kind: Any = type(value)
     slots = {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
     return slots | getattr(value, "__dict__", {})
@@ -164,7 +164,7 @@ def array_to_json(array: NDArray[Any] | np.generic) -> dict[str, Any]:
 
 
 def array_from_json(value: dict[str, Any]) -> Any:
-    """What `array_to_json` was given."""
+    """The array or number that `array_to_json` wrote."""
     shape = [int(size) for size in take(value, "shape", list)]
     data = base64.b64decode(take(value, "data", str), validate=True)
     array = np.frombuffer(data, np.dtype(take(value, "dtype", str))).reshape(shape, order=value.get("order", "C")).copy("K")
@@ -203,7 +203,7 @@ def _fingerprint(value: object, known: list[object]) -> bytes | None:
 
 
 def _parts(value: Any) -> tuple[Any, ...]:
-    """What an object consists of: what pickle would take of it, and the attributes that its own rules for pickle leave out.
+    """Parts of an object: those that pickle saves, and the attributes that its own rules for pickle leave out.
 
     Raises:
         TypeError: It has contents of which Python knows nothing.

@@ -106,7 +106,7 @@ class GracefulExit(Callback):
                     signal.pthread_kill(main_thread, number)
 
     def _is_waiting(self) -> bool:
-        """Whether the main thread waits for environments, or may wait for a reader of its output."""
+        """True while the main thread waits for environments, or may wait for a reader of its output."""
         assert self._trainer is not None
         return data_of(self._trainer).is_waiting or not all(accepts(descriptor, 0.0) for descriptor in (1, 2))
 

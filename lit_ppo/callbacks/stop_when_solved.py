@@ -91,5 +91,5 @@ class StopWhenSolved(Callback):
 
 
 def _reaches(trainer: Trainer, results: EpisodeResults, threshold: float, margin: float = 0.0) -> bool:
-    """Whether whole episodes reach the threshold; what one would have brought after it was cut is not known."""
+    """True if complete episodes reach the threshold; the full return of an episode that was cut is unknown."""
     return results.mean - margin >= threshold and not data_of(trainer).is_cut(results)

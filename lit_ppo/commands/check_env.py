@@ -76,7 +76,7 @@ def _lines(report: "EnvironmentReport") -> list[tuple[str, str]]:
 
 
 def _beside(report: "EnvironmentReport") -> str:
-    """Whether two of them can live in one process."""
+    """True if one process can hold two of the environments."""
     if report.fault is not None or report.difference is not None:
         return "not tried"
     if report.beside is None:
